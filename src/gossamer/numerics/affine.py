@@ -1,0 +1,108 @@
+"""Affine quantization: real = scale * (code - zero_point).
+
+Source: Jacob et al. 2018, arXiv:1712.05877.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gossamer.errors import ConfigError
+from gossamer.numerics.formats import Granularity, IntFormat, PerAxis, PerTensor
+
+SMALLEST_SCALE = 2.0**-100  # below it, 1/scale leaves float32
+
+
+@dataclass(frozen=True, slots=True)
+class Quantizer:
+    """How one tensor is coded. `scale` (real per code step, exact in float32) and `zero_point` (a code) have
+    one entry for PerTensor and one per position for PerAxis."""
+
+    format: IntFormat
+    granularity: Granularity
+    scale: tuple[float, ...]
+    zero_point: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.scale) != len(self.zero_point) or not self.scale:
+            raise ConfigError("Quantizer.zero_point", self.zero_point, "as long as scale, and not empty")
+        if isinstance(self.granularity, PerTensor) and len(self.scale) != 1:
+            raise ConfigError("Quantizer.scale", self.scale, "one number for PerTensor")
+        for scale, zero in zip(self.scale, self.zero_point, strict=True):
+            if not SMALLEST_SCALE <= scale < float("inf"):
+                raise ConfigError("Quantizer.scale", scale, f"finite and at least {SMALLEST_SCALE:.1e}")
+            if not self.format.lo <= zero <= self.format.hi:
+                raise ConfigError("Quantizer.zero_point", zero, f"a code in [{self.format.lo}, {self.format.hi}]")
+
+    def tensors(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """scale and zero_point in float32, shaped to broadcast against `like`."""
+        scale = torch.tensor(self.scale, dtype=torch.float32, device=like.device)
+        zero = torch.tensor(self.zero_point, dtype=torch.float32, device=like.device)
+        match self.granularity:
+            case PerTensor():
+                return scale.reshape(()), zero.reshape(())
+            case PerAxis(axis=axis):
+                shape = [1] * like.dim()
+                shape[axis] = -1
+                return scale.reshape(shape), zero.reshape(shape)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for JSON; floats keep every bit."""
+        axis = self.granularity.axis if isinstance(self.granularity, PerAxis) else None
+        fmt = {"bits": self.format.bits, "signed": self.format.signed, "narrow": self.format.narrow}
+        return {"format": fmt, "axis": axis, "scale": list(self.scale), "zero_point": list(self.zero_point)}
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Quantizer:
+        """Inverse of to_json."""
+        granularity: Granularity = PerTensor() if data["axis"] is None else PerAxis(data["axis"])
+        return Quantizer(IntFormat(**data["format"]), granularity, tuple(data["scale"]), tuple(data["zero_point"]))
+
+
+def quantize(x: Tensor, q: Quantizer) -> Tensor:
+    """Codes of x as float32 whole numbers: round half to even of x / scale, plus zero_point, clamped."""
+    scale, zero = q.tensors(x)
+    return torch.clamp(torch.round(x / scale) + zero, q.format.lo, q.format.hi)
+
+
+def dequantize(codes: Tensor, q: Quantizer) -> Tensor:
+    """Real values of codes, in float32."""
+    scale, zero = q.tensors(codes)
+    return (codes.to(torch.float32) - zero) * scale
+
+
+def fake_quantize(x: Tensor, q: Quantizer) -> Tensor:
+    """Round x to the values that codes can hold, in float; gradients pass straight through inside the range.
+
+    Source of the gradient: straight-through estimator, Bengio et al. 2013, arXiv:1308.3432.
+    """
+    scale, zero = q.tensors(x)
+    lo, hi = (q.format.lo - zero) * scale, (q.format.hi - zero) * scale
+    inside = torch.minimum(torch.maximum(x, lo), hi)
+    rounded = dequantize(quantize(x.detach(), q), q)
+    return inside + (rounded - inside).detach()
+
+
+def from_range(low: Tensor, high: Tensor, fmt: IntFormat, granularity: Granularity, *, symmetric: bool) -> Quantizer:
+    """Choose scale and zero_point so that [low, high], widened to hold 0, maps onto the codes.
+
+    Shapes: low, high () for PerTensor, (N,) for PerAxis. Zero is always exactly representable.
+    Units:  a slice that is all zero gets scale 1.
+    """
+    low = torch.clamp(low.to(torch.float64).reshape(-1), max=0.0)
+    high = torch.clamp(high.to(torch.float64).reshape(-1), min=0.0)
+    if symmetric:
+        bound = torch.maximum(-low, high)
+        half = (fmt.hi - fmt.lo) / 2 if not fmt.signed else fmt.hi
+        scale = bound / half
+        zero = torch.full_like(scale, 0 if fmt.signed else (fmt.hi + fmt.lo + 1) // 2)
+    else:
+        scale = (high - low) / (fmt.hi - fmt.lo)
+    scale = torch.where(scale < SMALLEST_SCALE, torch.ones_like(scale), scale).to(torch.float32)
+    if not symmetric:
+        zero = torch.clamp(torch.round(fmt.lo - low / scale.to(torch.float64)), fmt.lo, fmt.hi)
+    return Quantizer(fmt, granularity, tuple(scale.tolist()), tuple(int(z) for z in zero.tolist()))

@@ -1,0 +1,45 @@
+"""What the user can afford."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+
+from gossamer.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """Limits on the verified artifact; None means no limit. Ratios compare with the uncompressed network.
+
+    max_drop_points  accuracy lost, in percentage points
+    min_speedup      latency of the original / latency of the artifact, same runtime, same run
+    min_size_ratio   bytes of the original's file / bytes of the artifact
+    max_latency_ms   per batch, on this machine
+    max_size_bytes   of the artifact file
+    macs, params     share that may stay, in (0, 1]; used by plan_pruning
+    """
+
+    max_drop_points: float | None = None
+    min_speedup: float | None = None
+    min_size_ratio: float | None = None
+    max_latency_ms: float | None = None
+    max_size_bytes: int | None = None
+    macs: float | None = None
+    params: float | None = None
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if value is None:
+                continue
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or value != value:
+                raise ConfigError(f"Budget.{field.name}", value, "a number")
+            if field.name in ("macs", "params"):
+                if not 0 < value <= 1:
+                    raise ConfigError(f"Budget.{field.name}", value, "a share in (0, 1]")
+            elif value < 0 or (value == 0 and field.name != "max_drop_points"):
+                raise ConfigError(f"Budget.{field.name}", value, "positive")
+
+    def to_json(self) -> dict[str, float]:
+        """The limits that are set."""
+        return {key: value for key, value in asdict(self).items() if value is not None}

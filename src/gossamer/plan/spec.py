@@ -1,0 +1,38 @@
+"""What a target can run, as data: the quantization planner and the simulator read it, nobody guesses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gossamer.numerics.formats import IntFormat
+from gossamer.registry import Registry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetSpec:
+    """Capabilities of one runtime. Ops are named as in the op table's `onnx` column.
+
+    weight_formats      formats of weights it computes with, best first
+    activation_formats  formats of activations it computes with, best first
+    integer_ops         ops it runs on integer codes when inputs, weights and result have quantizers
+    same_scale_ops      ops that only pass codes on: inputs and result share one quantizer
+    absorbed_ops        activations that cost nothing after an integer op: the result's code range clips
+    float_result_ops    integer ops that can hand out a float result without a quantizer of their own
+    requantization      name of the rounding from accumulator to code, as the simulator computes it
+    add_tolerance_steps how far an integer Add may be from the simulator, in code steps
+    width_multiple      channel counts that its kernels like
+    """
+
+    name: str
+    weight_formats: tuple[IntFormat, ...]
+    activation_formats: tuple[IntFormat, ...]
+    integer_ops: frozenset[str]
+    same_scale_ops: frozenset[str]
+    absorbed_ops: frozenset[str]
+    float_result_ops: frozenset[str]
+    requantization: str
+    add_tolerance_steps: int = 0
+    width_multiple: int = 1
+
+
+specs: Registry[TargetSpec] = Registry("target")

@@ -1,0 +1,133 @@
+"""What a network costs, counted on the graph so that functional ops count too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from gossamer.errors import UnsupportedOp
+from gossamer.program.graph import Node, Ref
+from gossamer.program.ops import bind, op_of
+from gossamer.program.ops.kinds import Attention, Convolution, Linear, MatMul, Opaque
+from gossamer.program.shapes import Meta, TensorMeta, infer_shapes, tensor_meta
+
+if TYPE_CHECKING:
+    from gossamer.program.program import Program
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """params: elements of parameters. macs: multiply-accumulates for one input. size_bytes: parameters and buffers
+    as stored, codes for quantized ones. peak_memory_bytes: the most that inputs and results take at once, for one
+    input, when each is freed after its last use and results of in-place and view ops share memory."""
+
+    params: int
+    macs: int
+    size_bytes: int
+    peak_memory_bytes: int
+
+
+def count_cost(program: Program) -> Cost:
+    """Count one network. Raises UnsupportedOp for an op whose cost is not known."""
+    metas = infer_shapes(program, batch=1)
+    return Cost(
+        params=count_params(program),
+        macs=sum(node_macs(node, metas) for node in program.graph.nodes),
+        size_bytes=_size_bytes(program),
+        peak_memory_bytes=peak_memory_bytes(program, metas),
+    )
+
+
+def count_params(program: Program) -> int:
+    """Elements of all parameters, tied ones once."""
+    unique = {id(tensor): tensor.numel() for tensor in program.state.values() if isinstance(tensor, nn.Parameter)}
+    return sum(unique.values())
+
+
+def node_macs(node: Node, metas: Mapping[str, Meta]) -> int:
+    """Multiply-accumulates of one node. Raises UnsupportedOp for an op without a row in the table."""
+
+    def shape(argument: str) -> tuple[int, ...]:
+        ref = bind(node)[argument]
+        assert isinstance(ref, Ref)
+        return tensor_meta(metas, ref.name).shape
+
+    match op_of(node).kind:
+        case Opaque():
+            raise UnsupportedOp(node.op, node.source or node.name, needed="cost", way_out="add a row with gossamer.program.ops.add")
+        case Convolution(transposed=True):
+            return torch.Size(shape("input")).numel() * torch.Size(shape("weight")[1:]).numel()
+        case Convolution():
+            return tensor_meta(metas, node.name).numel * torch.Size(shape("weight")[1:]).numel()
+        case Linear():
+            return tensor_meta(metas, node.name).numel * shape("weight")[1]
+        case MatMul(left=left):
+            return tensor_meta(metas, node.name).numel * shape(left)[-1]
+        case Attention():
+            query, key, value = shape("query"), shape("key"), shape("value")
+            scores = torch.Size(query[:-1]).numel() * key[-2]
+            return scores * (query[-1] + value[-1])
+    return 0
+
+
+def _size_bytes(program: Program) -> int:
+    total, seen = 0, set()
+    for name, tensor in program.state.items():
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        quantizer = program.quantizers.get(name)
+        if quantizer is None:
+            total += tensor.numel() * tensor.element_size()
+        else:
+            total += (tensor.numel() * quantizer.format.bits + 7) // 8 + 4 * len(quantizer.scale)
+    return total
+
+
+def peak_memory_bytes(program: Program, metas: Mapping[str, Meta]) -> int:
+    """The most bytes alive at once over the inputs and results of all nodes."""
+    last_use: dict[int, int] = {}
+    first: dict[int, int] = {}
+    size: dict[int, int] = {}
+    state = {tensor_meta(metas, name).storage for name in program.graph.state_names}
+    graph = program.graph
+
+    def touch(name: str, time: int) -> None:
+        for meta in _flat(metas[name]):
+            if meta.storage in state:
+                continue
+            first.setdefault(meta.storage, time)
+            last_use[meta.storage] = max(last_use.get(meta.storage, 0), time)
+            size[meta.storage] = max(size.get(meta.storage, 0), _bytes_as_coded(program, name, meta))
+
+    for name in graph.inputs:
+        touch(name, 0)
+    for time, node in enumerate(graph.nodes):
+        for name in (*node.uses, node.name):
+            touch(name, time)
+    for name in graph.outputs:
+        touch(name, len(graph.nodes))
+    change = [0] * (len(graph.nodes) + 2)
+    for storage, start in first.items():
+        change[start] += size[storage]
+        change[last_use[storage] + 1] -= size[storage]
+    alive = peak = 0
+    for step in change:
+        alive += step
+        peak = max(peak, alive)
+    return peak
+
+
+def _bytes_as_coded(program: Program, name: str, meta: TensorMeta) -> int:
+    quantizer = program.quantizers.get(name)
+    return meta.size_bytes if quantizer is None else (meta.numel * quantizer.format.bits + 7) // 8
+
+
+def _flat(meta: Meta) -> list[TensorMeta]:
+    if isinstance(meta, TensorMeta):
+        return [meta]
+    return [inner for item in meta for inner in _flat(item)] if isinstance(meta, tuple) else []

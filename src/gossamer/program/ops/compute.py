@@ -1,0 +1,55 @@
+"""Rows of the ops that contract, normalize, pool or reduce."""
+
+from gossamer.program.ops.kinds import (
+    Attention,
+    BatchNorm,
+    Convolution,
+    Embedding,
+    Linear,
+    MatMul,
+    Pool,
+    Reduction,
+    Softmax,
+    StatisticsNorm,
+)
+from gossamer.program.ops.table import add
+
+add("conv1d.default conv1d.padding conv2d.default conv2d.padding conv3d.default conv3d.padding", Convolution(), onnx="Conv")
+add("conv_transpose1d.default conv_transpose2d.input conv_transpose3d.input", Convolution(transposed=True), onnx="ConvTranspose")
+add("linear.default", Linear(), onnx="Gemm")
+add("matmul.default", MatMul(right="other"), onnx="MatMul")
+add("bmm.default mm.default", MatMul(), onnx="MatMul")
+add("scaled_dot_product_attention.default", Attention(), onnx="Attention", training="")
+add("embedding.default", Embedding(), onnx="Gather")
+
+add("batch_norm.default", BatchNorm(), onnx="BatchNormalization", training="training")
+add("layer_norm.default", StatisticsNorm(), onnx="LayerNormalization")
+add("group_norm.default", StatisticsNorm(), onnx="GroupNormalization")
+add("rms_norm.default", StatisticsNorm(), onnx="RMSNormalization")
+add("instance_norm.default", StatisticsNorm(), onnx="InstanceNormalization", training="use_input_stats")
+
+add("max_pool1d.default", Pool(1), onnx="MaxPool")
+add("max_pool2d.default", Pool(2), onnx="MaxPool")
+add("max_pool3d.default", Pool(3), onnx="MaxPool")
+add("avg_pool1d.default", Pool(1), onnx="AveragePool")
+add("avg_pool2d.default", Pool(2), onnx="AveragePool")
+add("avg_pool3d.default", Pool(3), onnx="AveragePool")
+add("adaptive_avg_pool1d.default", Pool(1), onnx="AdaptiveAveragePool")
+add("adaptive_avg_pool2d.default", Pool(2), onnx="AdaptiveAveragePool")
+add("adaptive_avg_pool3d.default", Pool(3), onnx="AdaptiveAveragePool")
+add("adaptive_max_pool2d.default", Pool(2))
+add("upsample_nearest2d.vec upsample_nearest2d.default", Pool(2), onnx="Resize")
+add("upsample_bilinear2d.vec upsample_bilinear2d.default", Pool(2), onnx="Resize")
+add("upsample_bicubic2d.vec upsample_bicubic2d.default", Pool(2), onnx="Resize")
+
+add("mean.dim", Reduction(), onnx="ReduceMean")
+add("mean.default", Reduction(), onnx="ReduceMean")
+add("sum.dim_IntList sum.default", Reduction(), onnx="ReduceSum")
+add("amax.default max.dim", Reduction(), onnx="ReduceMax")
+add("amin.default min.dim", Reduction(), onnx="ReduceMin")
+add("var.correction var_mean.correction std.correction", Reduction())
+add("linalg_vector_norm.default", Reduction())
+add("argmax.default", Reduction(), onnx="ArgMax")
+add("cumsum.default", Softmax(), onnx="CumSum")
+add("softmax.int _softmax.default", Softmax(), onnx="Softmax")
+add("log_softmax.int", Softmax(), onnx="LogSoftmax")

@@ -1,0 +1,246 @@
+"""A captured network: a graph with its weights, an ordinary nn.Module that trains, saves and runs anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.errors import ConfigError, DataError
+from gossamer.numerics.affine import Quantizer, fake_quantize
+from gossamer.program.cost import Cost, count_cost
+from gossamer.program.execute import DEVICE, TRAINING, Observe, Step, run_steps, schedule
+from gossamer.program.graph import Graph
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """One input: shape with None for the batch axis."""
+
+    name: str
+    shape: tuple[int | None, ...]
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        sizes = ", ".join("batch" if size is None else str(size) for size in self.shape)
+        return f"{self.name} ({sizes}) {str(self.dtype).removeprefix('torch.')}"
+
+    def check(self, value: object) -> Tensor:
+        """Return the tensor if it fits. Raises DataError naming both shapes."""
+        if not isinstance(value, Tensor):
+            raise DataError(f"input {self.name!r} must be a tensor; got {type(value).__name__}.")
+        fits = value.dim() == len(self.shape) and all(
+            want is None or want == have for want, have in zip(self.shape, value.shape, strict=True)
+        )
+        if not fits:
+            raise DataError(
+                f"input {self} got a tensor of shape {tuple(value.shape)}; reshape the data, or capture with an example of that shape."
+            )
+        if value.dtype != self.dtype:
+            raise DataError(f"input {self} got a tensor of {value.dtype}; convert it with .to({self.dtype}).")
+        return value
+
+    def example(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
+        """A random input: standard normal for floats, zeros and ones for integers."""
+        shape = [batch if size is None else size for size in self.shape]
+        if self.dtype.is_floating_point:
+            return torch.randn(shape, generator=generator).to(self.dtype)
+        return torch.randint(0, 2, shape, generator=generator).to(self.dtype)
+
+
+class Program(nn.Module):
+    """A network as a graph. Parameters keep the names that they have in the user's model.
+
+    graph       the nodes; change it only by making a new Program with `with_graph`
+    inputs      what the network takes, in order
+    quantizers  how values and parameters are coded; empty for a float program. Calling a quantized program rounds in
+                float (fast, differentiable); `gossamer.simulate` computes with the target's integers.
+    target      the runtime that quantizers were chosen for, or ""
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        inputs: Iterable[InputSpec],
+        state: Mapping[str, Tensor],
+        *,
+        quantizers: Mapping[str, Quantizer] | None = None,
+        target: str = "",
+    ) -> None:
+        super().__init__()
+        self.graph = graph
+        self.inputs = tuple(inputs)
+        self.quantizers = dict(quantizers or {})
+        self.target = target
+        self._steps: tuple[Step, ...] | None = None
+        for name in graph.state_names:
+            if name not in state:
+                raise ConfigError("state", name, "present, since the graph reads it")
+            _attach(self, name, state[name])
+        self.eval()
+
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
+        """Run the network. Inputs go by position or by name. Raises DataError for a wrong shape or dtype."""
+        return self.run(*inputs, **named)
+
+    def run(self, *inputs: Tensor, observe: Mapping[str, Observe] | Observe | None = None, **named: Tensor) -> Any:
+        """Run the network; `observe(name, value)` sees the inputs and every node's result and may replace it."""
+        values = self._environment(self._match(inputs, named))
+        watch = self._watchers(observe)
+        for spec in self.inputs:
+            watcher = watch.get(spec.name) if isinstance(watch, Mapping) else watch
+            replacement = watcher(spec.name, values[spec.name]) if watcher is not None else None
+            if replacement is not None:
+                values[spec.name] = replacement
+        run_steps(self.steps, values, watch)
+        results = tuple(values[name] for name in self.graph.outputs)
+        return results[0] if len(results) == 1 else results
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The prepared calls of the graph."""
+        if self._steps is None:
+            self._steps = schedule(self.graph)
+        return self._steps
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """Parameters and buffers that the graph reads, by name; a tied one appears under each name."""
+        return {name: _lookup(self, name) for name in self.graph.state_names}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next((tensor.device for tensor in self.state.values()), torch.device("cpu"))
+
+    @property
+    def digest(self) -> str:
+        """Hash of the structure: graph, inputs, and the shapes and dtypes of the state, not its values."""
+        shapes = [f"{name}{tuple(tensor.shape)}{tensor.dtype}" for name, tensor in sorted(self.state.items())]
+        text = "\n".join([self.graph.digest, *map(str, self.inputs), *shapes])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def cost(self) -> Cost:
+        """Parameters, MACs, bytes and peak activation memory. Raises UnsupportedOp for an op with no cost rule."""
+        return count_cost(self)
+
+    def weights_digest(self) -> str:
+        """Hash of the values of all weights and buffers."""
+        hashed = hashlib.sha256()
+        for name, tensor in sorted(self.state.items()):
+            hashed.update(name.encode())
+            hashed.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return hashed.hexdigest()
+
+    def example_inputs(self, batch: int = 2, seed: int = 0) -> tuple[Tensor, ...]:
+        """Random inputs of the right shapes, on the program's device; the same for the same seed."""
+        generator = torch.Generator().manual_seed(seed)
+        return tuple(spec.example(batch, generator).to(self.device) for spec in self.inputs)
+
+    def copy(self) -> Program:
+        """An independent copy: weights, mode and device are kept, hooks are not."""
+        fresh = self.with_graph(self.graph, {name: tensor.detach().clone() for name, tensor in self.state.items()})
+        return fresh.train(self.training)
+
+    def with_graph(
+        self,
+        graph: Graph,
+        state: Mapping[str, Tensor] | None = None,
+        *,
+        quantizers: Mapping[str, Quantizer] | None = None,
+        target: str = "",
+    ) -> Program:
+        """A new Program of the same inputs with another graph and, where given, other state.
+
+        Tensors are shared with `state`; parameters stay parameters, so that training can go on.
+        """
+        old = self.state
+        fresh: dict[str, Tensor] = {}
+        shared: dict[int, Tensor] = {}
+        for name in graph.state_names:
+            tensor = state[name] if state is not None and name in state else old[name]
+            was = old.get(name)
+            if isinstance(was, nn.Parameter) and not isinstance(tensor, nn.Parameter):
+                tied = shared.get(id(was))  # a tied parameter stays one parameter
+                tensor = tied if tied is not None else nn.Parameter(tensor, requires_grad=was.requires_grad)
+                shared[id(was)] = tensor
+            fresh[name] = tensor
+        return Program(
+            graph,
+            self.inputs,
+            fresh,
+            quantizers=self.quantizers if quantizers is None else quantizers,
+            target=target or self.target,
+        ).train(self.training)
+
+    def extra_repr(self) -> str:
+        """Shown by print()."""
+        shown = ", ".join(map(str, self.inputs))
+        quantized = f", {len(self.quantizers)} quantizers for {self.target}" if self.quantizers else ""
+        return f"{shown} -> {', '.join(self.graph.outputs)}, {len(self.graph.nodes)} nodes{quantized}"
+
+    def __repr__(self) -> str:
+        return f"Program({self.extra_repr()})"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Program:
+        fresh = self.copy()
+        memo[id(self)] = fresh
+        return fresh
+
+    def _match(self, inputs: tuple[Tensor, ...], named: Mapping[str, Tensor]) -> list[Tensor]:
+        names = [spec.name for spec in self.inputs]
+        given = dict(zip(names, inputs, strict=False)) | dict(named)
+        if len(inputs) > len(names) or set(given) != set(names):
+            raise DataError(
+                f"the network takes the inputs {', '.join(map(str, self.inputs))}; got {len(inputs)} by position and {sorted(named)} by name."
+            )
+        return [spec.check(given[spec.name]) for spec in self.inputs]
+
+    def _environment(self, inputs: list[Tensor]) -> dict[str, Any]:
+        values: dict[str, Any] = {name: self._coded(name, tensor) for name, tensor in self.state.items()}
+        values |= {spec.name: value for spec, value in zip(self.inputs, inputs, strict=True)}
+        values |= {TRAINING: self.training, DEVICE: self.device}
+        return values
+
+    def _coded(self, name: str, value: Any) -> Any:
+        return fake_quantize(value, self.quantizers[name]) if name in self.quantizers else value
+
+    def _watchers(self, observe: Mapping[str, Observe] | Observe | None) -> Mapping[str, Observe] | Observe | None:
+        """Put rounding in front of what the caller watches."""
+        if not self.quantizers:
+            return observe
+
+        def watch(name: str, value: Any) -> Any:
+            value = self._coded(name, value)
+            watcher = observe.get(name) if isinstance(observe, Mapping) else observe
+            replacement = watcher(name, value) if watcher is not None else None
+            return value if replacement is None else replacement
+
+        return watch
+
+
+def _attach(root: nn.Module, name: str, tensor: Tensor) -> None:
+    """Register a parameter or buffer under a dotted name, with plain modules on the way."""
+    *path, leaf = name.split(".")
+    module = root
+    for part in path:
+        if part not in module._modules:
+            module.add_module(part, nn.Module())
+        module = module.get_submodule(part)
+    if isinstance(tensor, nn.Parameter):
+        module.register_parameter(leaf, tensor)
+    else:
+        module.register_buffer(leaf, tensor)
+
+
+def _lookup(root: nn.Module, name: str) -> Tensor:
+    *path, leaf = name.split(".")
+    module = root
+    for part in path:
+        module = module._modules[part]  # type: ignore[assignment]
+    found = module._parameters.get(leaf)
+    return found if found is not None else module._buffers[leaf]  # type: ignore[return-value]
