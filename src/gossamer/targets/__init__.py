@@ -1,0 +1,1 @@
+"""Targets: the file each runtime reads, how it is run, measured and verified."""
