@@ -1,0 +1,250 @@
+"""What verifying found, as data: one Report, its JSON form, and the one table that text, console and HTML show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
+
+from gossamer.errors import DataError, GossamerError
+from gossamer.numerics.intervals import Interval
+from gossamer.plan.budget import Budget
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """One network as its file runs on the target.
+
+    accuracy           value of the metric, with its 95 % interval
+    latency_ms         median per batch
+    size_bytes         of the file
+    macs, params       counted on the graph: multiply-accumulates for one input, elements of parameters
+    peak_memory_bytes  of activations for one input, counted on the graph
+    """
+
+    accuracy: float
+    accuracy_interval: Interval
+    latency_ms: float
+    size_bytes: int
+    macs: int
+    params: int
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerParity:
+    """One quantized value: `values` codes compared with the simulation, the farthest `max_steps` code steps away."""
+
+    name: str
+    max_steps: int
+    values: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parity:
+    """How close the file's own numbers are to the simulation.
+
+    max_steps        farthest code in code steps, over all quantized values, each computed from the runtime's own inputs
+    values_compared  codes and outputs compared
+    output_error     relative error of the float outputs, against the same simulation or the float program
+    """
+
+    max_steps: int
+    values_compared: int
+    output_error: float
+    layers: tuple[LayerParity, ...] = ()
+
+
+class Row(NamedTuple):
+    """One line of the table, as text."""
+
+    name: str
+    before: str
+    after: str
+    ratio: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Original against compressed, both measured in one run from their files on the target's runtime.
+
+    size_ratio, speedup  original / compressed: above 1 is better
+    drop_points          accuracy lost in percentage points, with the 95 % interval of the paired difference
+    budget_met           whether every limit of the budget holds (True without a budget)
+    problems             what failed, one sentence each; empty when everything holds
+    threads, batch       of the latency; accuracy does not depend on them
+    seconds              what verifying took
+    samples              of the validation data
+    """
+
+    original: Measurement
+    compressed: Measurement
+    size_ratio: float
+    speedup: float
+    drop_points: float
+    drop_interval: Interval
+    parity: Parity
+    budget: Budget | None
+    budget_met: bool
+    problems: tuple[str, ...]
+    target: str
+    threads: int
+    batch: int
+    seed: int
+    seconds: float
+    samples: int
+    metric: str
+    repeats: int = 0
+    machine: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def passed(self) -> bool:
+        """Parity within the target's tolerance, and the budget met."""
+        return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON, as `--json` prints it and report.json holds it."""
+        data = asdict(self)
+        data["budget"] = None if self.budget is None else self.budget.to_json()
+        data["versions"] = dict(self.versions)
+        return {"format": FORMAT, **_lists(data)}
+
+    @staticmethod
+    def from_dict(data: Mapping[str, Any]) -> Report:
+        """Inverse of to_dict; keys of other parts of a report document are passed over.
+
+        Raises: DataError for data of another form.
+        """
+        try:
+            return _report(data)
+        except (KeyError, TypeError, ValueError, AttributeError, GossamerError) as error:
+            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            raise DataError(f"this is no report of ours ({reason}); write it with result.save.") from error
+
+    def rows(self) -> tuple[Row, ...]:
+        """The table: name, before, after, ratio, all as text. Ratios are original / compressed."""
+        before, after = self.original, self.compressed
+        low, high = self.drop_interval
+        return (
+            Row("accuracy", _accuracy(before, self.metric), _accuracy(after, self.metric), f"{-self.drop_points:+.2f} points"),
+            Row("latency_ms", _milliseconds(before.latency_ms), _milliseconds(after.latency_ms), f"{self.speedup:.2f}x"),
+            Row("size_bytes", f"{before.size_bytes:,}", f"{after.size_bytes:,}", f"{self.size_ratio:.2f}x"),
+            Row("macs", f"{before.macs:,}", f"{after.macs:,}", _ratio(before.macs, after.macs)),
+            Row("params", f"{before.params:,}", f"{after.params:,}", _ratio(before.params, after.params)),
+            Row(
+                "peak_memory_bytes",
+                f"{before.peak_memory_bytes:,}",
+                f"{after.peak_memory_bytes:,}",
+                _ratio(before.peak_memory_bytes, after.peak_memory_bytes),
+            ),
+            Row("drop", "", f"{self.drop_points:.2f} points", f"[{low:.2f}, {high:.2f}]"),
+        )
+
+    def facts(self) -> tuple[str, ...]:
+        """How it was measured, one sentence each; whatever failed comes last."""
+        parity = self.parity
+        steps = "no step" if parity.max_steps == 0 else f"{parity.max_steps} step{'s' if parity.max_steps > 1 else ''}"
+        return (
+            f"{self.target}, batch {self.batch}, {count(self.threads, 'thread')}, {count(self.samples, 'sample')}, metric {self.metric}, "
+            f"95 % intervals, {self.seconds:.1f} s.",
+            f"Parity: {parity.values_compared:,} values compared, at most {steps} apart, output error {parity.output_error:.1e}.",
+            *(["The budget is met."] if self.budget is not None and self.budget_met else []),
+            *self.problems,
+        )
+
+    def __str__(self) -> str:
+        table = aligned([Row("", "before", "after", "ratio"), *self.rows()])
+        return "\n".join([*table, "", *self.facts()])
+
+
+def aligned(rows: Sequence[Row]) -> list[str]:
+    """Lines of a plain table: names to the left, the rest to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]).rstrip() for row in rows]
+
+
+def count(number: int, noun: str) -> str:
+    """ "1 thread", "2 threads", "1,000 samples"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def _accuracy(measured: Measurement, metric: str) -> str:
+    """A share as per cent; a metric outside [0, 1] as it is."""
+    values = (measured.accuracy, *measured.accuracy_interval)
+    if min(values) >= 0 and max(values) <= 1:
+        return "{:.2f} % [{:.2f}, {:.2f}]".format(*(100 * value for value in values))
+    return "{:.4g} [{:.4g}, {:.4g}]".format(*values)
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:.2f}" if value >= 1 else f"{value:.4f}"
+
+
+def _ratio(before: float, after: float) -> str:
+    return f"{before / after:.2f}x" if after else "-"
+
+
+def _lists(value: Any) -> Any:
+    """Tuples as lists, so that to_dict equals what comes back from JSON."""
+    if isinstance(value, dict):
+        return {key: _lists(item) for key, item in value.items()}
+    return [_lists(item) for item in value] if isinstance(value, (tuple, list)) else value
+
+
+def _report(data: Mapping[str, Any]) -> Report:
+    if data["format"] != FORMAT:
+        raise DataError(f"it has format {data['format']!r}, this version reads {FORMAT}")
+    parity = data["parity"]
+    return Report(
+        original=_measurement(data["original"]),
+        compressed=_measurement(data["compressed"]),
+        size_ratio=_number(data["size_ratio"]),
+        speedup=_number(data["speedup"]),
+        drop_points=_number(data["drop_points"]),
+        drop_interval=_interval(data["drop_interval"]),
+        parity=Parity(
+            max_steps=int(parity["max_steps"]),
+            values_compared=int(parity["values_compared"]),
+            output_error=_number(parity["output_error"]),
+            layers=tuple(LayerParity(str(layer["name"]), int(layer["max_steps"]), int(layer["values"])) for layer in parity["layers"]),
+        ),
+        budget=None if data["budget"] is None else Budget(**data["budget"]),
+        budget_met=bool(data["budget_met"]),
+        problems=tuple(map(str, data["problems"])),
+        target=str(data["target"]),
+        threads=int(data["threads"]),
+        batch=int(data["batch"]),
+        seed=int(data["seed"]),
+        seconds=_number(data["seconds"]),
+        samples=int(data["samples"]),
+        metric=str(data["metric"]),
+        repeats=int(data.get("repeats", 0)),
+        machine=str(data.get("machine", "")),
+        versions={str(key): str(value) for key, value in data.get("versions", {}).items()},
+    )
+
+
+def _measurement(data: Mapping[str, Any]) -> Measurement:
+    return Measurement(
+        accuracy=_number(data["accuracy"]),
+        accuracy_interval=_interval(data["accuracy_interval"]),
+        latency_ms=_number(data["latency_ms"]),
+        size_bytes=int(data["size_bytes"]),
+        macs=int(data["macs"]),
+        params=int(data["params"]),
+        peak_memory_bytes=int(data["peak_memory_bytes"]),
+    )
+
+
+def _interval(data: Any) -> Interval:
+    low, high = data
+    return _number(low), _number(high)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)
