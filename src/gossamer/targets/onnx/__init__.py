@@ -1,0 +1,9 @@
+"""The ONNX file and ONNX Runtime, its runtime on CPUs. Importing this needs neither onnx nor onnxruntime."""
+
+from gossamer.targets.onnx.emit import emit
+from gossamer.targets.onnx.run import open_session
+from gossamer.targets.onnx.spec import NAME, SPEC
+from gossamer.targets.target import Target, targets
+
+TARGET = Target(spec=SPEC, suffix=".onnx", emit=emit, open=open_session)
+targets.add(NAME)(TARGET)

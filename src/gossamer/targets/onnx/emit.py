@@ -1,0 +1,155 @@
+"""From a program to an ONNX file: one walk over the graph writes float and quantized networks alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from gossamer.errors import UnsupportedOp
+from gossamer.files import write_bytes
+from gossamer.numerics.affine import Quantizer
+from gossamer.program.fold import fold_batch_norms
+from gossamer.program.graph import Node, Ref
+from gossamer.program.ops import bind, op_of
+from gossamer.program.program import Program
+from gossamer.targets.onnx import lower_conv as lower_conv
+from gossamer.targets.onnx import lower_movement as lower_movement
+from gossamer.targets.onnx import lower_pointwise as lower_pointwise
+from gossamer.targets.onnx import lower_pool as lower_pool
+from gossamer.targets.onnx.coding import clips_like, code_value, code_weight
+from gossamer.targets.onnx.draft import Array, Draft
+from gossamer.targets.onnx.forms import AnyForm, BatchSize, Form, Size, find_forms
+from gossamer.targets.onnx.lower_pointwise import clip_limits
+from gossamer.targets.onnx.lowering import WAY_OUT, Call, lowerings, where
+from gossamer.targets.onnx.proto import Port, to_bytes
+
+
+def emit(program: Program, path: Path) -> None:
+    """Write a program as ONNX, with QuantizeLinear and DequantizeLinear pairs where it has quantizers.
+
+    Raises: UnsupportedOp for an op that has no ONNX form; FileError when the file cannot be written.
+    """
+    write_bytes(Path(path), to_onnx(program))
+
+
+def to_onnx(program: Program) -> bytes:
+    """The bytes of the ONNX file. Batch norms of a float program are folded where possible."""
+    if not program.quantizers:
+        program = fold_batch_norms(program)
+    walk = Walk(program)
+    for node in program.graph.nodes:
+        walk.visit(node)
+    outputs = [walk.output(name, position) for position, name in enumerate(program.graph.outputs)]
+    inputs = [Port(spec.name, spec.dtype, tuple("batch" if size is None else size for size in spec.shape)) for spec in program.inputs]
+    walk.draft.without_dead_code([port.name for port in outputs])
+    return to_bytes(walk.draft, inputs, outputs)
+
+
+class Walk:
+    """The state of one walk: what was emitted so far, and which ONNX tensor stands for which value."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.state = program.state
+        self.draft = Draft()
+        self.forms: dict[str, AnyForm] = dict(find_forms(program))
+        self.coded: dict[str, Quantizer] = {}
+        self._tensors: dict[str, str | tuple[str, ...]] = {}
+        self._batch = ""
+        count = len(program.graph.outputs)
+        inputs = {spec.name for spec in program.inputs}
+        wishes = ["output"] if count == 1 else [f"output{position}" for position in range(count)]
+        for spec in program.inputs:
+            self.draft.fresh(spec.name)
+        self._output_names = [self.draft.fresh(wish) for wish in wishes]
+        self._input_names = inputs
+        for spec in program.inputs:
+            self._define(spec.name, spec.name)
+
+    def visit(self, node: Node) -> None:
+        """Emit one node. Raises UnsupportedOp naming the op and its layer."""
+        if node.op == "scalar.getitem" and isinstance(self.forms[node.name], Form):
+            source, position = node.args
+            results = self._tensors[source.name]
+            assert isinstance(results, tuple)
+            return self._define(node.name, results[position])
+        if not isinstance(self.forms[node.name], (Form, tuple)):
+            return None  # a size: its form says all
+        start = len(self.draft.nodes)
+        result = self._absorbed(node) or self._lower(node)
+        made = self.draft.made_since(start)
+        if isinstance(result, str) and result in made:
+            name = self.draft.fresh(node.name)
+            self.draft.rename(result, name, since=start)
+            result = name
+        return self._define(node.name, result)
+
+    def tensor(self, name: str) -> str:
+        """The ONNX tensor that readers of a value read; state is emitted when first read."""
+        if name not in self._tensors:
+            self._tensors[name] = self._state_tensor(name)
+        found = self._tensors[name]
+        assert isinstance(found, str), f"{name} is several tensors"
+        return found
+
+    def state_array(self, name: str) -> Array | None:
+        """The numbers of a float parameter or buffer; None for a computed value or a quantized parameter."""
+        if name not in self.state or name in self.program.quantizers:
+            return None
+        array: Array = self.state[name].detach().cpu().numpy()
+        return array
+
+    def batch(self) -> str:
+        """An int64 tensor (1,) holding the batch size."""
+        if not self._batch:
+            spec = next(spec for spec in self.program.inputs if None in spec.shape)
+            axis = spec.shape.index(None)
+            (self._batch,) = self.draft.emit("Shape", (spec.name,), name="batch", start=axis, end=axis + 1)
+        return self._batch
+
+    def output(self, name: str, position: int) -> Port:
+        """Declare a value an output of the graph."""
+        form = self.forms[name]
+        assert isinstance(form, Form)
+        tensor, wish = self.tensor(name), self._output_names[position]
+        if tensor in self._input_names or tensor in self.draft.initializers or tensor in self._output_names:
+            self.draft.append("Identity", (tensor,), (wish,))
+        else:
+            self.draft.rename(tensor, wish)
+        names: dict[Size, str] = {BatchSize(1, 0): "batch"}
+        return Port(wish, form.dtype, tuple(size if isinstance(size, int) else names.get(size) for size in form.sizes))
+
+    def _state_tensor(self, name: str) -> str:
+        tensor = self.state[name].detach().cpu()
+        quantizer = self.program.quantizers.get(name)
+        if quantizer is None:
+            return self.draft.constant(tensor.numpy(), name=name)
+        result = code_weight(self.draft, tensor, name, quantizer)
+        self.coded[result] = quantizer
+        return result
+
+    def _define(self, name: str, result: str | tuple[str, ...]) -> None:
+        """Note the tensor of a value, with its codes where it has a quantizer."""
+        quantizer = self.program.quantizers.get(name)
+        if quantizer is not None and isinstance(result, str) and self.coded.get(result) != quantizer:
+            result = code_value(self.draft, result, name, quantizer)
+            self.coded[result] = quantizer
+        self._tensors[name] = result
+
+    def _absorbed(self, node: Node) -> str | None:
+        """The input of a clamp whose result's codes clip just like it: nothing needs to be computed."""
+        quantizer = self.program.quantizers.get(node.name)
+        limits = clip_limits(node)
+        if quantizer is None or limits is None or not clips_like(quantizer, *limits):
+            return None
+        source = node.args[0]
+        assert isinstance(source, Ref)
+        form = self.forms[source.name]
+        return self.tensor(source.name) if isinstance(form, Form) and form.dtype == torch.float32 else None
+
+    def _lower(self, node: Node) -> str | tuple[str, ...]:
+        row = op_of(node)
+        if not row.onnx or row.onnx not in lowerings:
+            raise UnsupportedOp(node.op, where(node), needed="ONNX", way_out=WAY_OUT)
+        return lowerings[row.onnx](Call(node, bind(node), self))

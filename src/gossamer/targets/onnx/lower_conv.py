@@ -1,0 +1,146 @@
+"""Convolutions, linear layers, matrix products and embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from gossamer.numerics.affine import Quantizer
+from gossamer.program.graph import Ref
+from gossamer.targets.onnx.coding import code_bias, code_value
+from gossamer.targets.onnx.forms import BatchSize, Size
+from gossamer.targets.onnx.lowering import Call, lowerings
+
+
+@lowerings.add("Conv")
+def conv(call: Call) -> str:
+    """input (N, I, *S), weight (O, I/groups, *K)."""
+    source = _source(call)
+    dims = call.form("weight").rank - 2
+    padding = call["padding"]
+    if isinstance(padding, str):
+        pads = [0] * 2 * dims if padding == "valid" else _same_padding(call, dims)
+    else:
+        pads = list(_per_axis(padding, dims)) * 2
+    inputs = [source, call.tensor("weight"), *_bias(call, source)]
+    result = call.op(
+        "Conv",
+        *inputs,
+        kernel_shape=_kernel(call),
+        strides=_per_axis(call["stride"], dims),
+        dilations=_per_axis(call["dilation"], dims),
+        pads=pads,
+        group=call["groups"],
+    )
+    return result
+
+
+@lowerings.add("ConvTranspose")
+def conv_transpose(call: Call) -> str:
+    """weight (I, O/groups, *K)."""
+    source = _source(call)
+    dims = call.form("weight").rank - 2
+    inputs = [source, call.tensor("weight"), *([] if call["bias"] is None else [call.tensor("bias")])]
+    result = call.op(
+        "ConvTranspose",
+        *inputs,
+        kernel_shape=_kernel(call),
+        strides=_per_axis(call["stride"], dims),
+        dilations=_per_axis(call["dilation"], dims),
+        pads=list(_per_axis(call["padding"], dims)) * 2,
+        output_padding=_per_axis(call["output_padding"], dims),
+        group=call["groups"],
+    )
+    return result
+
+
+@lowerings.add("Gemm")
+def linear(call: Call) -> str:
+    """input (*, I), weight (O, I). Quantized inputs of more than two axes are flattened, so that Gemm reads codes."""
+    source = call.tensor("input")
+    form = call.form("input")
+    quantized = source in call.values.coded
+    if form.rank == 2:
+        return call.op("Gemm", source, call.tensor("weight"), *_bias(call, source), transB=1)
+    weight = call.array("weight")
+    if not quantized and weight is not None and form.rank > 2:
+        transposed = call.values.draft.constant(np.ascontiguousarray(weight.T), name=f"{_name(call, 'weight')}/t")
+        result = call.op("MatMul", source, transposed)
+        return result if call["bias"] is None else call.op("Add", result, call.tensor("bias"))
+    flat: list[Size] = [_product(form.sizes[:-1]), form.sizes[-1]]
+    source_flat = _recoded(call, call.reshape(source, form.sizes, flat), call.values.coded.get(source), "in")
+    result = call.op("Gemm", source_flat, call.tensor("weight"), *_bias(call, source_flat), transB=1)
+    result = _recoded(call, result, call.values.program.quantizers.get(call.node.name), "out")
+    return call.reshape(result, [flat[0], call.result.sizes[-1]], call.result.sizes)
+
+
+@lowerings.add("MatMul")
+def matmul(call: Call) -> str:
+    """ONNX broadcasts like torch, vectors included."""
+    left, right = list(call.args)[:2]
+    dtype = call.result.dtype
+    return call.op("MatMul", call.tensor(left, dtype), call.tensor(right, dtype))
+
+
+def _product(sizes: Sequence[Size]) -> Size:
+    """Their product: a number, or batch times a number; unknown products are computed by the runtime (-1)."""
+    fixed, slope = 1, None
+    for size in sizes:
+        if isinstance(size, int):
+            fixed *= size
+        elif isinstance(size, BatchSize) and size.fixed == 0 and slope is None:
+            slope = size.per_batch
+        else:
+            return BatchSize(-1, -1)
+    return fixed if slope is None else BatchSize(slope * fixed, 0)
+
+
+def _recoded(call: Call, tensor: str, quantizer: Quantizer | None, end: str) -> str:
+    """Code a tensor inside a lowering, so that the operator next to it reads or writes codes."""
+    if quantizer is None:
+        return tensor
+    result = code_value(call.values.draft, tensor, f"{call.node.name}/{end}", quantizer)
+    call.values.coded[result] = quantizer
+    return result
+
+
+def _name(call: Call, argument: str) -> str:
+    arg = call.args[argument]
+    assert isinstance(arg, Ref)
+    return arg.name
+
+
+def _bias(call: Call, source: str) -> list[str]:
+    """The bias input, if any: int32 codes where input and weight are codes, float otherwise."""
+    if call["bias"] is None:
+        return []
+    coded = call.values.coded
+    weight = call.tensor("weight")
+    name = _name(call, "bias")
+    if source in coded and weight in coded and name in call.values.state:
+        return [code_bias(call.values.draft, call.values.state[name], name, coded[source], coded[weight])]
+    return [call.tensor("bias")]
+
+
+def _kernel(call: Call) -> list[int]:
+    return [size for size in call.form("weight").sizes[2:] if isinstance(size, int)]
+
+
+def _per_axis(value: int | Sequence[int], dims: int) -> list[int]:
+    """One number per spatial axis."""
+    values = [value] if isinstance(value, int) else list(value)
+    return values * dims if len(values) == 1 else values
+
+
+def _same_padding(call: Call, dims: int) -> list[int]:
+    """padding="same" of torch: the odd one goes behind."""
+    totals = [d * (k - 1) for d, k in zip(_per_axis(call["dilation"], dims), _kernel(call), strict=True)]
+    return [total // 2 for total in totals] + [total - total // 2 for total in totals]
+
+
+def _source(call: Call) -> str:
+    """The input, which must have a batch axis."""
+    if call.form("input").rank != call.form("weight").rank:
+        raise call.unsupported(f"{call.node.op} of an input without a batch axis")
+    return call.tensor("input")

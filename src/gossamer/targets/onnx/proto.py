@@ -1,0 +1,81 @@
+"""From a draft to the file format. The only file of this package that needs onnx to write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from gossamer.errors import MissingRuntime, UnsupportedOp
+from gossamer.targets.onnx.draft import Draft
+
+OPSET = 20
+IR_VERSION = 9  # what opset 20 was released with; every ONNX Runtime since 1.17 reads it
+
+_NUMPY = {
+    torch.float32: np.float32,
+    torch.float64: np.float64,
+    torch.float16: np.float16,
+    torch.int64: np.int64,
+    torch.int32: np.int32,
+    torch.int16: np.int16,
+    torch.int8: np.int8,
+    torch.uint8: np.uint8,
+    torch.bool: np.bool_,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """An input or output of the graph: sizes are numbers or names of free sizes."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int | str | None, ...]
+
+
+def numpy_dtype(dtype: torch.dtype) -> Any:
+    """The numpy type of the same numbers. Raises UnsupportedOp for one that ONNX files of ours do not hold."""
+    if dtype not in _NUMPY:
+        raise UnsupportedOp(str(dtype), "", needed="ONNX", way_out="convert the model with .float()")
+    return _NUMPY[dtype]
+
+
+def onnx_dtype(dtype: torch.dtype) -> int:
+    """The TensorProto code of a dtype."""
+    codes = {
+        torch.float32: 1,
+        torch.uint8: 2,
+        torch.int8: 3,
+        torch.int16: 5,
+        torch.int32: 6,
+        torch.int64: 7,
+        torch.bool: 9,
+        torch.float16: 10,
+        torch.float64: 11,
+    }
+    numpy_dtype(dtype)
+    return codes[dtype]
+
+
+def to_bytes(draft: Draft, inputs: Sequence[Port], outputs: Sequence[Port]) -> bytes:
+    """Serialize. The file holds no names but those of tensors, no documentation and no metadata.
+
+    Raises: MissingRuntime without the onnx package; UnsupportedOp above 2 GB, the format's limit.
+    """
+    try:
+        from onnx import helper, numpy_helper
+    except ImportError as error:
+        raise MissingRuntime("onnx", "writing ONNX files", "pip install onnx") from error
+    nodes = [helper.make_node(node.op, node.inputs, node.outputs, **dict(node.attributes)) for node in draft.nodes]
+    ports = [[helper.make_tensor_value_info(p.name, onnx_dtype(p.dtype), p.shape) for p in side] for side in (inputs, outputs)]
+    if sum(value.nbytes for value in draft.initializers.values()) > 2_000_000_000:
+        raise UnsupportedOp("weights above 2 GB", "", needed="ONNX", way_out="compress the network further before exporting it")
+    constants = [numpy_helper.from_array(np.asarray(value, order="C"), name) for name, value in draft.initializers.items()]
+    graph = helper.make_graph(nodes, "g", *ports, initializer=constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="gossamer")
+    data: bytes = model.SerializeToString()
+    return data

@@ -1,0 +1,139 @@
+"""Running an ONNX file on ONNX Runtime's CPU kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from gossamer.errors import ConfigError, DataError, FileError, MissingRuntime
+from gossamer.targets.onnx.coding import CODES
+
+Array = npt.NDArray[Any]
+
+
+class OnnxRunner:
+    """An opened file. Outputs come back as arrays in the file's order; one output comes back bare."""
+
+    def __init__(self, session: Any, exposed: Mapping[str, str]) -> None:
+        self._session = session
+        self._inputs = [port.name for port in session.get_inputs()]
+        self._exposed = dict(exposed)  # value name -> tensor of its codes
+        self._outputs = [port.name for port in session.get_outputs() if port.name not in set(exposed.values())]
+
+    def run(self, *inputs: Array) -> Array:
+        """The network's output; the first one where there are several. Raises DataError for inputs that do not fit."""
+        result: Array = self._run(self._outputs, inputs)[0]
+        return result
+
+    def run_values(self, *inputs: Array) -> dict[str, Array]:
+        """Outputs by their names in the file, and the codes of every quantized value by value name.
+
+        A value that shares the codes of another one (a dropout, say) is not listed again.
+        """
+        wanted = [*self._outputs, *self._exposed.values()]
+        return dict(zip([*self._outputs, *self._exposed], self._run(wanted, inputs), strict=True))
+
+    def _run(self, wanted: list[str], inputs: tuple[Array, ...]) -> list[Array]:
+        if len(inputs) != len(self._inputs):
+            raise DataError(f"the file takes {len(self._inputs)} inputs ({', '.join(self._inputs)}); got {len(inputs)}.")
+        errors = _runtime_errors()
+        try:
+            results: list[Array] = self._session.run(wanted, dict(zip(self._inputs, inputs, strict=True)))
+        except errors as error:
+            raise DataError(f"ONNX Runtime refuses these inputs ({_reason(error)}); give arrays of the file's shapes and types.") from error
+        return results
+
+
+def open_session(path: Path, *, threads: int, values: bool = False) -> OnnxRunner:
+    """Open a file with this many threads; `values` also exposes the codes of every quantized value.
+
+    Threads sleep while they wait, since spinning ones take time from each other on a busy machine.
+    Raises: MissingRuntime without onnxruntime; FileError for a file that is missing, damaged or no ONNX; ConfigError
+    for fewer than one thread.
+    """
+    if threads < 1:
+        raise ConfigError("threads", threads, "at least 1")
+    data = read(Path(path))
+    exposed: dict[str, str] = {}
+    if values:
+        data, exposed = _expose(Path(path), data)
+    return OnnxRunner(start_session(Path(path), data, threads=threads), exposed)
+
+
+def start_session(path: Path, data: bytes, *, threads: int, optimized: Path | None = None) -> Any:
+    """An InferenceSession on the CPU; writes the optimized graph to `optimized` where that is given."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingRuntime("onnxruntime", "running ONNX files", "pip install onnxruntime") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    try:
+        return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    except _runtime_errors() as error:
+        raise FileError(path, f"is not an ONNX file that ONNX Runtime can run ({_reason(error)})", "export it again") from error
+
+
+def read(path: Path) -> bytes:
+    """The bytes of a file. Raises FileError when it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise FileError(path, f"cannot be read ({error.strerror})", "name an existing ONNX file") from error
+
+
+def parse(path: Path, data: bytes) -> Any:
+    """The ModelProto. Raises MissingRuntime without onnx; FileError for bytes that are none."""
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise MissingRuntime("onnx", "reading ONNX files", "pip install onnx") from error
+    try:
+        model = onnx.load_from_string(data)
+    except DecodeError as error:
+        raise FileError(path, "is no ONNX file, or was cut off", "export it again") from error
+    if not model.graph.node and not model.graph.output:
+        raise FileError(path, "holds no network", "export it again")
+    return model
+
+
+def _expose(path: Path, data: bytes) -> tuple[bytes, dict[str, str]]:
+    """A copy of the file whose code tensors are outputs, and value name -> code tensor.
+
+    ONNX Runtime fuses the same kernels as without: what leaves a fused kernel is the code tensor itself.
+    """
+    from onnx import helper
+
+    model = parse(path, data)
+    exposed: dict[str, str] = {}
+    zeros = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "QuantizeLinear" and node.output[0].endswith(CODES):
+            name = node.output[0]
+            exposed[name.removesuffix(CODES)] = name
+            model.graph.output.append(helper.make_tensor_value_info(name, zeros[node.input[2]], None))
+    copy: bytes = model.SerializeToString()
+    return copy, exposed
+
+
+def _runtime_errors() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises: classes of its C++ module, all derived from Exception alone."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    named = [getattr(state, name) for name in dir(state)]
+    raised = tuple(cls for cls in named if isinstance(cls, type) and issubclass(cls, Exception))
+    return (*raised, RuntimeError, ValueError)
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__).removeprefix("[ONNXRuntimeError] : ").rstrip(".")
