@@ -52,6 +52,9 @@ class Batches:
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
                 sample = int((~torch.isfinite(tensor)).flatten(1).any(1).nonzero()[0]) if tensor.dim() > 1 else 0
                 raise DataError(f"{where} holds NaN or infinite values (first in sample {sample}); clean the data.")
+        if target is not None and target.is_floating_point() and not bool(torch.isfinite(target).all()):
+            raise DataError(f"{where} holds NaN or infinite targets; clean the data.")
+        for tensor in inputs:
             if target is not None and tensor.shape[:1] != target.shape[:1]:
                 raise DataError(f"{where} has {tensor.shape[0]} inputs and {target.shape[0]} targets; give one target per input.")
         return batch
@@ -108,7 +111,12 @@ def _is_array(value: object) -> bool:
 
 def _tensor(value: Any) -> Tensor:
     """A tensor; float64 arrays become float32, the type networks are trained in."""
-    tensor = torch.as_tensor(value)
+    if isinstance(value, np.ndarray) and (not value.flags.writeable or any(stride < 0 for stride in value.strides)):
+        value = value.copy()  # torch has no tensors over such memory
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"an array of {value.dtype} cannot become a tensor; convert it to numbers in this machine's byte order.") from error
     return tensor.float() if tensor.dtype == torch.float64 else tensor
 
 

@@ -6,11 +6,18 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
 from gossamer.errors import FileError
+
+_HEADER = "gossamer"  # the metadata key of our safetensors files
 
 
 def write_with(path: Path, write: Callable[[Path], None]) -> None:
@@ -31,8 +38,8 @@ def write_with(path: Path, write: Callable[[Path], None]) -> None:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or str(error)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
         raise FileError(path, f"cannot be written ({reason})", "choose a folder that is writable and has space") from error
     finally:
         if temporary is not None:
@@ -71,5 +78,33 @@ def read_json(path: Path, what: str) -> Any:
         return json.loads(Path(path).read_text())
     except OSError as error:
         raise FileError(path, f"cannot be read ({error.strerror})", f"name an existing {what}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FileError(path, f"is not a {what} (no valid JSON: {error})", "it was cut off or is another file; write it anew") from error
+
+
+def write_tensors(path: Path, header: object, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors and a JSON header to one safetensors file, atomically. Tensors may share memory; each is written whole."""
+    copies = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    shared = Counter(tensor.untyped_storage().data_ptr() for tensor in copies.values())
+    copies = {name: tensor.clone() if shared[tensor.untyped_storage().data_ptr()] > 1 else tensor for name, tensor in copies.items()}
+    write_with(Path(path), lambda temporary: save_file(copies, temporary, metadata={_HEADER: json.dumps(header)}))
+
+
+def read_tensors(path: Path, what: str) -> tuple[Any, dict[str, Tensor]]:
+    """The header and the tensors of a file from `write_tensors`. Nothing in the file is executed.
+
+    Raises: FileError when the file is missing, truncated, or not a `what`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileError(path, "does not exist", f"name an existing {what}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(_HEADER)
+            if text is None:
+                raise FileError(path, f"is a safetensors file, but no {what}", f"name a {what} that gossamer wrote")
+            return json.loads(text), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
+    except OSError as error:
+        raise FileError(path, f"cannot be read ({error.strerror or error})", f"name a {what} that can be read") from error
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise FileError(path, f"is truncated or no {what} ({error})", "it was cut off or is another file; write it anew") from error

@@ -24,12 +24,12 @@ class IntFormat:
     @property
     def lo(self) -> int:
         """Lowest code."""
-        return -(2 ** (self.bits - 1)) + self.narrow if self.signed else 0
+        return -(1 << (self.bits - 1)) + self.narrow if self.signed else 0
 
     @property
     def hi(self) -> int:
         """Highest code."""
-        return 2 ** (self.bits - self.signed) - 1
+        return (1 << (self.bits - self.signed)) - 1
 
     @property
     def name(self) -> str:

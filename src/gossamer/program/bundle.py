@@ -6,23 +6,18 @@ Ops are named, looked up in the op table when the program runs, and refused when
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gossamer.errors import FileError, GossamerError
-from gossamer.files import write_with
+from gossamer.files import read_tensors, write_tensors
 from gossamer.numerics.affine import Quantizer
 from gossamer.program.graph import Graph
 from gossamer.program.program import InputSpec, Program
 
 FORMAT = 1
-_KEY = "gossamer"
 
 
 def save(program: Program, path: str | Path) -> Path:
@@ -36,7 +31,7 @@ def save(program: Program, path: str | Path) -> Path:
             tied[name] = first[id(tensor)]
         else:
             first[id(tensor)] = name
-            tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            tensors[name] = tensor
     header = {
         "format": FORMAT,
         "graph": program.graph.to_json(),
@@ -48,7 +43,7 @@ def save(program: Program, path: str | Path) -> Path:
         "parameters": {name: tensor.requires_grad for name, tensor in program.state.items() if isinstance(tensor, nn.Parameter)},
         "tied": tied,
     }
-    write_with(path, lambda temporary: save_file(tensors, temporary, metadata={_KEY: json.dumps(header)}))
+    write_tensors(path, header, tensors)
     return path
 
 
@@ -58,7 +53,7 @@ def load(path: str | Path) -> Program:
     Raises: FileError when the file is missing, truncated, foreign, or asks for an op that is not a pure tensor op.
     """
     path = Path(path)
-    header, tensors = _read(path)
+    header, tensors = read_tensors(path, "program")
     try:
         if header["format"] != FORMAT:
             raise FileError(path, f"has format {header['format']}, this version reads {FORMAT}", "load it with the version that wrote it")
@@ -74,24 +69,9 @@ def load(path: str | Path) -> Program:
         _ = program.steps  # looks every op up now, so that a bad one is found while loading
     except FileError:
         raise
-    except (GossamerError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (GossamerError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         raise FileError(path, f"is damaged or hostile ({error})", "save the program again") from error
     return program
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if not path.is_file():
-        raise FileError(path, "does not exist", "name a file written by gossamer.save")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            header = json.loads(metadata[_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no iterator)
-    except (SafetensorError, ValueError) as error:
-        raise FileError(path, f"is truncated or no program of ours ({error})", "save the program again") from error
-    except KeyError as error:
-        raise FileError(path, "is a safetensors file, but holds no program", "use a file written by gossamer.save") from error
-    return header, tensors
 
 
 def _dtype(name: str) -> torch.dtype:

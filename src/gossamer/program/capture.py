@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import operator
+import re
+import sysconfig
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,17 +15,23 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves, tree_map
 
 from gossamer.errors import CaptureError, ParityError
 from gossamer.program.graph import Arg, Graph, Node, Ref
-from gossamer.program.normal_form import normalize
+from gossamer.program.normal_form import normalize, written_values
 from gossamer.program.ops.table import SCALAR_FUNCTIONS
 from gossamer.program.program import InputSpec, Program
 
 Adapter = Callable[[Any], Tensor] | str | int
 _TORCH_FOLDER = str(Path(torch.__file__).parent)
 _OWN_FOLDER = str(Path(__file__).parents[1])
+_STANDARD_FOLDER = sysconfig.get_paths()["stdlib"]
 _SCALAR_NAMES = {function: name for name, function in SCALAR_FUNCTIONS.items()}
+_COMPARISONS = (operator.ge, operator.gt, operator.le, operator.lt, operator.eq, operator.ne)
+_TOLERANCE = 1e-5  # relative
+_MANY = 2**20  # no code means a batch limit as large as this
 
 
 def capture(
@@ -43,32 +52,44 @@ def capture(
     Raises: CaptureError when torch.export refuses the model (with its reason and the line), when the output is no
     tensor, or a weight is not finite; ParityError when the program computes something else than the model.
     """
-    args, kwargs = _split_example(example_inputs)
+    wrapper, args = _adapt(model, example_inputs, output)
     _check_finite(model)
     was_training = [module for module in model.modules() if module.training]
-    wrapper = _Adapted(model, output).eval()
+    buffers = {buffer: buffer.clone() for buffer in model.buffers()}
+    wrapper.eval()
     try:
         with torch.no_grad():
-            expected = _run_eager(wrapper, args, kwargs)
-            exported = _export(wrapper, args, kwargs, dynamic_batch)
+            expected = _run_eager(wrapper, args)
+            exported = _export(wrapper, args, dynamic_batch)
+            program = _to_program(exported, wrapper.input_names, dynamic_batch)
+            _check_parity(program, wrapper, args, expected)
+            if dynamic_batch:
+                _check_batch_of_one(program, wrapper, args)
     finally:
         for module in was_training:
             module.training = True
-    program = _to_program(exported, _argument_names(model), dynamic_batch)
-    _check_parity(program, args, kwargs, expected)
+        with torch.no_grad():
+            for buffer, before in buffers.items():
+                if not torch.equal(buffer, before):
+                    buffer.copy_(before)
     return program
 
 
 class _Adapted(nn.Module):
-    """The user's model with its output reduced to one tensor."""
+    """The user's model with positional arguments only, and its output reduced to one tensor.
 
-    def __init__(self, model: nn.Module, output: Adapter | None) -> None:
+    `keywords` are the names that the last arguments are passed on by.
+    """
+
+    def __init__(self, model: nn.Module, keywords: tuple[str, ...], output: Adapter | None) -> None:
         super().__init__()
         self.model = model
+        self.keywords = keywords
         self.output = output
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        result = self.model(*args, **kwargs)
+    def forward(self, *args: Any) -> Any:
+        first = len(args) - len(self.keywords)
+        result = self.model(*args[:first], **dict(zip(self.keywords, args[first:], strict=True)))
         match self.output:
             case None:
                 return result
@@ -77,32 +98,52 @@ class _Adapted(nn.Module):
             case _:
                 return self.output(result)
 
+    @property
+    def input_names(self) -> dict[str, str]:
+        """Names that export gives to the wrapper's arguments -> names in the user's forward."""
+        if self.keywords:
+            return {f"args_{position}": name for position, name in enumerate(self.keywords)}
+        parameters = inspect.signature(self.model.forward).parameters.values()
+        positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        return {f"args_{position}": name for position, name in enumerate(positional)}
 
-def _split_example(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments; a batch of one is doubled, since export takes 1 for a constant."""
+
+def _adapt(model: nn.Module, example: Any, output: Adapter | None) -> tuple[_Adapted, tuple[Any, ...]]:
+    """The wrapper and its arguments; a batch of one is doubled, since export takes 1 for a constant."""
 
     def widen(value: Any) -> Any:
         if isinstance(value, Tensor) and value.dim() and value.shape[0] == 1:
             return torch.cat([value, value])
         return value
 
+    keywords: tuple[str, ...] = ()
     if isinstance(example, Tensor):
-        return (widen(example),), {}
-    if isinstance(example, Mapping):
-        return (), {key: widen(value) for key, value in example.items()}
-    return tuple(widen(value) for value in example), {}
+        args: tuple[Any, ...] = (example,)
+    elif isinstance(example, Mapping):
+        keywords, args = tuple(example), tuple(example.values())
+    else:
+        args = tuple(example)
+    return _Adapted(model, keywords, output), tuple(tree_map(widen, value) for value in args)
+
+
+def _fresh(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Copies, so that a forward that writes into its input does not reach the caller's tensors."""
+    copied: tuple[Any, ...] = tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, args)
+    return copied
 
 
 def _check_finite(model: nn.Module) -> None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if is_lazy(tensor):
+            raise CaptureError(f"the weight {name!r} has no shape yet", way_out="run the model once on real data before")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             count = int((~torch.isfinite(tensor)).sum())
             raise CaptureError(f"the weight {name!r} holds {count} NaN or infinite values", way_out="load weights that are finite")
 
 
-def _run_eager(wrapper: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def _run_eager(wrapper: nn.Module, args: tuple[Any, ...]) -> Tensor:
     try:
-        result = wrapper(*args, **kwargs)
+        result = wrapper(*_fresh(args))
     except Exception as error:
         reason = f"it fails on the example inputs ({type(error).__name__}: {_first_line(error)})"
         raise CaptureError(reason, line=_user_line(error), way_out="pass example_inputs of the shape and type it takes") from error
@@ -115,16 +156,23 @@ def _run_eager(wrapper: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     return result
 
 
-def _export(wrapper: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_batch: bool) -> ExportedProgram:
-    shapes = ShapesCollection()
-    for value in (*args, *kwargs.values()):
+def _export(wrapper: nn.Module, args: tuple[Any, ...], dynamic_batch: bool) -> ExportedProgram:
+    args = _fresh(args)
+    shapes = ShapesCollection()  # type: ignore[no-untyped-call]
+    for value in tree_leaves(args):
         if dynamic_batch and isinstance(value, Tensor) and value.dim():
             shapes[value] = {0: Dim.DYNAMIC}
     try:
-        return torch.export.export(wrapper, args, kwargs, dynamic_shapes=shapes if len(shapes) else None, strict=False)
+        exported = torch.export.export(
+            wrapper,
+            args,
+            dynamic_shapes=shapes if len(shapes) else None,  # type: ignore[arg-type]
+            strict=False,
+        )
     except Exception as error:
         if dynamic_batch and ("constraint" in str(error).lower() or "specialized" in str(error).lower()):
-            reason = f"its code fixes the batch size ({_first_line(error)})"
+            fixed = re.search(r"constant \((\d+)\)", str(error))
+            reason = f"its code fixes the batch size to {fixed[1]}" if fixed else f"its code fixes the batch size ({_first_line(error)})"
             raise CaptureError(
                 reason, line=_user_line(error), way_out="compute sizes from x.shape[0], or pass dynamic_batch=False"
             ) from error
@@ -132,6 +180,11 @@ def _export(wrapper: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], d
         raise CaptureError(
             reason, line=_user_line(error), way_out="write that line with tensor operations whose control flow does not depend on values"
         ) from error
+    for limits in exported.range_constraints.values():
+        if limits.lower > 2 or limits.upper < _MANY:
+            reason = f"its code takes another path for batches outside [{limits.lower}, {limits.upper}]"
+            raise CaptureError(reason, way_out="let the code not depend on x.shape[0], or pass dynamic_batch=False")
+    return exported
 
 
 def _first_line(error: BaseException) -> str:
@@ -140,10 +193,12 @@ def _first_line(error: BaseException) -> str:
 
 
 def _user_line(error: BaseException) -> str:
-    """The innermost line of the traceback that is neither torch's nor ours."""
+    """The innermost line of the traceback that is neither torch's, nor Python's, nor ours."""
     found = ""
     for frame in traceback.extract_tb(error.__traceback__):
-        if not frame.filename.startswith((_TORCH_FOLDER, _OWN_FOLDER, "<")):
+        foreign = frame.filename.startswith((_TORCH_FOLDER, _OWN_FOLDER, "<"))
+        standard = frame.filename.startswith(_STANDARD_FOLDER) and "-packages" not in frame.filename
+        if not foreign and not standard:
             found = f"{frame.filename}:{frame.lineno} ({frame.line})"
     return found
 
@@ -154,28 +209,34 @@ def _to_program(exported: ExportedProgram, argument_names: Mapping[str, str], dy
         spec.arg.name: spec.target for spec in signature.input_specs if spec.kind is not InputKind.USER_INPUT and spec.target is not None
     }
     constants = [spec.arg.name for spec in signature.input_specs if isinstance(spec.arg, ConstantArgument)]
-    mutated = [spec.target for spec in signature.output_specs if spec.kind is not OutputKind.USER_OUTPUT]
-    if mutated:
-        raise CaptureError(f"its forward writes to {mutated[0]!r} while evaluating", way_out="write to buffers only while training")
+    mutated = {spec.target: "" for spec in signature.output_specs if spec.kind is not OutputKind.USER_OUTPUT and spec.target}
     names = _value_names(exported.graph, source, argument_names)
     nodes = tuple(_to_node(node, names) for node in exported.graph.nodes if node.op == "call_function")
     inputs = _input_specs(exported.graph, set(source) | set(constants), names, dynamic_batch)
     (result,) = exported.graph.output_node().args
     outputs = tuple(names[node.name] for node in result)  # type: ignore[union-attr]
-    state = {_strip(name): tensor for name, tensor in {**exported.state_dict, **exported.constants}.items() if isinstance(tensor, Tensor)}
-    graph = normalize(Graph(tuple(spec.name for spec in inputs), nodes, outputs))
-    return Program(graph, inputs, state)
+    raw = Graph(tuple(spec.name for spec in inputs), nodes, outputs)
+    mutated |= {name: line for name, line in written_values(raw).items() if name in raw.state_names}
+    for name, line in mutated.items():
+        raise CaptureError(
+            f"its forward writes to {_strip(name)!r} while evaluating", line=line, way_out="write to buffers only while training"
+        )
+    graph = normalize(raw)
+    return Program(graph, inputs, _own_state(exported, graph.state_names))
+
+
+def _own_state(exported: ExportedProgram, wanted: Sequence[str]) -> dict[str, Tensor]:
+    """Copies of the parameters, buffers and constants, since export shares them with the user's model; tied ones stay tied."""
+    found = {_strip(name): tensor for name, tensor in {**exported.state_dict, **exported.constants}.items()}
+    copies: dict[int, Tensor] = {}
+    for tensor in (found[name] for name in wanted):
+        copy = tensor.detach().clone()
+        copies.setdefault(id(tensor), nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy)
+    return {name: copies[id(found[name])] for name in wanted}
 
 
 def _strip(name: str) -> str:
     return name.removeprefix("model.")
-
-
-def _argument_names(model: nn.Module) -> dict[str, str]:
-    """Names that export gives to positional arguments of the wrapper -> names in the user's forward."""
-    parameters = inspect.signature(model.forward).parameters.values()
-    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return {f"args_{position}": name for position, name in enumerate(positional)}
 
 
 def _value_names(graph: fx.Graph, source: Mapping[str, str], argument_names: Mapping[str, str]) -> dict[str, str]:
@@ -216,13 +277,14 @@ def _to_node(node: fx.Node, names: Mapping[str, str]) -> Node:
         return arg
 
     stack = list((node.meta.get("nn_module_stack") or {}).values())
+    source = _source_line(node.meta.get("stack_trace") or "")
     return Node(
         name=names[node.name],
-        op=_op_name(node.target),
+        op=_op_name(node.target, source),
         args=convert(node.args),
         kwargs=tuple((key, convert(value)) for key, value in node.kwargs.items()),
         module=_module_path(stack[-1][0]) if stack else "",
-        source=_source_line(node.meta.get("stack_trace") or ""),
+        source=source,
     )
 
 
@@ -231,13 +293,19 @@ def _module_path(path: str) -> str:
     return path.split("L['self']")[-1].lstrip(".").removeprefix("model").lstrip(".")
 
 
-def _op_name(target: Any) -> str:
+def _op_name(target: Any, line: str) -> str:
     if isinstance(target, torch._ops.OpOverload):
         return str(target)
     if target in _SCALAR_NAMES:
         return _SCALAR_NAMES[target]
+    if target in _COMPARISONS:
+        raise CaptureError(
+            "the shape of a result depends on values",
+            line=line,
+            way_out="use operations whose result has a known shape, such as torch.where",
+        )
     name = getattr(target, "__name__", str(target))
-    raise CaptureError(f"its graph calls {name!r}, which is no tensor operation", way_out="move that call out of forward")
+    raise CaptureError(f"its graph calls {name!r}, which is no tensor operation", line=line, way_out="move that call out of forward")
 
 
 def _source_line(stack_trace: str) -> str:
@@ -250,13 +318,34 @@ def _source_line(stack_trace: str) -> str:
     return f"{Path(path).name}:{rest.split('line ')[1].split(',')[0]}"
 
 
-def _check_parity(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any], expected: Tensor) -> None:
-    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-    with torch.no_grad():
-        got = program(*tensors[: len(program.inputs)])
-    error = relative_error(got, expected)
-    if not error <= 1e-5:
-        raise ParityError("outputs of the captured program and of the model", error, 1e-5)
+def _check_parity(program: Program, wrapper: nn.Module, args: tuple[Any, ...], expected: Tensor) -> None:
+    error = relative_error(_run_program(program, args), expected)
+    if not error <= _TOLERANCE:
+        if not relative_error(_run_eager(wrapper, args), expected) <= _TOLERANCE:
+            raise CaptureError(
+                "it gives another output for the same input each time",
+                way_out="let randomness such as dropout depend on self.training, and keep no state between calls",
+            )
+        raise ParityError("outputs of the captured program and of the model", error, _TOLERANCE)
+
+
+def _check_batch_of_one(program: Program, wrapper: nn.Module, args: tuple[Any, ...]) -> None:
+    """Export takes the batch to be 2 or more: a branch for a single sample would go unseen."""
+    one = tree_map(lambda value: value[:1] if isinstance(value, Tensor) and value.dim() else value, args)
+    try:
+        expected = _run_eager(wrapper, one)
+    except CaptureError:
+        return  # the model itself cannot run a single sample
+    if not relative_error(_run_program(program, one), expected) <= _TOLERANCE:
+        raise CaptureError(
+            "its code treats a single sample differently", way_out="let the code not depend on x.shape[0], or pass dynamic_batch=False"
+        )
+
+
+def _run_program(program: Program, args: tuple[Any, ...]) -> Tensor:
+    tensors = [value for value in tree_leaves(_fresh(args)) if isinstance(value, Tensor)]
+    result: Tensor = program(*tensors)
+    return result
 
 
 def relative_error(got: Tensor, expected: Tensor) -> float:

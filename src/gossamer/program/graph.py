@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gossamer.errors import FileError
+from gossamer.errors import ConfigError, FileError
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,19 @@ class Graph:
         made = {*self.inputs, *(node.name for node in self.nodes)}
         used = [name for node in self.nodes for name in node.uses] + list(self.outputs)
         return tuple(dict.fromkeys(name for name in used if name not in made))
+
+    def check_order(self) -> None:
+        """Raise ConfigError unless every name is made once, and every node's result is made before it is read."""
+        made = set(self.inputs)
+        later = {node.name for node in self.nodes}
+        if len(made) != len(self.inputs) or len(later) != len(self.nodes) or made & later:
+            names = [*self.inputs, *(node.name for node in self.nodes)]
+            raise ConfigError("graph", next(name for name in names if names.count(name) > 1), "free of values that are made twice")
+        for node in self.nodes:
+            for name in node.uses:
+                if name in later:
+                    raise ConfigError("graph", name, f"in order, but {node.name!r} reads this value before it is made")
+            later.discard(node.name)
 
     def sole_user(self, name: str) -> Node | None:
         """The only node that reads `name`, or None when there are several or it is an output."""

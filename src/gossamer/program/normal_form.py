@@ -54,6 +54,19 @@ def functional(graph: Graph) -> Graph:
     return Graph(graph.inputs, tuple(nodes), outputs)
 
 
+def written_values(graph: Graph) -> dict[str, str]:
+    """Inputs, parameters and buffers that in-place ops write to, directly or through a view -> line of the first write."""
+    viewed = _bases_of_views(graph)
+    made = {node.name for node in graph.nodes}
+    written: dict[str, str] = {}
+    for node in graph.nodes:
+        if _functional_twin(node.op) is not None and isinstance(node.args[0], Ref):
+            for name in {node.args[0].name} | viewed.get(node.args[0].name, set()):
+                if name not in made:
+                    written.setdefault(name, node.source)
+    return written
+
+
 def _as_functional(node: Node, twin: str) -> Node:
     if node.op == "aten.copy_.default":  # x.copy_(y) is y, broadcast to x
         return replace(node, op="aten.expand_as.default", args=(node.args[1], node.args[0]), kwargs=())

@@ -72,6 +72,7 @@ class Program(nn.Module):
         target: str = "",
     ) -> None:
         super().__init__()
+        graph.check_order()
         self.graph = graph
         self.inputs = tuple(inputs)
         self.quantizers = dict(quantizers or {})
@@ -85,10 +86,13 @@ class Program(nn.Module):
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
         """Run the network. Inputs go by position or by name. Raises DataError for a wrong shape or dtype."""
-        return self.run(*inputs, **named)
+        return self._run(inputs, named, None)
 
     def run(self, *inputs: Tensor, observe: Mapping[str, Observe] | Observe | None = None, **named: Tensor) -> Any:
         """Run the network; `observe(name, value)` sees the inputs and every node's result and may replace it."""
+        return self._run(inputs, named, observe)
+
+    def _run(self, inputs: tuple[Tensor, ...], named: Mapping[str, Tensor], observe: Mapping[str, Observe] | Observe | None) -> Any:
         values = self._environment(self._match(inputs, named))
         watch = self._watchers(observe)
         for spec in self.inputs:
@@ -133,7 +137,7 @@ class Program(nn.Module):
         hashed = hashlib.sha256()
         for name, tensor in sorted(self.state.items()):
             hashed.update(name.encode())
-            hashed.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            hashed.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return hashed.hexdigest()
 
     def example_inputs(self, batch: int = 2, seed: int = 0) -> tuple[Tensor, ...]:
@@ -143,8 +147,9 @@ class Program(nn.Module):
 
     def copy(self) -> Program:
         """An independent copy: weights, mode and device are kept, hooks are not."""
-        fresh = self.with_graph(self.graph, {name: tensor.detach().clone() for name, tensor in self.state.items()})
-        return fresh.train(self.training)
+        state = self.state
+        copies = {id(tensor): tensor.detach().clone() for tensor in state.values()}
+        return self.with_graph(self.graph, {name: copies[id(tensor)] for name, tensor in state.items()})
 
     def with_graph(
         self,
@@ -224,17 +229,18 @@ class Program(nn.Module):
 
 
 def _attach(root: nn.Module, name: str, tensor: Tensor) -> None:
-    """Register a parameter or buffer under a dotted name, with plain modules on the way."""
+    """Register a parameter or buffer under a dotted name, with plain modules on the way.
+
+    Written into the tables of nn.Module, whose methods refuse names such as "graph" or "state" that Program uses itself.
+    """
     *path, leaf = name.split(".")
     module = root
     for part in path:
-        if part not in module._modules:
-            module.add_module(part, nn.Module())
-        module = module.get_submodule(part)
+        module = module._modules.setdefault(part, nn.Module())  # type: ignore[assignment]
     if isinstance(tensor, nn.Parameter):
-        module.register_parameter(leaf, tensor)
+        module._parameters[leaf] = tensor
     else:
-        module.register_buffer(leaf, tensor)
+        module._buffers[leaf] = tensor
 
 
 def _lookup(root: nn.Module, name: str) -> Tensor:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
+from gossamer.errors import UnsupportedOp
 from gossamer.program.execute import DEVICE, TRAINING, run_steps
 
 if TYPE_CHECKING:
@@ -39,7 +40,10 @@ Meta = TensorMeta | tuple[Any, ...] | int | float | bool | None
 
 
 def infer_shapes(program: Program, batch: int = 1) -> Mapping[str, Meta]:
-    """Meta of every input, state tensor and node result at a batch size. Results that are numbers stay numbers."""
+    """Meta of every input, state tensor and node result at a batch size. Results that are numbers stay numbers.
+
+    Raises: UnsupportedOp for an op whose result's size, or number, depends on values.
+    """
     metas: dict[str, Meta] = {}
     with FakeTensorMode() as mode, torch.no_grad():
         values: dict[str, Any] = {name: mode.from_tensor(tensor) for name, tensor in program.state.items()}
@@ -54,7 +58,13 @@ def infer_shapes(program: Program, batch: int = 1) -> Mapping[str, Meta]:
             keep.append(value)
             metas[name] = _meta(value)
 
-        run_steps(program.steps, values, note)
+        try:
+            run_steps(program.steps, values, note)
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            at = next((node.source or node.name for node in program.graph.nodes if node.op == str(error.func)), "")
+            raise UnsupportedOp(
+                str(error.func), at, needed="shape", way_out="its result's size depends on values; use operations with known shapes"
+            ) from error
     return metas
 
 
