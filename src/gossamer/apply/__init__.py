@@ -1,0 +1,1 @@
+"""The only place that changes a network: takes a program and a plan, returns a changed copy, proven."""

@@ -1,0 +1,121 @@
+"""Rewriting the sizes that a graph holds as literals, from what stays of each value."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from gossamer.coupling import Analysis
+from gossamer.coupling.kept import axis_keeps, kept_shape
+from gossamer.program.graph import Arg, Node, Ref
+from gossamer.program.ops import bind, op_of, with_arguments
+from gossamer.program.ops.kinds import Convolution
+
+
+def resize(node: Node, analysis: Analysis, table: np.ndarray) -> Node:
+    """The same node with its literal sizes as they are after the removal."""
+    rule = _RULES.get(node.op)
+    if rule is None and isinstance(op_of(node).kind, Convolution):
+        rule = _convolution
+    return node if rule is None else rule(node, analysis, table)
+
+
+def _labels(analysis: Analysis, name: str) -> Any:
+    return analysis.values[name]
+
+
+def _output_sizes(argument: str) -> Callable[[Node, Analysis, np.ndarray], Node]:
+    def rule(node: Node, analysis: Analysis, table: np.ndarray) -> Node:
+        labels = _labels(analysis, node.name)
+        sizes = bind(node)[argument]
+        kept = kept_shape(labels, table)
+        if kept == tuple(labels.shape):
+            return node
+        offset = labels.dim() - len(sizes)
+        fresh = tuple(
+            kept[axis + offset] if isinstance(size, int) and size >= 0 and kept[axis + offset] != labels.shape[axis + offset] else size
+            for axis, size in enumerate(sizes)
+        )
+        return with_arguments(node, **{argument: fresh})
+
+    return rule
+
+
+def _unflatten(node: Node, analysis: Analysis, table: np.ndarray) -> Node:
+    bound = bind(node)
+    labels = _labels(analysis, node.name)
+    first = bound["dim"] % (labels.dim() - len(bound["sizes"]) + 1)
+    kept = kept_shape(labels, table)[first : first + len(bound["sizes"])]
+    return with_arguments(node, sizes=tuple(size if size == -1 else new for size, new in zip(bound["sizes"], kept, strict=True)))
+
+
+def _split(node: Node, analysis: Analysis, table: np.ndarray) -> Node:
+    """Any way of splitting becomes one with explicit sizes when its axis shrinks."""
+    bound = bind(node)
+    parts: tuple[Tensor, ...] = _labels(analysis, node.name)
+    source = bound["self"].name
+    axis = bound["dim"] % parts[0].dim()
+    sizes = tuple(kept_shape(part, table)[axis] for part in parts)
+    if sizes == tuple(part.shape[axis] for part in parts):
+        return node
+    return replace(node, op="aten.split_with_sizes.default", args=(Ref(source), sizes, axis), kwargs=())
+
+
+def _slice(node: Node, analysis: Analysis, table: np.ndarray) -> Node:
+    bound = bind(node)
+    labels = _source_labels(analysis, bound["self"])
+    axis = bound["dim"] % labels.dim()
+    vector = axis_keeps(labels, table).get(axis)
+    if vector is None:
+        return node
+
+    def moved(position: Arg, default: int) -> Arg:
+        if isinstance(position, Ref):
+            return position
+        absolute = range(len(vector) + 1)[slice(position, None)].start if position is not None else default
+        return int(vector[: min(absolute, len(vector))].sum())
+
+    return with_arguments(node, start=moved(bound["start"], 0), end=moved(bound["end"], len(vector)))
+
+
+def _narrow(node: Node, analysis: Analysis, table: np.ndarray) -> Node:
+    bound = bind(node)
+    labels = _source_labels(analysis, bound["self"])
+    vector = axis_keeps(labels, table).get(bound["dim"] % labels.dim())
+    if vector is None:
+        return node
+    start, length = bound["start"], bound["length"]
+    return with_arguments(node, start=int(vector[:start].sum()), length=int(vector[start : start + length].sum()))
+
+
+def _source_labels(analysis: Analysis, ref: Ref) -> Tensor:
+    found = analysis.values.get(ref.name)
+    return found if isinstance(found, Tensor) else analysis.factors[ref.name][0]
+
+
+def _convolution(node: Node, analysis: Analysis, table: np.ndarray) -> Node:
+    """A depthwise convolution has as many groups as channels."""
+    bound = bind(node)
+    labels = _labels(analysis, bound["input"].name)
+    channels = labels.shape[1]
+    if bound["groups"] == 1 or bound["groups"] != channels:
+        return node
+    kept = kept_shape(labels, table)[1]
+    return node if kept == channels else with_arguments(node, groups=kept)
+
+
+_RULES: Mapping[str, Callable[[Node, Analysis, np.ndarray], Node]] = {
+    "aten.reshape.default": _output_sizes("shape"),
+    "aten.view.default": _output_sizes("size"),
+    "aten.expand.default": _output_sizes("size"),
+    "aten.unflatten.int": _unflatten,
+    "aten.split.Tensor": _split,
+    "aten.split_with_sizes.default": _split,
+    "aten.chunk.default": _split,
+    "aten.slice.Tensor": _slice,
+    "aten.narrow.default": _narrow,
+}

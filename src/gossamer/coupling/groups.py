@@ -1,0 +1,62 @@
+"""Groups: the units that can be removed, sorted by the axis they come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gossamer.coupling.atoms import Atoms
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Units that may be removed one by one. A unit is a class of atoms, named by its representative.
+
+    name    the layer whose output positions it starts with
+    owners  all layers whose output positions are in it
+    units   representatives, (size,), in order of position in the first owner
+    fixed   (size,) True for units that must stay
+    reason  why the fixed ones must stay, or ""
+    """
+
+    name: str
+    owners: tuple[str, ...]
+    units: np.ndarray
+    fixed: np.ndarray
+    reason: str
+
+    @property
+    def size(self) -> int:
+        """Number of units."""
+        return len(self.units)
+
+    @property
+    def prunable(self) -> bool:
+        """Whether any unit may go."""
+        return not bool(self.fixed.all())
+
+
+def find_groups(atoms: Atoms) -> tuple[Group, ...]:
+    """Units whose atoms are positions of one axis belong to one group; axes that share a unit share a group."""
+    reasons = atoms.frozen()
+    home: dict[int, int] = {}  # unit -> number of the block list that holds it
+    members: dict[int, list[tuple[str, np.ndarray]]] = {}
+    for number, (owner, block) in enumerate(atoms.blocks):
+        roots = atoms.find(block)
+        met = sorted({home[root] for root in roots.tolist() if root in home})
+        merged = [entry for other in met for entry in members.pop(other)]
+        target = met[0] if met else number
+        members[target] = [*merged, (owner, roots)]
+        for _, others in members[target] if len(met) > 1 else [(owner, roots)]:
+            for root in others.tolist():
+                home[root] = target
+    return tuple(_group(entries, reasons) for _, entries in sorted(members.items()))
+
+
+def _group(entries: list[tuple[str, np.ndarray]], reasons: dict[int, str]) -> Group:
+    units = np.array(list(dict.fromkeys(int(root) for _, roots in entries for root in roots)), dtype=np.int64)
+    why = [reasons.get(int(unit), "") for unit in units]
+    owners = tuple(dict.fromkeys(owner for owner, _ in entries))
+    fixed = np.array([bool(reason) for reason in why])
+    return Group(owners[0], owners, units, fixed, next((reason for reason in why if reason), ""))

@@ -1,0 +1,62 @@
+"""Label tensors: for each position of a value the atom it carries. Constant axes have stride 0 and cost nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def empty(shape: Sequence[int]) -> Tensor:
+    """Labels of a value that carries nothing."""
+    return torch.zeros((), dtype=torch.int64).expand(tuple(shape))
+
+
+def tensor(array: np.ndarray) -> Tensor:
+    """A label tensor from an array, copied."""
+    return torch.from_numpy(np.array(array, dtype=np.int64))
+
+
+def along(vector: np.ndarray, shape: Sequence[int], axis: int) -> Tensor:
+    """Labels that vary along one axis only."""
+    view = [1] * len(shape)
+    view[axis] = -1
+    return squash(tensor(vector).reshape(view).expand(tuple(shape)))
+
+
+def varying(labels: Tensor) -> tuple[int, ...]:
+    """Axes along which labels differ (after `squash`)."""
+    return tuple(axis for axis in range(labels.dim()) if labels.shape[axis] > 1 and labels.stride(axis) != 0)
+
+
+def squash(labels: Tensor) -> Tensor:
+    """The same labels with stride 0 on every axis along which they are constant."""
+    shape = labels.shape
+    if 0 in shape:
+        return labels
+    small = labels
+    for axis in range(labels.dim()):
+        if small.shape[axis] == 1:
+            continue
+        first = small.narrow(axis, 0, 1)
+        if small.stride(axis) == 0 or bool((small == first).all()):
+            small = first
+    return small.expand(shape)
+
+
+def essence(labels: Tensor) -> np.ndarray:
+    """The labels with every constant axis cut to length 1, as an array."""
+    small = labels
+    for axis in range(labels.dim()):
+        if labels.shape[axis] > 1 and labels.stride(axis) == 0:
+            small = small.narrow(axis, 0, 1)
+    return small.numpy()
+
+
+def vector(labels: Tensor, axis: int) -> np.ndarray:
+    """The labels along one axis, at position 0 of all others, at full length."""
+    index: list[int | slice] = [0] * labels.dim()
+    index[axis] = slice(None)
+    return labels[tuple(index)].numpy()
