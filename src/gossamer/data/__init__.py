@@ -1,0 +1,1 @@
+"""Ready-made data and models for the command line and the demo."""
