@@ -52,7 +52,7 @@ def infer_shapes(program: Program, batch: int = 1) -> Mapping[str, Meta]:
             values[spec.name] = torch.empty(sizes, dtype=spec.dtype, device=program.device)
         metas |= {name: _meta(value) for name, value in values.items()}
         values |= {TRAINING: False, DEVICE: program.device}
-        keep: list[Any] = []  # storages are told apart by address, so none may be freed meanwhile
+        keep: list[Any] = list(values.values())  # storages are told apart by address, so none may be freed meanwhile
 
         def note(name: str, value: Any) -> None:
             keep.append(value)
