@@ -7,54 +7,8 @@ import pytest
 
 from gossamer.errors import DataError
 from gossamer.plan.budget import Budget
-from gossamer.targets.results import LayerParity, Measurement, Parity, Report, Row, aligned
-
-ORIGINAL = Measurement(
-    accuracy=0.987,
-    accuracy_interval=(0.978, 0.9924),
-    latency_ms=12.5,
-    size_bytes=421_000,
-    macs=3_800_000,
-    params=105_000,
-    peak_memory_bytes=200_704,
-)
-COMPRESSED = Measurement(
-    accuracy=0.985,
-    accuracy_interval=(0.9754, 0.9909),
-    latency_ms=0.5,
-    size_bytes=42_100,
-    macs=1_900_000,
-    params=52_500,
-    peak_memory_bytes=50_176,
-)
-
-
-def a_report(**changes):
-    report = Report(
-        original=ORIGINAL,
-        compressed=COMPRESSED,
-        size_ratio=10.0,
-        speedup=25.0,
-        drop_points=0.2,
-        drop_interval=(-0.31, 0.78),
-        parity=Parity(
-            max_steps=1, values_compared=12345, output_error=2.5e-7, layers=(LayerParity("conv1", 0, 12000), LayerParity("add", 1, 345))
-        ),
-        budget=Budget(max_drop_points=0.5, min_speedup=2.5),
-        budget_met=True,
-        problems=(),
-        target="onnxruntime",
-        threads=1,
-        batch=64,
-        seed=0,
-        seconds=4.2,
-        samples=1000,
-        metric="top1",
-        repeats=100,
-        machine="a machine",
-        versions={"onnxruntime": "1.2.3"},
-    )
-    return replace(report, **changes)
+from gossamer.targets.results import Report, Row, aligned, check_limits
+from reports import a_report
 
 
 def test_report_survives_json():
@@ -81,15 +35,15 @@ def test_from_dict_passes_over_other_parts():
 def test_rows_show_the_figures():
     rows = {row.name: row for row in a_report().rows()}
     assert rows["accuracy"] == Row("accuracy", "98.70 % [97.80, 99.24]", "98.50 % [97.54, 99.09]", "-0.20 points")
-    assert rows["latency_ms"] == Row("latency_ms", "12.50", "0.5000", "25.00x")
+    assert rows["latency_ms"] == Row("latency_ms", "12.50", "1.25", "10.00x")
     assert rows["size_bytes"] == Row("size_bytes", "421,000", "42,100", "10.00x")
     assert rows["macs"].ratio == "2.00x"
     assert rows["params"].ratio == "2.00x"
-    assert rows["drop"] == Row("drop", "", "0.20 points", "[-0.31, 0.78]")
+    assert rows["drop"] == Row("drop", "", "0.20 points [-0.31, 0.78]", "")
 
 
 def test_a_metric_outside_shares_is_shown_as_it_is():
-    report = a_report(original=replace(ORIGINAL, accuracy=-12.5, accuracy_interval=(-13, -12)), metric="minus_error")
+    report = a_report(original=replace(a_report().original, accuracy=-12.5, accuracy_interval=(-13, -12)), metric="minus_error")
     assert report.rows()[0].before == "-12.5 [-13, -12]"
 
 
@@ -110,6 +64,38 @@ def test_problems_fail_the_report_and_are_shown():
     assert not report.passed
     assert a_report().passed
     assert str(report).endswith("The speedup is 2.00, below 2.5.")
+
+
+ONE = a_report()
+
+
+@pytest.mark.parametrize(
+    ("budget", "met"),
+    [
+        (None, []),
+        (Budget(), []),
+        (Budget(max_drop_points=0.2), [True]),
+        (Budget(max_drop_points=0.19), [False]),
+        (Budget(min_speedup=10.0), [True]),
+        (Budget(min_speedup=10.1), [False]),
+        (Budget(min_size_ratio=10.0, max_latency_ms=1.25, max_size_bytes=42_100), [True] * 3),
+        (Budget(min_size_ratio=10.1, max_latency_ms=1.24, max_size_bytes=42_099), [False] * 3),
+        (Budget(macs=0.5, params=0.5), [True, True]),
+        (Budget(macs=0.49, params=0.49), [False, False]),
+    ],
+)
+def test_limits_hold_up_to_equality(budget, met):
+    limits = check_limits(budget, ONE.original, ONE.compressed, ONE.drop_points)
+    assert [limit.met for limit in limits] == met
+
+
+def test_a_missed_limit_says_by_how_much():
+    (limit,) = check_limits(Budget(min_speedup=12), ONE.original, ONE.compressed, 0.2)
+    assert limit.sentence == "The budget is missed: min_speedup is 12, measured 10."
+    assert limit.rule == "at least 12"
+    (limit,) = check_limits(Budget(max_size_bytes=10_000), ONE.original, ONE.compressed, 0.2)
+    assert limit.sentence == "The budget is missed: max_size_bytes is 10,000, measured 42,100."
+    assert limit.rule == "at most 10,000"
 
 
 def test_columns_line_up():

@@ -66,6 +66,46 @@ class Row(NamedTuple):
     ratio: str
 
 
+class Limit(NamedTuple):
+    """One limit of a budget against what was measured."""
+
+    name: str
+    limit: float
+    measured: float
+    met: bool
+
+    @property
+    def rule(self) -> str:
+        """ "at least 2.5" or "at most 0.5"."""
+        return f"{'at least' if self.name.startswith('min_') else 'at most'} {self.limit:,.6g}"
+
+    @property
+    def sentence(self) -> str:
+        """What failed, and by how much."""
+        return f"The budget is missed: {self.name} is {self.limit:,.6g}, measured {self.measured:,.6g}."
+
+
+def check_limits(budget: Budget | None, original: Measurement, compressed: Measurement, drop_points: float) -> tuple[Limit, ...]:
+    """Every limit that the budget sets, in its order; none without a budget. `macs` and `params` are shares that stay."""
+    measured = {
+        "max_drop_points": drop_points,
+        "min_speedup": original.latency_ms / compressed.latency_ms,
+        "min_size_ratio": original.size_bytes / compressed.size_bytes,
+        "max_latency_ms": compressed.latency_ms,
+        "max_size_bytes": float(compressed.size_bytes),
+        "macs": compressed.macs / max(original.macs, 1),
+        "params": compressed.params / max(original.params, 1),
+    }
+    limits = {} if budget is None else budget.to_json()
+    return tuple(Limit(name, limit, measured[name], _holds(name, limit, measured[name])) for name, limit in limits.items())
+
+
+def _holds(name: str, limit: float, value: float) -> bool:
+    """Equality holds, also after rounding in the last bits of a metric's difference."""
+    slack = 1e-9 * max(1.0, abs(limit))
+    return value >= limit - slack if name.startswith("min_") else value <= limit + slack
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """Original against compressed, both measured in one run from their files on the target's runtime.
@@ -105,6 +145,12 @@ class Report:
         """Parity within the target's tolerance, and the budget met."""
         return not self.problems
 
+    @property
+    def percent(self) -> bool:
+        """Whether the metric is a share, which tables show as per cent; another one is shown as it is."""
+        values = (*self.original.accuracy_interval, *self.compressed.accuracy_interval)
+        return min(values) >= 0 and max(values) <= 1
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, as `--json` prints it and report.json holds it."""
         data = asdict(self)
@@ -124,12 +170,16 @@ class Report:
             reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
             raise DataError(f"this is no report of ours ({reason}); write it with result.save.") from error
 
+    def limits(self) -> tuple[Limit, ...]:
+        """The budget's limits against what was measured."""
+        return check_limits(self.budget, self.original, self.compressed, self.drop_points)
+
     def rows(self) -> tuple[Row, ...]:
         """The table: name, before, after, ratio, all as text. Ratios are original / compressed."""
         before, after = self.original, self.compressed
         low, high = self.drop_interval
         return (
-            Row("accuracy", _accuracy(before, self.metric), _accuracy(after, self.metric), f"{-self.drop_points:+.2f} points"),
+            Row("accuracy", _accuracy(before, self.percent), _accuracy(after, self.percent), f"{-self.drop_points:+.2f} points"),
             Row("latency_ms", _milliseconds(before.latency_ms), _milliseconds(after.latency_ms), f"{self.speedup:.2f}x"),
             Row("size_bytes", f"{before.size_bytes:,}", f"{after.size_bytes:,}", f"{self.size_ratio:.2f}x"),
             Row("macs", f"{before.macs:,}", f"{after.macs:,}", _ratio(before.macs, after.macs)),
@@ -140,7 +190,7 @@ class Report:
                 f"{after.peak_memory_bytes:,}",
                 _ratio(before.peak_memory_bytes, after.peak_memory_bytes),
             ),
-            Row("drop", "", f"{self.drop_points:.2f} points", f"[{low:.2f}, {high:.2f}]"),
+            Row("drop", "", f"{self.drop_points:.2f} points [{low:.2f}, {high:.2f}]", ""),
         )
 
     def facts(self) -> tuple[str, ...]:
@@ -171,10 +221,9 @@ def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
-def _accuracy(measured: Measurement, metric: str) -> str:
-    """A share as per cent; a metric outside [0, 1] as it is."""
+def _accuracy(measured: Measurement, percent: bool) -> str:
     values = (measured.accuracy, *measured.accuracy_interval)
-    if min(values) >= 0 and max(values) <= 1:
+    if percent:
         return "{:.2f} % [{:.2f}, {:.2f}]".format(*(100 * value for value in values))
     return "{:.4g} [{:.4g}, {:.4g}]".format(*values)
 

@@ -1,0 +1,103 @@
+"""A report on the console: tables of rich, made from the report document alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from gossamer.report.content import Content
+from gossamer.report.page import candidate_row, layer_rows
+from gossamer.targets.results import Report
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+MOST_LAYERS = 24
+_CANDIDATE_COLUMNS = ("candidate", "removed", "accuracy", "drop", "latency_ms", "speedup", "size_bytes", "size_ratio", "budget met")
+
+
+def console_view(document: Mapping[str, Any]) -> RenderableType:
+    """What `rich.console.Console.print` shows: before and after, budget, candidates, layers, what was left and why.
+
+    Names from the document are printed as they are, never read as markup. Raises: DataError for no report.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    content = Content.from_dict(document)
+    parts: list[RenderableType] = []
+    if content.model or content.statement:
+        parts.append(Text(": ".join(text for text in (content.model, content.statement) if text)))
+    parts.append(result_table(content.report))
+    parts += [Text(fact) for fact in content.report.facts()[:2]]
+    parts += _budget(content.report)
+    parts += _candidates(content)
+    parts += _layers(content)
+    parts += _frozen(content)
+    parts += [Text(problem, style="bold red") for problem in content.report.problems]
+    return Group(*parts)
+
+
+def result_table(report: Report) -> Table:
+    """The table of a report alone, for `gossamer verify`."""
+    return _table(None, ("", "before", "after", "ratio"), report.rows())
+
+
+def _budget(report: Report) -> list[RenderableType]:
+    limits = report.limits()
+    if not limits:
+        return []
+    rows = [(limit.name, limit.rule, f"{limit.measured:,.6g}", _yes(limit.met)) for limit in limits]
+    return [_table("budget", ("limit", "allowed", "measured", "met"), rows)]
+
+
+def _candidates(content: Content) -> list[RenderableType]:
+    if not content.candidates:
+        return []
+    rows = []
+    for candidate in content.candidates:
+        row = candidate_row(candidate, percent=content.report.percent)
+        rows.append((("* " if row.chosen else "  ") + row.name, *row.cells, _yes(row.budget_met)))
+    return [_table("tried (* chosen)", _CANDIDATE_COLUMNS, rows)]
+
+
+def _layers(content: Content) -> list[RenderableType]:
+    from rich.text import Text
+
+    if not content.layers:
+        return []
+    shown = layer_rows(content.layers)[:MOST_LAYERS]
+    parts: list[RenderableType] = [
+        _table("layers", ("layer", "channels kept", "error in dB"), [(row.name, row.channels, row.error) for row in shown])
+    ]
+    if len(content.layers) > MOST_LAYERS:
+        parts.append(Text(f"... and {len(content.layers) - MOST_LAYERS} more layers; report.html shows all."))
+    return parts
+
+
+def _frozen(content: Content) -> list[RenderableType]:
+    if not content.frozen:
+        return []
+    rows = []
+    for item in content.frozen:
+        more = f" and {len(item.where) - 4} more" if len(item.where) > 4 else ""
+        rows.append((item.reason, ", ".join(item.where[:4]) + more))
+    return [_table("left as it was", ("why", "where"), rows, right=False)]
+
+
+def _table(title: str | None, header: Sequence[str], rows: Sequence[Sequence[str]], *, right: bool = True) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=None if title is None else Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for position, name in enumerate(header):
+        table.add_column(Text(name), justify="right" if right and position else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
