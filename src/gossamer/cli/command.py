@@ -1,0 +1,82 @@
+"""What all commands share: options, consoles, and how errors, --json and Ctrl-C end."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, ParamSpec
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from gossamer.errors import GossamerError
+
+P = ParamSpec("P")
+MISSED, FAILED, INTERRUPTED = 1, 2, 130
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Seed of everything random; same seed, same machine, same result.")]
+ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of the runtime when latency is measured.")]
+FolderArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Folder that `gossamer compress -o OUT` wrote.", show_default=False)]
+DATA_HELP = "mnist (5,000 digits of this package), mnist:DIR, images:DIR?size=224, or package.module:loaders."
+MODEL_HELP = "package.module:factory, timm:NAME, torchvision:NAME, or a .gossamer file."
+
+
+def messages() -> Console:
+    """The console for people while something runs: standard error."""
+    return Console(stderr=True)
+
+
+def show(view: Any) -> None:
+    """Print a table or text on standard output; a pipe gets at least 120 columns so that nothing is cut."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=max(120, console.width))
+    console.print(view)
+
+
+def show_json(value: Mapping[str, Any]) -> None:
+    """Print one JSON object on one line on standard output."""
+    sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
+    sys.stdout.flush()
+
+
+def command(function: Callable[P, Callable[[], bool]]) -> Callable[P, None]:
+    """Wrap the body of a command: it works, then returns a function that prints the outcome and says whether all is well.
+
+    While it works, standard output is redirected to standard error, so that whatever the user's own code prints cannot
+    get between the lines of --json. Exit codes: 0 all is well; 1 the budget is missed or verifying failed; 2 an error
+    that the user can mend, told in one sentence; 130 interrupted.
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                report = function(*args, **kwargs)
+            well = report()
+        except GossamerError as error:
+            if kwargs.get("debug"):
+                traceback.print_exc()
+            messages().print(Text(f"Error: {error}", style="red"), soft_wrap=True)
+            raise typer.Exit(FAILED) from error
+        except KeyboardInterrupt as error:
+            messages().print(Text(f"Interrupted. {_resume_hint(kwargs)}", style="yellow"), soft_wrap=True)
+            raise typer.Exit(INTERRUPTED) from error
+        if not well:
+            raise typer.Exit(MISSED)
+
+    return run
+
+
+def _resume_hint(options: Mapping[str, Any]) -> str:
+    if "out" not in options:
+        return "Nothing was changed."
+    return f"Run the same command again: it goes on from what is kept in {options['out']}."

@@ -1,0 +1,125 @@
+"""gossamer inspect: what a network is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from gossamer.batches import as_batches
+from gossamer.cli.command import DATA_HELP, MODEL_HELP, DebugOption, JsonOption, command, show, show_json
+from gossamer.data.models import NamedModel, load_model
+from gossamer.data.named import load_data
+from gossamer.errors import ConfigError
+from gossamer.program.capture import capture
+from gossamer.program.program import Program
+from gossamer.report.structure import Structure, describe
+
+MOST_ROWS = 200
+
+
+@command
+def inspect(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)],
+    weights: Annotated[Path | None, typer.Option(help="A .safetensors file with the model's weights.")] = None,
+    data: Annotated[str | None, typer.Option(help=f"Where the input's shape comes from: {DATA_HELP}")] = None,
+    shape: Annotated[str | None, typer.Option("--input", help="Shape of one input without the batch, such as 3x224x224.")] = None,
+    json: JsonOption = False,
+    debug: DebugOption = False,
+) -> Callable[[], bool]:
+    """Show layers, costs, and the groups of channels that can only be removed together.
+
+    Nothing is run on data and nothing is changed.
+    """
+    torch.manual_seed(0)
+    named = load_model(model, weights)
+    program = named.module if isinstance(named.module, Program) else capture(named.module, example_inputs(named, data, shape))
+    structure = describe(program)
+
+    def report() -> bool:
+        if json:
+            show_json({"model": model, **structure.to_dict()})
+        else:
+            show(structure_view(model, structure))
+        return True
+
+    return report
+
+
+def example_inputs(named: NamedModel, data: str | None, shape: str | None) -> Any:
+    """Inputs to capture with: of a stated shape, from data, or of the shape that the model's maker states.
+
+    Raises: ConfigError when none of them is known.
+    """
+    if shape is not None:
+        return torch.randn(2, *_sizes(shape))
+    if data is not None:
+        inputs, _ = as_batches(load_data(data).validation, what="validation", batch_size=2).first()
+        return inputs
+    if named.input_shape is not None:
+        return torch.randn(2, *named.input_shape)
+    raise ConfigError("--input", None, f"given for {named.name}, such as --input 3x224x224 (or name the data with --data)")
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    parts = text.lower().replace(",", "x").split("x")
+    if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        raise ConfigError("--input", text, "sizes joined by x without the batch, such as 3x224x224")
+    return tuple(map(int, parts))
+
+
+def structure_view(name: str, structure: Structure) -> Group:
+    """Tables for the console."""
+    cost = structure.cost
+    quantized = f", quantized for {structure.target}" if structure.target else ""
+    lines = [
+        Text(f"{name}: {', '.join(structure.inputs)}{quantized}", style="bold"),
+        Text(
+            f"{cost.params:,} params, {cost.macs:,} macs, size_bytes {cost.size_bytes:,}, "
+            f"peak_memory_bytes {cost.peak_memory_bytes:,} (one input)"
+        ),
+    ]
+    return Group(*lines, _layer_table(structure), _group_table(structure))
+
+
+def _layer_table(structure: Structure) -> Table:
+    table = _table("layers", ("layer", "op", "output", "weights"), ("params", "macs", "share of macs"))
+    for layer in structure.layers[:MOST_ROWS]:
+        output = "x".join(map(str, layer.output_shape[1:]))
+        share = f"{layer.macs / max(structure.cost.macs, 1):.1%}"
+        table.add_row(*map(Text, (layer.name, layer.op, output, layer.weight_format, f"{layer.params:,}", f"{layer.macs:,}", share)))
+    return _note_rest(table, len(structure.layers))
+
+
+def _group_table(structure: Structure) -> Table:
+    table = _table("groups: channels that go together", ("group", "layers in it"), ("channels", "removable"), ("why the rest must stay",))
+    for group in structure.groups[:MOST_ROWS]:
+        others = [layer for layer in group.layers if layer != group.name]
+        shown = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
+        table.add_row(*map(Text, (group.name, shown or "-", f"{group.channels:,}", f"{group.removable:,}", group.reason)))
+    return _note_rest(table, len(structure.groups))
+
+
+def _table(title: str, left: tuple[str, ...], right: tuple[str, ...], last: tuple[str, ...] = ()) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in left:
+        table.add_column(name)
+    for name in right:
+        table.add_column(name, justify="right")
+    for name in last:
+        table.add_column(name)
+    return table
+
+
+def _note_rest(table: Table, count: int) -> Table:
+    if count > MOST_ROWS:
+        table.caption = f"... and {count - MOST_ROWS} more; --json shows all"
+        table.caption_justify = "left"
+    return table

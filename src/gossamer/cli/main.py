@@ -1,0 +1,52 @@
+"""The program `gossamer`."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated
+
+import typer
+
+from gossamer.cli.inspect import inspect
+
+EXIT_CODES = "Exit codes: 0 all is well; 1 the budget is missed or verifying failed; 2 a mistake in what was asked, told in one sentence; 130 interrupted."
+
+app = typer.Typer(
+    name="gossamer",
+    help="Makes trained PyTorch networks small and fast, and proves it.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(inspect)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"gossamer {_version()}")
+        raise typer.Exit
+
+
+def _version() -> str:
+    try:
+        return version("gossamer")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+@app.callback()
+def _options(
+    _version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """Options before the command."""
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
