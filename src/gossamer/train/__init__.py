@@ -1,0 +1,1 @@
+"""Training a program: losses, schedule, checkpoints, and the loop."""

@@ -1,0 +1,77 @@
+"""The settings of a training run as frozen data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import Tensor
+
+from gossamer.errors import ConfigError
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+_OPTIMIZERS = ("sgd", "adamw")
+_PRECISIONS = ("no", "bf16", "fp16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How to train. The defaults fine-tune a compressed network for a few epochs.
+
+    learning_rate      highest rate; 0.01 suits "sgd", about 0.001 "adamw"
+    optimizer          "sgd" (Nesterov momentum; Sutskever et al. 2013) or "adamw" (Loshchilov and Hutter 2019, arXiv:1711.05101)
+    momentum           of "sgd"
+    weight_decay       on weights of two and more axes only, not on biases and norms
+    warmup             share of all updates during which the rate rises
+    max_gradient_norm  gradients are scaled down to this norm
+    batch_size         for arrays and Datasets; a loader has its own
+    alpha              share of the teacher in the loss: (1 - alpha) * loss + alpha * T^2 * KL
+    temperature        T of the distillation
+    loss               function (outputs, target) -> scalar; None is cross-entropy on class numbers
+    mixed_precision    "no", "bf16", or "fp16" (GPU only)
+
+    Raises: ConfigError for a setting outside its rule.
+    """
+
+    learning_rate: float = 0.01
+    optimizer: str = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    warmup: float = 0.05
+    max_gradient_norm: float = 5.0
+    batch_size: int = 64
+    alpha: float = 0.8
+    temperature: float = 4.0
+    loss: Loss | None = None
+    mixed_precision: str = "no"
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "max_gradient_norm", "temperature"):
+            _check(name, getattr(self, name), lambda value: 0 < value < float("inf"), "a positive number")
+        _check("momentum", self.momentum, lambda value: 0 <= value < 1, "a number in [0, 1)")
+        _check("weight_decay", self.weight_decay, lambda value: 0 <= value < float("inf"), "0 or a positive number")
+        _check("warmup", self.warmup, lambda value: 0 <= value < 1, "a share in [0, 1)")
+        _check("alpha", self.alpha, lambda value: 0 <= value <= 1, "a share in [0, 1]")
+        if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 1:
+            raise ConfigError("Recipe.batch_size", self.batch_size, "a whole number, at least 1")
+        if self.optimizer not in _OPTIMIZERS:
+            raise ConfigError("Recipe.optimizer", self.optimizer, f"one of {', '.join(_OPTIMIZERS)}")
+        if self.mixed_precision not in _PRECISIONS:
+            raise ConfigError("Recipe.mixed_precision", self.mixed_precision, f"one of {', '.join(_PRECISIONS)}")
+        if self.loss is not None and not callable(self.loss):
+            raise ConfigError("Recipe.loss", self.loss, "a function (outputs, target) -> scalar, or None")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for JSON; a loss function goes by its name."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        if self.loss is not None:
+            kind = self.loss if hasattr(self.loss, "__qualname__") else type(self.loss)
+            plain["loss"] = f"{kind.__module__}.{kind.__qualname__}"
+        return plain
+
+
+def _check(name: str, value: object, holds: Callable[[float], bool], rule: str) -> None:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not holds(value):  # type: ignore[arg-type]
+        raise ConfigError(f"Recipe.{name}", value, rule)
