@@ -7,6 +7,7 @@ from gossamer.program.ops.kinds import (
     Embedding,
     Linear,
     MatMul,
+    Opaque,
     Pool,
     Reduction,
     Softmax,
@@ -37,7 +38,12 @@ add("avg_pool3d.default", Pool(3), onnx="AveragePool")
 add("adaptive_avg_pool1d.default", Pool(1), onnx="AdaptiveAveragePool")
 add("adaptive_avg_pool2d.default", Pool(2), onnx="AdaptiveAveragePool")
 add("adaptive_avg_pool3d.default", Pool(3), onnx="AdaptiveAveragePool")
-add("adaptive_max_pool2d.default", Pool(2))
+add("adaptive_max_pool1d.default", Pool(1), onnx="AdaptiveMaxPool")
+add("adaptive_max_pool2d.default", Pool(2), onnx="AdaptiveMaxPool")
+add("adaptive_max_pool3d.default", Pool(3), onnx="AdaptiveMaxPool")
+add("upsample_nearest1d.vec upsample_linear1d.vec _upsample_nearest_exact1d.vec", Pool(1), onnx="Resize")
+add("_upsample_nearest_exact2d.vec _upsample_bilinear2d_aa.vec _upsample_bicubic2d_aa.vec", Pool(2), onnx="Resize")
+add("upsample_nearest3d.vec upsample_trilinear3d.vec _upsample_nearest_exact3d.vec", Pool(3), onnx="Resize")
 add("upsample_nearest2d.vec upsample_nearest2d.default", Pool(2), onnx="Resize")
 add("upsample_bilinear2d.vec upsample_bilinear2d.default", Pool(2), onnx="Resize")
 add("upsample_bicubic2d.vec upsample_bicubic2d.default", Pool(2), onnx="Resize")
@@ -45,11 +51,27 @@ add("upsample_bicubic2d.vec upsample_bicubic2d.default", Pool(2), onnx="Resize")
 add("mean.dim", Reduction(), onnx="ReduceMean")
 add("mean.default", Reduction(), onnx="ReduceMean")
 add("sum.dim_IntList sum.default", Reduction(), onnx="ReduceSum")
-add("amax.default max.dim", Reduction(), onnx="ReduceMax")
-add("amin.default min.dim", Reduction(), onnx="ReduceMin")
-add("var.correction var_mean.correction std.correction", Reduction())
-add("linalg_vector_norm.default", Reduction())
+add("amax.default max.dim max.default", Reduction(), onnx="ReduceMax")
+add("amin.default min.dim min.default", Reduction(), onnx="ReduceMin")
+add("var.correction var_mean.correction std.correction", Reduction(), onnx="Variance")
+add("var.dim std.dim var_mean.dim", Reduction(), onnx="Variance")
+add("linalg_vector_norm.default norm.ScalarOpt_dim", Reduction(), onnx="VectorNorm")
 add("argmax.default", Reduction(), onnx="ArgMax")
+add("argmin.default", Reduction(), onnx="ArgMin")
+add("prod.dim_int prod.default", Reduction(), onnx="ReduceProd")
+add("any.default any.dim any.dims", Reduction(), onnx="Any")
+add("all.default all.dim all.dims", Reduction(), onnx="All")
+add("logsumexp.default", Reduction(), onnx="LogSumExp")
 add("cumsum.default", Softmax(), onnx="CumSum")
 add("softmax.int _softmax.default", Softmax(), onnx="Softmax")
 add("log_softmax.int", Softmax(), onnx="LogSoftmax")
+
+# they run and export; what they do to pruned channels is not known yet
+add("prelu.default", Opaque(), onnx="PRelu")
+add("glu.default", Opaque(), onnx="Glu")
+add("einsum.default", Opaque(), onnx="Einsum")
+add("addmm.default baddbmm.default", Opaque(), onnx="AddMatMul")
+add("triu.default tril.default", Opaque(), onnx="Trilu")
+add("grid_sampler.default", Opaque(), onnx="GridSample")
+add("topk.default", Opaque(), onnx="TopK")
+add("col2im.default", Opaque(), onnx="Col2Im")

@@ -13,10 +13,15 @@ from gossamer.program.fold import fold_batch_norms
 from gossamer.program.graph import Node, Ref
 from gossamer.program.ops import bind, op_of
 from gossamer.program.program import Program
+from gossamer.targets.onnx import lower_activation as lower_activation
 from gossamer.targets.onnx import lower_conv as lower_conv
+from gossamer.targets.onnx import lower_factory as lower_factory
+from gossamer.targets.onnx import lower_index as lower_index
 from gossamer.targets.onnx import lower_movement as lower_movement
+from gossamer.targets.onnx import lower_norm as lower_norm
 from gossamer.targets.onnx import lower_pointwise as lower_pointwise
 from gossamer.targets.onnx import lower_pool as lower_pool
+from gossamer.targets.onnx import lower_reduce as lower_reduce
 from gossamer.targets.onnx.coding import clips_like, code_value, code_weight
 from gossamer.targets.onnx.draft import Array, Draft
 from gossamer.targets.onnx.forms import AnyForm, BatchSize, Form, Size, find_forms

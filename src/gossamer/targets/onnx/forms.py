@@ -5,7 +5,7 @@ Found by inferring shapes at several batch sizes, so no arithmetic on symbols is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,3 +79,26 @@ def _size(sizes: list[int]) -> Size:
     if remainder or any(slope * batch + fixed != size for batch, size in zip(_PROBES, sizes, strict=True)):
         return Unknown()
     return BatchSize(slope, fixed) if slope else fixed
+
+
+def product(sizes: Iterable[Size]) -> Size:
+    """Their product; Unknown where it grows otherwise than with the batch."""
+    total: Size = 1
+    for size in sizes:
+        match total, size:
+            case int(), int():
+                total = total * size
+            case (BatchSize() as grows, int(factor)) | (int(factor), BatchSize() as grows):
+                total = BatchSize(grows.per_batch * factor, grows.fixed * factor) if factor else 0
+            case _:
+                return Unknown()
+    return total
+
+
+def divided(size: Size, divisor: int) -> Size:
+    """size / divisor; Unknown where that is not whole at every batch size."""
+    if isinstance(size, int):
+        return size // divisor
+    if isinstance(size, BatchSize) and size.per_batch % divisor == 0 and size.fixed % divisor == 0:
+        return BatchSize(size.per_batch // divisor, size.fixed // divisor)
+    return Unknown()

@@ -9,7 +9,7 @@ import numpy as np
 from gossamer.numerics.affine import Quantizer
 from gossamer.program.graph import Ref
 from gossamer.targets.onnx.coding import code_bias, code_value
-from gossamer.targets.onnx.forms import BatchSize, Size
+from gossamer.targets.onnx.forms import Size, product
 from gossamer.targets.onnx.lowering import Call, lowerings
 
 
@@ -68,7 +68,7 @@ def linear(call: Call) -> str:
         transposed = call.values.draft.constant(np.ascontiguousarray(weight.T), name=f"{_name(call, 'weight')}/t")
         result = call.op("MatMul", source, transposed)
         return result if call["bias"] is None else call.op("Add", result, call.tensor("bias"))
-    flat: list[Size] = [_product(form.sizes[:-1]), form.sizes[-1]]
+    flat: list[Size] = [product(form.sizes[:-1]), form.sizes[-1]]
     source_flat = _recoded(call, call.reshape(source, form.sizes, flat), call.values.coded.get(source), "in")
     result = call.op("Gemm", source_flat, call.tensor("weight"), *_bias(call, source_flat), transB=1)
     result = _recoded(call, result, call.values.program.quantizers.get(call.node.name), "out")
@@ -83,17 +83,25 @@ def matmul(call: Call) -> str:
     return call.op("MatMul", call.tensor(left, dtype), call.tensor(right, dtype))
 
 
-def _product(sizes: Sequence[Size]) -> Size:
-    """Their product: a number, or batch times a number; unknown products are computed by the runtime (-1)."""
-    fixed, slope = 1, None
-    for size in sizes:
-        if isinstance(size, int):
-            fixed *= size
-        elif isinstance(size, BatchSize) and size.fixed == 0 and slope is None:
-            slope = size.per_batch
-        else:
-            return BatchSize(-1, -1)
-    return fixed if slope is None else BatchSize(slope * fixed, 0)
+@lowerings.add("AddMatMul")
+def add_matmul(call: Call) -> str:
+    """beta * self + alpha * (a @ b)."""
+    left, right = list(call.args)[1:3]
+    result = call.op("MatMul", call.tensor(left), call.tensor(right))
+    dtype = call.result.dtype
+    if call["alpha"] != 1:
+        result = call.op("Mul", result, call.constant(call["alpha"], dtype))
+    if call["beta"] == 0:
+        return result
+    start = call.tensor("self")
+    return call.op("Add", start if call["beta"] == 1 else call.op("Mul", start, call.constant(call["beta"], dtype)), result)
+
+
+@lowerings.add("Einsum")
+def einsum(call: Call) -> str:
+    """The same notation."""
+    dtype = call.result.dtype
+    return call.op("Einsum", *(call.tensor_of(arg, dtype) for arg in call["tensors"]), equation=call["equation"].replace(" ", ""))
 
 
 def _recoded(call: Call, tensor: str, quantizer: Quantizer | None, end: str) -> str:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+
+from gossamer.targets.onnx.forms import Size, divided, product
 from gossamer.targets.onnx.lowering import Call, lowerings
+
+_FAR = 2**63 - 1  # beyond any position
 
 
 def _source(call: Call) -> str:
@@ -63,3 +68,129 @@ def expand(call: Call) -> str:
     """Broadcast to the result's shape."""
     form = call.form("self")
     return call.tensor("self") if form.sizes == call.result.sizes else call.op("Expand", call.tensor("self"), call.sizes(call.result.sizes))
+
+
+@lowerings.add("Stack")
+def stack(call: Call) -> str:
+    """A new axis for each part, then Concat."""
+    axis = call["dim"] % call.result.rank
+    parts = [call.op("Unsqueeze", call.tensor_of(arg, call.result.dtype), call.ints(axis)) for arg in call["tensors"]]
+    return call.op("Concat", *parts, axis=axis)
+
+
+@lowerings.add("Split")
+def split(call: Call) -> tuple[str, ...]:
+    """split, split_with_sizes and chunk, whose sizes are known from their results."""
+    axis = call.axis()
+    sizes = [form.sizes[axis] for form in call.results]
+    if len(sizes) == 1:
+        return (call.tensor("self"),)
+    return call.ops("Split", call.tensor("self"), call.sizes(sizes), outputs=len(sizes), axis=axis)
+
+
+@lowerings.add("Unbind")
+def unbind(call: Call) -> tuple[str, ...]:
+    """One Gather a position: along the first axis that is a plain copy."""
+    source, axis = call.tensor("self"), call.axis()
+    return tuple(call.op("Gather", source, call.constant(i, torch.int64), axis=axis) for i in range(len(call.results)))
+
+
+@lowerings.add("Roll")
+def roll(call: Call) -> str:
+    """Cut each axis in two and swap the parts. Without axes the flattened tensor rolls."""
+    form, source = call.form("self"), call.tensor("self")
+    shifts = [call["shifts"]] if isinstance(call["shifts"], int) else list(call["shifts"])
+    dims = [call["dims"]] if isinstance(call["dims"], int) else list(call["dims"])
+    sizes: list[Size] = list(form.sizes) if dims else [product(form.sizes)]
+    source = source if dims else call.reshape(source, form.sizes, sizes)
+    for shift, dim in zip(shifts, dims or [0], strict=True):
+        axis = dim % len(sizes)
+        size = sizes[axis]
+        if not isinstance(size, int):
+            raise call.unsupported(f"{call.node.op} along an axis that depends on the batch")
+        cut = (size - shift) % size if size else 0
+        if cut:
+            front = call.op("Slice", source, call.ints(0), call.ints(cut), call.ints(axis))
+            back = call.op("Slice", source, call.ints(cut), call.ints(size), call.ints(axis))
+            source = call.op("Concat", back, front, axis=axis)
+    return source if dims else call.reshape(source, sizes, form.sizes)
+
+
+@lowerings.add("Flip")
+def flip(call: Call) -> str:
+    """Slice backwards."""
+    axes = [dim % call.form("self").rank for dim in call["dims"]]
+    count = len(axes)
+    if not count:
+        return call.tensor("self")
+    ends = call.ints(*[-_FAR] * count)
+    return call.op("Slice", call.tensor("self"), call.ints(*[-1] * count), ends, call.ints(*axes), call.ints(*[-1] * count))
+
+
+@lowerings.add("Pad")
+def pad(call: Call) -> str:
+    """torch counts pairs from the last axis; ONNX lists all fronts, then all backs."""
+    rank = call.form("self").rank
+    pairs = [call["pad"][i : i + 2] for i in range(0, len(call["pad"]), 2)]
+    if any(not isinstance(size, int) for pair in pairs for size in pair):
+        raise call.unsupported(f"{call.node.op} by a size that depends on the batch")
+    pairs = [(0, 0)] * (rank - len(pairs)) + pairs[::-1]
+    modes = {"constant": None, "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+    mode = modes[call.get("mode", "constant")]
+    amounts = call.ints(*(pair[0] for pair in pairs), *(pair[1] for pair in pairs))
+    value = [] if mode else [call.constant(call.get("value") or 0, call.result.dtype)]
+    return call.op("Pad", call.tensor("self"), amounts, *value, mode=mode)
+
+
+@lowerings.add("Tile")
+def tile(call: Call) -> str:
+    """repeat and tile may add axes in front; repeat_interleave repeats each position in place."""
+    form, source = call.form("self"), call.tensor("self")
+    if "repeat_interleave" in call.node.op:
+        return _repeat_each(call)
+    repeats = list(call.get("repeats") or call.get("dims"))
+    rank = max(len(repeats), form.rank)
+    repeats = [1] * (rank - len(repeats)) + repeats
+    wide: list[Size] = [1] * (rank - form.rank) + list(form.sizes)
+    return call.op("Tile", call.reshape(source, form.sizes, wide), call.sizes(repeats))
+
+
+def _repeat_each(call: Call) -> str:
+    form, count = call.form("self"), call.number("repeats")
+    sizes: list[Size] = list(form.sizes)
+    flat = call["dim"] is None
+    sizes = [product(sizes)] if flat else sizes
+    source = call.reshape(call.tensor("self"), form.sizes, sizes)
+    axis = 0 if flat else call["dim"] % form.rank
+    wide = call.op("Unsqueeze", source, call.ints(axis + 1))
+    tiled = call.op("Tile", wide, call.ints(*(count if a == axis + 1 else 1 for a in range(len(sizes) + 1))))
+    return call.reshape(tiled, [*sizes[: axis + 1], count, *sizes[axis + 1 :]], call.result.sizes)
+
+
+@lowerings.add("DepthToSpace")
+def pixel_shuffle(call: Call) -> str:
+    """(N, C*r*r, H, W) -> (N, C, H*r, W*r)."""
+    if call.form("self").rank != 4:
+        raise call.unsupported(f"{call.node.op} of other than four axes")
+    return call.op("DepthToSpace", call.tensor("self"), blocksize=call.number("upscale_factor"), mode="CRD")
+
+
+@lowerings.add("SpaceToDepth")
+def pixel_unshuffle(call: Call) -> str:
+    """(N, C, H*r, W*r) -> (N, C*r*r, H, W); ONNX's own operator orders the channels otherwise."""
+    r, (*lead, c, h, w) = call.number("downscale_factor"), call.form("self").sizes
+    n = len(lead)
+    blocks = [*lead, c, divided(h, r), r, divided(w, r), r]
+    split = call.reshape(call.tensor("self"), call.form("self").sizes, blocks)
+    moved = call.op("Transpose", split, perm=[*range(n + 1), n + 2, n + 4, n + 1, n + 3])
+    return call.reshape(moved, [*blocks[: n + 1], r, r, blocks[n + 1], blocks[n + 3]], call.result.sizes)
+
+
+@lowerings.add("ChannelShuffle")
+def channel_shuffle(call: Call) -> str:
+    """(N, g*C, *S) -> channels of the groups interleaved."""
+    groups, sizes = call.number("groups"), call.form("self").sizes
+    wide: list[Size] = [sizes[0], groups, divided(sizes[1], groups), *sizes[2:]]
+    split = call.reshape(call.tensor("self"), sizes, wide)
+    moved = call.op("Transpose", split, perm=[0, 2, 1, *range(3, len(wide))])
+    return call.reshape(moved, [wide[0], wide[2], wide[1], *wide[3:]], sizes)

@@ -9,9 +9,10 @@ from gossamer.program.ops import bind
 from gossamer.targets.onnx.lowering import Call, lowerings
 
 _UNARY = (
-    "Relu Sigmoid Tanh Exp Log Sqrt Abs Neg Erf Sin Cos Floor Ceil Round Reciprocal Sign Mish"  # float in, float out
+    "Relu Sigmoid Tanh Exp Log Sqrt Abs Neg Erf Sin Cos Floor Ceil Round Reciprocal Sign Tan Atan Mish"  # float in, float out
 ).split()
 _BINARY = "Mul Div Max Min Pow".split()
+_TESTS = "IsNaN IsInf".split()
 _COMPARISONS = "Equal Greater GreaterOrEqual Less LessOrEqual".split()
 
 
@@ -24,6 +25,10 @@ def _binary(call: Call) -> str:
     return call.op(call.row.onnx, call.tensor(left, call.result.dtype), call.tensor(right, call.result.dtype))
 
 
+def _test(call: Call) -> str:
+    return call.op(call.row.onnx, call.tensor("self"))
+
+
 def _comparison(call: Call) -> str:
     return call.op(call.row.onnx, *operands(call))
 
@@ -32,6 +37,8 @@ for _name in _UNARY:
     lowerings.add(_name)(_unary)
 for _name in _BINARY:
     lowerings.add(_name)(_binary)
+for _name in _TESTS:
+    lowerings.add(_name)(_test)
 for _name in _COMPARISONS:
     lowerings.add(_name)(_comparison)
 
@@ -112,59 +119,35 @@ def clip(call: Call) -> str:
     return call.op("Clip", call.tensor("self", dtype), *(names if limits[1] is not None else names[:1]))
 
 
-@lowerings.add("LeakyRelu")
-def leaky_relu(call: Call) -> str:
-    """x where positive, else slope * x."""
-    return call.op("LeakyRelu", call.tensor("self"), alpha=float(call["negative_slope"]))
+@lowerings.add("Clamp")
+def clamp(call: Call) -> str:
+    """Limits that are tensors and broadcast."""
+    dtype = call.result.dtype
+    result = call.tensor("self", dtype)
+    for name, op in (("min", "Max"), ("max", "Min")):
+        if call.get(name) is not None:
+            result = call.op(op, result, call.tensor(name, dtype))
+    return result
 
 
-@lowerings.add("Elu")
-def elu(call: Call) -> str:
-    """scale and input_scale of the aten op have no place in ONNX's and are 1 in practice."""
-    if call["scale"] != 1 or call["input_scale"] != 1:
-        raise call.unsupported(f"{call.node.op} with a scale")
-    return call.op("Elu", call.tensor("self"), alpha=float(call["alpha"]))
+@lowerings.add("AddProduct")
+def add_product(call: Call) -> str:
+    """self + value * tensor1 * tensor2, or / tensor2."""
+    dtype = call.result.dtype
+    op = "Mul" if "addcmul" in call.node.op else "Div"
+    product = call.op(op, call.tensor("tensor1", dtype), call.tensor("tensor2", dtype))
+    if call["value"] != 1:
+        product = call.op("Mul", product, call.constant(call["value"], dtype))
+    return call.op("Add", call.tensor("self", dtype), product)
 
 
-@lowerings.add("Selu")
-def selu(call: Call) -> str:
-    """torch's constants, in full."""
-    return call.op("Selu", call.tensor("self"), alpha=1.6732632423543772, gamma=1.0507009873554805)
-
-
-@lowerings.add("Gelu")
-def gelu(call: Call) -> str:
-    """Exact (erf) or by tanh."""
-    return call.op("Gelu", call.tensor("self"), approximate=call["approximate"])
-
-
-@lowerings.add("Silu")
-def silu(call: Call) -> str:
-    """x * sigmoid(x)."""
-    source = call.tensor("self")
-    return call.op("Mul", source, call.op("Sigmoid", source))
-
-
-@lowerings.add("HardSigmoid")
-def hard_sigmoid(call: Call) -> str:
-    """clamp(x/6 + 1/2, 0, 1)."""
-    return call.op("HardSigmoid", call.tensor("self"), alpha=1 / 6, beta=0.5)
-
-
-@lowerings.add("HardSwish")
-def hard_swish(call: Call) -> str:
-    """x * clamp(x/6 + 1/2, 0, 1)."""
-    return call.op("HardSwish", call.tensor("self"))
-
-
-@lowerings.add("Softplus")
-def softplus(call: Call) -> str:
-    """log(1 + exp(beta * x)) / beta."""
-    source, beta = call.tensor("self"), call["beta"]
-    if beta == 1:
-        return call.op("Softplus", source)
-    scaled = call.op("Mul", source, call.constant(beta, call.result.dtype))
-    return call.op("Div", call.op("Softplus", scaled), call.constant(beta, call.result.dtype))
+@lowerings.add("Lerp")
+def lerp(call: Call) -> str:
+    """self + weight * (end - self)."""
+    dtype = call.result.dtype
+    source = call.tensor("self", dtype)
+    step = call.op("Mul", call.tensor("weight", dtype), call.op("Sub", call.tensor("end", dtype), source))
+    return call.op("Add", source, step)
 
 
 @lowerings.add("Square")
@@ -203,12 +186,12 @@ def not_(call: Call) -> str:
 
 def _logical(call: Call) -> str:
     left, right = list(call.args)[:2]
-    if call.node.op.startswith("aten.bitwise") and common_dtype(call) != torch.bool:
+    if not call.node.op.startswith("aten.logical") and common_dtype(call) != torch.bool:
         raise call.unsupported(f"{call.node.op} of integers")
     return call.op(call.row.onnx, call.tensor(left, torch.bool), call.tensor(right, torch.bool))
 
 
-for _name in ("And", "Or"):
+for _name in ("And", "Or", "Xor"):
     lowerings.add(_name)(_logical)
 
 

@@ -102,6 +102,17 @@ def _pool_by_product(call: Call, source: str, rank: int, axis: int, size: int, b
     return pooled if last else call.op("Transpose", pooled, perm=back)
 
 
+@lowerings.add("AdaptiveMaxPool")
+def adaptive_max_pool(call: Call) -> tuple[str, ...]:
+    """To a divisor of the size; the positions of the maxima have no ONNX form."""
+    source, form = call.tensor("self"), call.form("self")
+    have, want = form.shape[-_dims(call) :], call.result.shape[-_dims(call) :]
+    steps = [h // w for h, w in zip(have, want, strict=True) if h and w and h % w == 0]
+    if len(steps) < len(have) or form.rank != len(have) + 2:
+        raise call.unsupported(f"{call.node.op} from {have} to {want}")
+    return (call.op("MaxPool", source, kernel_shape=steps, strides=steps),)
+
+
 @lowerings.add("ReduceMean")
 def mean(call: Call) -> str:
     """The mean over all spatial axes of an image is a global pool, which has an integer kernel."""

@@ -108,6 +108,13 @@ class Call:
         assert isinstance(form, Form)
         return form
 
+    @property
+    def results(self) -> tuple[Form, ...]:
+        """Forms of all results of an op that has several."""
+        forms = self.values.forms[self.node.name]
+        assert isinstance(forms, tuple)
+        return forms
+
     def form(self, name: str) -> Form:
         """Form of a tensor argument."""
         return self.form_of(self.args[name])

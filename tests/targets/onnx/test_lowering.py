@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+import torch
+
+from gossamer.program.capture import capture
+from gossamer.program.ops import op_of, rows
+from gossamer.targets.onnx.emit import to_onnx
+from gossamer.targets.onnx.lowering import lowerings
+from targets.onnx.cases import CASES, inputs_of
+
+onnx = pytest.importorskip("onnx")
+ort = pytest.importorskip("onnxruntime")
+
+
+def test_each_onnx_name_of_the_op_table_has_a_lowering():
+    assert {row.onnx for row in rows() if row.onnx} == set(lowerings.names())
+
+
+@pytest.fixture(scope="module")
+def seen():
+    return set()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_op_equals_torch(name, seen):
+    network, shapes = CASES[name]
+    network.eval()
+    program = capture(network, inputs_of(shapes, 2))
+    seen.update(op_of(node).onnx for node in program.graph.nodes)
+    data = to_onnx(program)
+    onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
+    session = ort.InferenceSession(data, providers=["CPUExecutionProvider"])
+    ports = [port.name for port in session.get_inputs()]
+    for batch in (1, 3):
+        inputs = inputs_of(shapes, batch, seed=batch)
+        with torch.no_grad():
+            expected = network(*inputs)
+        (got,) = session.run(None, dict(zip(ports, (x.numpy() for x in inputs), strict=True)))
+        assert got.shape == tuple(expected.shape)
+        assert torch.from_numpy(got).dtype == expected.dtype
+        scale = max(float(expected.abs().max()), 1e-3) if expected.is_floating_point() else 1
+        np.testing.assert_allclose(got, expected.numpy(), atol=1e-4 * scale, rtol=1e-4)
+
+
+def test_each_lowering_was_run_above(seen):
+    assert {row.onnx for row in rows() if row.onnx} - seen <= {""}
