@@ -196,11 +196,11 @@ class Report:
     def facts(self) -> tuple[str, ...]:
         """How it was measured, one sentence each; whatever failed comes last."""
         parity = self.parity
-        steps = "no step" if parity.max_steps == 0 else f"{parity.max_steps} step{'s' if parity.max_steps > 1 else ''}"
         return (
             f"{self.target}, batch {self.batch}, {count(self.threads, 'thread')}, {count(self.samples, 'sample')}, metric {self.metric}, "
             f"95 % intervals, {self.seconds:.1f} s.",
-            f"Parity: {parity.values_compared:,} values compared, at most {steps} apart, output error {parity.output_error:.1e}.",
+            f"Parity: {parity.values_compared:,} values compared, at most {count(parity.max_steps, 'step')} apart, "
+            f"output error {parity.output_error:.1e}.",
             *(["The budget is met."] if self.budget is not None and self.budget_met else []),
             *self.problems,
         )
