@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gossamer.report.charts import accuracy_latency_chart
 from gossamer.report.content import Candidate, Content, LayerChange
-from gossamer.targets.results import Report, count
+from gossamer.targets.results import Measurement, Report, count
 
 _HERE = Path(__file__).parent
 _DASH = "-"
@@ -114,6 +114,11 @@ def layer_rows(layers: Sequence[LayerChange]) -> list[LayerRow]:
     ]
 
 
+def _spread(measured: Measurement) -> str:
+    """The median with the range of the middle 80 % of the calls."""
+    return f"{measured.latency_ms:.3g} [p10 {measured.latency_p10_ms:.3g}, p90 {measured.latency_p90_ms:.3g}]"
+
+
 def verification_facts(report: Report) -> list[tuple[str, str]]:
     """Names and values of everything that decides what the figures mean."""
     parity = report.parity
@@ -124,7 +129,14 @@ def verification_facts(report: Report) -> list[tuple[str, str]]:
             "accuracy lost",
             "{:.2f} points, 95 % interval [{:.2f}, {:.2f}] of the paired difference".format(report.drop_points, *report.drop_interval),
         ),
-        ("latency", f"median of {count(report.repeats, 'call')} each, in turns, batch {report.batch}, {count(report.threads, 'thread')}"),
+        (
+            "latency in ms",
+            f"{_spread(report.original)} before, {_spread(report.compressed)} after; speed-up call by call {report.paired_speedup:.2f}x",
+        ),
+        (
+            "latency is",
+            f"median of {count(report.repeats, 'call')} each, in turns, batch {report.batch}, {count(report.threads, 'thread')}",
+        ),
         ("parity", f"{parity.values_compared:,} values compared, at most {count(parity.max_steps, 'step')} apart"),
         ("output error", f"{parity.output_error:.1e} relative to the simulation's output"),
         ("runtime", report.target),

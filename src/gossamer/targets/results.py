@@ -18,7 +18,7 @@ class Measurement:
     """One network as its file runs on the target.
 
     accuracy           value of the metric, with its 95 % interval
-    latency_ms         median per batch
+    latency_ms         median per batch; a tenth of the calls took less than latency_p10_ms, a tenth more than latency_p90_ms
     size_bytes         of the file
     macs, params       counted on the graph: multiply-accumulates for one input, elements of parameters
     peak_memory_bytes  of activations for one input, counted on the graph
@@ -27,6 +27,8 @@ class Measurement:
     accuracy: float
     accuracy_interval: Interval
     latency_ms: float
+    latency_p10_ms: float
+    latency_p90_ms: float
     size_bytes: int
     macs: int
     params: int
@@ -110,7 +112,8 @@ def _holds(name: str, limit: float, value: float) -> bool:
 class Report:
     """Original against compressed, both measured in one run from their files on the target's runtime.
 
-    size_ratio, speedup  original / compressed: above 1 is better
+    size_ratio, speedup  original / compressed: above 1 is better (speedup: of the medians)
+    paired_speedup       median of the ratios of neighbouring calls; far from speedup where the machine was busy
     drop_points          accuracy lost in percentage points, with the 95 % interval of the paired difference
     budget_met           whether every limit of the budget holds (True without a budget)
     problems             what failed, one sentence each; empty when everything holds
@@ -123,6 +126,7 @@ class Report:
     compressed: Measurement
     size_ratio: float
     speedup: float
+    paired_speedup: float
     drop_points: float
     drop_interval: Interval
     parity: Parity
@@ -252,6 +256,7 @@ def _report(data: Mapping[str, Any]) -> Report:
         compressed=_measurement(data["compressed"]),
         size_ratio=_number(data["size_ratio"]),
         speedup=_number(data["speedup"]),
+        paired_speedup=_number(data["paired_speedup"]),
         drop_points=_number(data["drop_points"]),
         drop_interval=_interval(data["drop_interval"]),
         parity=Parity(
@@ -281,6 +286,8 @@ def _measurement(data: Mapping[str, Any]) -> Measurement:
         accuracy=_number(data["accuracy"]),
         accuracy_interval=_interval(data["accuracy_interval"]),
         latency_ms=_number(data["latency_ms"]),
+        latency_p10_ms=_number(data["latency_p10_ms"]),
+        latency_p90_ms=_number(data["latency_p90_ms"]),
         size_bytes=int(data["size_bytes"]),
         macs=int(data["macs"]),
         params=int(data["params"]),
