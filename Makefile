@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet --constraint constraints.txt
 CORE := $(VENV)/.core-installed
 DEV := $(VENV)/.dev-installed
 # The package is found as installed in .venv, whatever the caller's environment says.

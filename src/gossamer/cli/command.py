@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -43,9 +44,17 @@ def show(view: Any) -> None:
 
 
 def show_json(value: Mapping[str, Any]) -> None:
-    """Print one JSON object on one line on standard output."""
-    sys.stdout.write(json.dumps(value, allow_nan=False) + "\n")
+    """Print one JSON object on one line on standard output. JSON has no NaN and no infinity: they become null."""
+    sys.stdout.write(json.dumps(_finite(value), allow_nan=False) + "\n")
     sys.stdout.flush()
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def command(function: Callable[P, Callable[[], bool]]) -> Callable[P, None]:

@@ -7,7 +7,11 @@ from typing import Annotated
 
 import typer
 
+from gossamer.cli.compress import EPILOG, compress
+from gossamer.cli.demo import demo
 from gossamer.cli.inspect import inspect
+from gossamer.cli.report import report
+from gossamer.cli.verify import verify
 
 EXIT_CODES = "Exit codes: 0 all is well; 1 the budget is missed or verifying failed; 2 a mistake in what was asked, told in one sentence; 130 interrupted."
 
@@ -20,7 +24,11 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command(epilog=EPILOG)(compress)
 app.command()(inspect)
+app.command()(verify)
+app.command()(report)
+app.command()(demo)
 
 
 def _show_version(wanted: bool) -> None:

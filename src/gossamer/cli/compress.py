@@ -1,0 +1,116 @@
+"""gossamer compress: the whole way from a trained network to a proven artifact."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.text import Text
+
+from gossamer.cli.command import (
+    DATA_HELP,
+    MODEL_HELP,
+    DebugOption,
+    JsonOption,
+    SeedOption,
+    ThreadsOption,
+    command,
+    messages,
+    show,
+    show_json,
+)
+from gossamer.cli.progress_view import shown_progress
+from gossamer.compress.loop import compress as run_compress
+from gossamer.compress.result import Result
+from gossamer.compress.settings import Settings
+from gossamer.data.models import load_model
+from gossamer.data.named import load_data
+from gossamer.data.source import Data
+from gossamer.data.user_code import resolve
+from gossamer.errors import ConfigError
+from gossamer.plan.budget import Budget
+from gossamer.report.console import console_view
+
+WORK = "work"
+_DEFAULT = Settings()
+EPILOG = (
+    "Example: gossamer compress --model my.nets:make --weights w.safetensors --data my.data:loaders --max-drop 0.5 --min-speedup 2.5 -o out/ "
+    "  Exit code 1 when the budget is missed or the file differs from its simulation; the best found is written all the same."
+)
+OutOption = Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="Folder for the artifact, the bundle, and the report.")]
+MetricOption = Annotated[str, typer.Option(help="top1, top5, or package.module:function of (outputs, targets); higher is better.")]
+
+
+@command
+def compress(
+    model: Annotated[str, typer.Option(help=MODEL_HELP, show_default=False)],
+    data: Annotated[str, typer.Option(help=DATA_HELP, show_default=False)],
+    weights: Annotated[Path | None, typer.Option(help="A .safetensors file with the model's weights.")] = None,
+    target: Annotated[str, typer.Option(help="Runtime that will run the artifact.")] = "onnxruntime",
+    max_drop: Annotated[float | None, typer.Option(help="Accuracy that may be lost, in percentage points.")] = None,
+    min_speedup: Annotated[float | None, typer.Option(help="Latency of the original / latency of the artifact.")] = None,
+    min_size_ratio: Annotated[float | None, typer.Option(help="Size of the original's file / size of the artifact.")] = None,
+    max_latency_ms: Annotated[float | None, typer.Option(help="Latency of a batch on this machine.")] = None,
+    metric: MetricOption = "top1",
+    epochs: Annotated[int, typer.Option(min=0, help="Fine-tuning after channels are removed; 0 for none.")] = _DEFAULT.epochs,
+    trials: Annotated[int, typer.Option(min=1, help="How many candidates are tried at most.")] = _DEFAULT.trials,
+    batch: Annotated[int, typer.Option(min=1, help="Samples per call when latency is measured.")] = _DEFAULT.batch,
+    threads: ThreadsOption = _DEFAULT.threads,
+    seed: SeedOption = _DEFAULT.seed,
+    out: OutOption = Path("out"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Throw away what an earlier run kept in OUT and start anew.")] = False,
+    json: JsonOption = False,
+    debug: DebugOption = False,
+) -> Callable[[], bool]:
+    """Make a trained network small and fast, and prove it on the target's own runtime.
+
+    Without a budget (--max-drop, --min-speedup, ...) the network is only quantized. An interrupted run goes on where it
+    was when the same command is run again.
+    """
+    budget = Budget(max_drop_points=max_drop, min_speedup=min_speedup, min_size_ratio=min_size_ratio, max_latency_ms=max_latency_ms)
+    settings = Settings(target=target, epochs=epochs, trials=trials, batch=batch, threads=threads, seed=seed)
+    torch.manual_seed(seed)
+    named = load_model(model, weights)
+    source = load_data(data)
+    result = compress_into(out, named.module, source, budget, settings, metric=find_metric(metric), fresh=fresh)
+    return lambda: report_result(result, out, json=json)
+
+
+def compress_into(
+    out: Path, model: Any, data: Data, budget: Budget, settings: Settings, *, metric: Any = "top1", fresh: bool = False
+) -> Result:
+    """Compress with progress on standard error, keep trials in OUT/work, and save everything in OUT."""
+    work = out / WORK
+    if fresh and (work / "run.json").exists():
+        shutil.rmtree(work)
+    with shown_progress(messages()) as on_progress:
+        try:
+            result = run_compress(
+                model, data, settings.target, budget, metric=metric, work_dir=work, settings=settings, on_progress=on_progress
+            )
+        except ConfigError as error:
+            if error.name == "work_dir":
+                rule = "a folder of the same run, or a new one; add --fresh to throw away what is kept there"
+                raise ConfigError("OUT", str(out), rule) from error
+            raise
+    result.save(out)
+    return result
+
+
+def report_result(result: Result, out: Path, *, json: bool) -> bool:
+    """Print the outcome; says whether everything asked for holds."""
+    if json:
+        show_json(result.to_dict())
+    else:
+        show(console_view(result.to_dict()))
+        show(Text(f"\nWritten to {out}: {result.artifact.path.name} (the artifact), model.gossamer, plan.json, report.json, report.html"))
+    return result.report.passed
+
+
+def find_metric(text: str) -> Any:
+    """A metric's name as it is; for package.module:function, the function."""
+    return resolve(text, "metric") if ":" in text else text
