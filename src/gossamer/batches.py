@@ -18,17 +18,17 @@ Batch = tuple[tuple[Tensor, ...], Tensor | None]
 class Batches:
     """Batches of (inputs, target), checked as they are read. Iterating again starts again.
 
-    `what` names the data in messages. Raises DataError while iterating for an empty source, a batch of no known
+    `what` names the data in messages, `source` is what is read. Raises DataError while iterating for an empty source, a batch of no known
     form, inputs and targets of different length, or NaN and infinite inputs.
     """
 
     def __init__(self, source: Iterable[Any], *, what: str) -> None:
         self.what = what
-        self._source = list(source) if iter(source) is source else source  # a generator can be read only once
+        self.source = list(source) if isinstance(source, Iterator) else source  # a generator can be read only once
 
     def __iter__(self) -> Iterator[Batch]:
         empty = True
-        for position, item in enumerate(self._source):
+        for position, item in enumerate(self.source):
             empty = False
             yield self._check(_split(item, f"batch {position} of the {self.what} data"), position)
         if empty:
@@ -37,7 +37,7 @@ class Batches:
     def __len__(self) -> int:
         """Number of batches, 0 when it cannot be known beforehand."""
         try:
-            return len(self._source)  # type: ignore[arg-type]
+            return len(self.source)  # type: ignore[arg-type]
         except TypeError:
             return 0
 

@@ -54,6 +54,8 @@ def load(path: str | Path) -> Program:
     """
     path = Path(path)
     header, tensors = read_tensors(path, "program")
+    if not isinstance(header, dict) or "graph" not in header:
+        raise FileError(path, "holds no program", "use a file written by gossamer.save")
     try:
         if header["format"] != FORMAT:
             raise FileError(path, f"has format {header['format']}, this version reads {FORMAT}", "load it with the version that wrote it")

@@ -64,13 +64,13 @@ def fit(
         if accelerator.scaler is not None:  # else the wrapper only costs time: it looks for packages at each update
             optimizer = accelerator.prepare(optimizer)
         loop = _Loop(student, guide, accelerator, optimizer, names, recipe)
-        with seeded(seed, 0, device=accelerator.device, data=train_data):
+        with seeded(seed, 0, device=accelerator.device, data=batches.source):
             steps = len(batches) or sum(1 for _ in batches)
         path = None if checkpoint is None else Path(checkpoint)
         run = {} if path is None else _identify(program, teacher, recipe, epochs=epochs, seed=seed, batches=steps)
         first = loop.restore(path, run) if path is not None and path.exists() else 0
         for epoch in range(first, epochs):
-            with seeded(seed, epoch, device=accelerator.device, data=train_data):
+            with seeded(seed, epoch, device=accelerator.device, data=batches.source):
                 loop.train_epoch(batches, _Position(epoch, epochs, steps), on_progress)
             if path is not None:
                 loop.save(path, run, epoch + 1)
@@ -203,6 +203,8 @@ def _accelerator(mixed_precision: str) -> Iterator[Any]:
             raise ConfigError("Recipe.mixed_precision", mixed_precision, f"one that can be used here ({error})") from error
         if accelerator.num_processes > 1:
             raise TrainingError("fit runs in a single process; start the program without a multi-process launcher.")
+        if mixed_precision == "fp16" and accelerator.device.type == "cpu":  # accelerate would compute in float32
+            raise ConfigError("Recipe.mixed_precision", mixed_precision, "'no' or 'bf16' on a CPU")
         yield accelerator
     finally:
         if ours:
