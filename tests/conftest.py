@@ -1,5 +1,15 @@
-"""One thread: the networks of the tests are small, and test processes run side by side."""
+"""For all tests: one torch thread (test processes run side by side), property tests that run the same every time."""
 
 import torch
+from hypothesis import HealthCheck, Phase, settings
 
 torch.set_num_threads(1)
+# without shrinking: most examples capture a network, which takes half a second
+settings.register_profile(
+    "house",
+    deadline=None,
+    derandomize=True,
+    phases=(Phase.explicit, Phase.generate),
+    suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture),
+)
+settings.load_profile("house")

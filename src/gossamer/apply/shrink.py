@@ -31,6 +31,8 @@ def shrink(program: Program, edits: tuple[KeepChannels, ...]) -> Program:
     """
     analysis = analyse(program)
     table = keep_table(analysis, _kept_positions(analysis, edits))
+    if any(not table[units].any() for units in analysis.axes):
+        raise PlanError("the plan removes every channel that some layer reads; keep at least one of each.")
     state = {name: _slice_state(tensor, analysis.factors.get(name, ()), table) for name, tensor in program.state.items()}
     nodes = tuple(resize(node, analysis, table) for node in program.graph.nodes)
     small = program.with_graph(replace(program.graph, nodes=nodes), state)

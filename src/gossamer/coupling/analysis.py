@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from gossamer.coupling import labels as lab
@@ -34,9 +36,25 @@ class Analysis:
     metas: Mapping[str, Meta]
     atom_count: int
 
+    @cached_property
+    def axes(self) -> tuple[np.ndarray, ...]:
+        """The distinct sets of units along the axes of values that carry nothing else: of each, one must stay."""
+        found: dict[bytes, np.ndarray] = {}
+        for value in self.values.values():
+            for labels in _flat(value):
+                for axis in lab.varying(labels) or range(labels.dim() if labels.numel() else 0):
+                    units = np.unique(lab.vector(labels, axis))
+                    if units[0] != 0:
+                        found[units.tobytes()] = units
+        return tuple(found.values())
+
     def group(self, name: str) -> Group:
         """The group of that name. Raises KeyError."""
-        return next(group for group in self.groups if group.name == name)
+        return self._by_name[name]
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, Group]:
+        return {group.name: group for group in self.groups}
 
 
 def analyse(program: Program) -> Analysis:

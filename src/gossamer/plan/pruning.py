@@ -49,7 +49,7 @@ def plan_pruning(
     if set(groups) != set(scores.values) or any(name not in program.state for name in analysis.factors):
         raise PlanError("the scores were made for another network; score this one.")
     skipped = _skipped(analysis, skip)
-    chooser = _Chooser([g for g in analysis.groups if g.prunable and g.name not in skipped], scores.values, mode, min_keep, multiple)
+    chooser = _Chooser(analysis, scores.values, skipped, mode, min_keep=min_keep, multiple=multiple)
     if removed_ratio is not None:
         kept = chooser.choose(removed_ratio)
     else:
@@ -101,7 +101,11 @@ def _frozen(analysis: Analysis, skipped: Mapping[str, str]) -> tuple[Frozen, ...
 class _Chooser:
     """Turns a share to remove into kept positions per group, keeping what must stay."""
 
-    def __init__(self, groups: list[Group], values: Mapping[str, np.ndarray], mode: str, min_keep: float, multiple: int) -> None:
+    def __init__(
+        self, analysis: Analysis, values: Mapping[str, np.ndarray], skip: Collection[str], mode: str, *, min_keep: float, multiple: int
+    ) -> None:
+        groups = [group for group in analysis.groups if group.prunable and group.name not in skip]
+        self._analysis = analysis
         self._groups = groups
         self._values = values
         self._mode = mode
@@ -111,7 +115,21 @@ class _Chooser:
     def choose(self, ratio: float) -> dict[str, np.ndarray]:
         """Positions to keep per group, sorted, when `ratio` of the removable channels should go."""
         counts = self._global_counts(ratio) if self._mode == "global" else {g.name: g.size - round(ratio * g.size) for g in self._groups}
-        return {group.name: self._best(group, counts[group.name]) for group in self._groups}
+        return self._with_one_of_each_axis({group.name: self._best(group, counts[group.name]) for group in self._groups})
+
+    def _with_one_of_each_axis(self, kept: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Take back the best unit of every axis (such as one half of a split) that would be left empty."""
+        table = keep_table(self._analysis, kept)
+        for units in self._analysis.axes:
+            if table[units].any():
+                continue
+            owners = [(group, np.flatnonzero(np.isin(group.units, units))) for group in self._groups]
+            group, position = max(
+                ((group, int(place)) for group, places in owners for place in places), key=lambda pair: self._values[pair[0].name][pair[1]]
+            )
+            kept[group.name] = np.sort(np.append(kept[group.name], position))
+            table[group.units[position]] = True
+        return kept
 
     def _floor(self, group: Group, min_keep: float) -> int:
         return max(1, int(np.ceil(min_keep * group.size)), int(group.fixed.sum()))

@@ -352,6 +352,7 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
     """||got - expected|| / ||expected|| in float64; 0 when both are zero."""
     if got.shape != expected.shape:
         return float("inf")
-    difference = float(torch.linalg.vector_norm((got - expected).to(torch.float64)))
-    size = float(torch.linalg.vector_norm(expected.to(torch.float64)))
+    got, expected = got.detach().to(torch.float64), expected.detach().to(torch.float64)
+    difference = float(torch.linalg.vector_norm(got - expected))
+    size = float(torch.linalg.vector_norm(expected))
     return difference / size if size else difference

@@ -1,0 +1,139 @@
+import numpy as np
+import torch
+from hypothesis import given, settings
+from torch import nn
+
+from gossamer.coupling import analyse
+from gossamer.coupling import labels as lab
+from gossamer.coupling.kept import keep_table
+from gossamer.coupling.predict import Predictor
+from gossamer.plan.pruning import plan_pruning
+from gossamer.plan.score import score
+from gossamer.program.capture import capture
+from networks import networks
+
+
+def groups_of(network, shape):
+    analysis = analyse(capture(network.eval(), torch.zeros(2, *shape)))
+    return {group.name: group for group in analysis.groups}
+
+
+def test_residual_add_couples_both_branches():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 1)
+            self.branch = nn.Conv2d(8, 8, 1)
+            self.head = nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            x = self.stem(x)
+            return self.head(x + self.branch(x))
+
+    groups = groups_of(Net(), (3, 4, 4))
+    assert groups["stem"].owners == ("stem", "branch")
+    assert groups["stem"].size == 8
+    assert not groups["head"].prunable
+    assert "output" in groups["head"].reason
+
+
+def test_concat_keeps_groups_apart():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 6, 1)
+            self.head = nn.Conv2d(10, 2, 1)
+
+        def forward(self, x):
+            return self.head(torch.cat([self.a(x), self.b(x)], 1))
+
+    groups = groups_of(Net(), (3, 4, 4))
+    assert (groups["a"].size, groups["b"].size) == (4, 6)
+
+
+def test_depthwise_belongs_to_its_input():
+    net = nn.Sequential(nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(6, 2, 1))
+    groups = groups_of(net, (3, 4, 4))
+    assert set(groups) == {"0", "2"}
+    assert groups["0"].size == 6
+
+
+def test_grouped_convolution_removes_equal_positions_of_every_block():
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 12, 3, groups=2), nn.Conv2d(12, 2, 1))
+    groups = groups_of(net, (3, 4, 4))
+    assert groups["0"].size == 4
+    assert groups["1"].size == 6
+
+
+def test_reduction_over_channels_freezes_them():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            y = self.conv(x)
+            return self.head(y / y.sum(1, keepdim=True))
+
+    group = groups_of(Net(), (3, 4, 4))["conv"]
+    assert not group.prunable
+    assert "sum runs along the axis" in group.reason
+
+
+def test_adding_the_network_input_freezes():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 2, 1)
+
+        def forward(self, x):
+            return self.head(x + self.conv(x))
+
+    group = groups_of(Net(), (3, 4, 4))["conv"]
+    assert not group.prunable
+    assert "meets x, which cannot shrink" in group.reason
+
+
+def test_unknown_op_freezes_and_says_so():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+        def forward(self, x):
+            return self.head(torch.special.i0(self.conv(x)))
+
+    group = groups_of(Net(), (3, 4, 4))["conv"]
+    assert not group.prunable
+    assert "no rule for aten.special_i0.default" in group.reason
+
+
+def test_flatten_maps_channels_to_columns():
+    program = capture(nn.Sequential(nn.Conv2d(1, 3, 1), nn.Flatten(), nn.Linear(12, 2)).eval(), torch.zeros(2, 1, 2, 2))
+    analysis = analyse(program)
+    columns = lab.vector(analysis.readers["2.weight"], 1)
+    assert np.array_equal(columns, np.repeat(analysis.group("0").units, 4))
+
+
+@settings(max_examples=8)
+@given(networks())
+def test_prediction_equals_the_cost_of_the_pruned_network(network):
+    from gossamer.apply.engine import apply
+
+    program = capture(network, torch.zeros(2, 3, 8, 8))
+    scores = score(program, "random", seed=1)
+    plan = plan_pruning(program, scores, 0.5)
+    table = keep_table(scores.analysis, {edit.group: np.array(edit.keep) for edit in plan.edits})
+    predictor = Predictor(program, scores.analysis)
+    cost = apply(program, plan).cost()
+    assert predictor.params(table) == cost.params
+    assert predictor.macs(table) == cost.macs
+
+
+@settings(max_examples=4)
+@given(networks())
+def test_analysis_is_the_same_every_time(network):
+    program = capture(network, torch.zeros(2, 3, 8, 8))
+    one, two = analyse(program), analyse(program)
+    assert [group.name for group in one.groups] == [group.name for group in two.groups]
+    assert all(np.array_equal(a.units, b.units) for a, b in zip(one.groups, two.groups, strict=True))
