@@ -205,5 +205,5 @@ def test_package_that_does_not_fit_torch(monkeypatch):
         raise RuntimeError("operator torchvision::nms does not exist")
 
     monkeypatch.setattr("gossamer.data.models.importlib.import_module", refuse)
-    with pytest.raises(GossamerError, match="torchvision does not import with this torch .*nms does not exist"):
+    with pytest.raises(GossamerError, match="torchvision does not import with torch .*nms does not exist"):
         load_model("torchvision:tiny")

@@ -85,6 +85,9 @@ def structure_view(name: str, structure: Structure) -> Group:
             f"{cost.params:,} params, {cost.macs:,} macs, size_bytes {cost.size_bytes:,}, "
             f"peak_memory_bytes {cost.peak_memory_bytes:,} (one input)"
         ),
+        Text(
+            f"{sum(group.removable for group in structure.groups):,} of {sum(group.channels for group in structure.groups):,} channels can be removed"
+        ),
     ]
     return Group(*lines, _layer_table(structure), _group_table(structure))
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -151,4 +152,4 @@ def _package(name: str, needed_for: str, install: str) -> Any:
     except ModuleNotFoundError as error:
         raise MissingRuntime(error.name or name, needed_for, install) from error
     except (ImportError, RuntimeError) as error:
-        raise GossamerError(f"{name} does not import with this torch ({error}); install the version made for it.") from error
+        raise GossamerError(f"{name} does not import with torch {torch.__version__} ({error}); install the {name} made for it.") from error
