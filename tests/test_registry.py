@@ -1,0 +1,57 @@
+import pytest
+
+from gossamer import registry
+from gossamer.errors import ConfigError
+from gossamer.registry import Registry
+
+
+@pytest.fixture
+def colours():
+    table = Registry("colour")
+    table.add("red", source="Newton 1704")(1)
+    table.add("green")(2)
+    return table
+
+
+def test_lookup_listing_and_source(colours):
+    assert colours["red"] == 1
+    assert colours.names() == ("red", "green")
+    assert [(entry.name, entry.value, entry.source) for entry in colours] == [("red", 1, "Newton 1704"), ("green", 2, "")]
+    assert "red" in colours and "blue" not in colours
+
+
+def test_add_is_a_decorator_that_returns_its_argument(colours):
+    @colours.add("paint")
+    def paint():
+        return 3
+
+    assert paint() == 3
+    assert colours["paint"] is paint
+
+
+def test_a_duplicate_raises(colours):
+    with pytest.raises(ConfigError, match="colour name must be one that is not registered yet; got 'red'"):
+        colours.add("red")(5)
+    assert colours["red"] == 1
+
+
+def test_an_unknown_name_suggests_the_nearest(colours):
+    with pytest.raises(ConfigError, match=r"colour must be a registered colour \(did you mean 'green'\?\); got 'gren'"):
+        colours["gren"]
+
+
+def test_plug_ins_are_loaded_once_at_first_lookup(monkeypatch):
+    table = Registry("colour")
+    loads = []
+
+    class Plugin:
+        def load(self):
+            loads.append(1)
+            table.add("blue")(7)
+
+    monkeypatch.setattr(Registry, "_plugins_loaded", False)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [Plugin()] if group == "gossamer.plugins" else [])
+    assert not loads
+    assert table["blue"] == 7
+    assert table.names() == ("blue",)
+    assert loads == [1]
