@@ -26,10 +26,15 @@ def code_dtype(fmt: IntFormat) -> type[np.generic]:
     return types[fmt.bits, fmt.signed]
 
 
-def code_value(draft: Draft, tensor: str, name: str, quantizer: Quantizer) -> str:
-    """Emit the pair for an activation; return the tensor that readers take."""
+def emit_codes(draft: Draft, tensor: str, name: str, quantizer: Quantizer) -> str:
+    """Emit the QuantizeLinear of an activation; return its codes."""
     scale, zero, axis = _parameters(draft, quantizer)
-    (codes,) = draft.emit("QuantizeLinear", (tensor, scale, zero), name=name + CODES, axis=axis)
+    return draft.emit("QuantizeLinear", (tensor, scale, zero), name=name + CODES, axis=axis)[0]
+
+
+def emit_real(draft: Draft, codes: str, name: str, quantizer: Quantizer) -> str:
+    """Emit the DequantizeLinear of codes; return what they stand for."""
+    scale, zero, axis = _parameters(draft, quantizer)
     return draft.emit("DequantizeLinear", (codes, scale, zero), name=name + REAL, axis=axis)[0]
 
 

@@ -22,7 +22,7 @@ from gossamer.targets.onnx import lower_norm as lower_norm
 from gossamer.targets.onnx import lower_pointwise as lower_pointwise
 from gossamer.targets.onnx import lower_pool as lower_pool
 from gossamer.targets.onnx import lower_reduce as lower_reduce
-from gossamer.targets.onnx.coding import clips_like, code_value, code_weight
+from gossamer.targets.onnx.coding import clips_like, code_weight, emit_codes, emit_real
 from gossamer.targets.onnx.draft import Array, Draft
 from gossamer.targets.onnx.forms import AnyForm, BatchSize, Form, Size, find_forms
 from gossamer.targets.onnx.lower_pointwise import clip_limits
@@ -60,6 +60,7 @@ class Walk:
         self.draft = Draft()
         self.forms: dict[str, AnyForm] = dict(find_forms(program))
         self.coded: dict[str, Quantizer] = {}
+        self.codes: dict[str, str] = {}
         self._tensors: dict[str, str | tuple[str, ...]] = {}
         self._batch = ""
         count = len(program.graph.outputs)
@@ -97,6 +98,19 @@ class Walk:
         found = self._tensors[name]
         assert isinstance(found, str), f"{name} is several tensors"
         return found
+
+    def result_quantizer(self, node: Node) -> Quantizer | None:
+        """The quantizer of a node's result, or of the clamp behind it that its codes replace."""
+        user = self.program.graph.sole_user(node.name)
+        if node.name not in self.program.quantizers and user is not None and self._absorbs(user):
+            node = user
+        return self.program.quantizers.get(node.name)
+
+    def define_codes(self, name: str, codes: str, quantizer: Quantizer) -> str:
+        """Note that `codes` are a value's codes; return the tensor that readers of the value read."""
+        result = emit_real(self.draft, codes, name, quantizer)
+        self.coded[result], self.codes[result] = quantizer, codes
+        return result
 
     def state_array(self, name: str) -> Array | None:
         """The numbers of a float parameter or buffer; None for a computed value or a quantized parameter."""
@@ -138,20 +152,25 @@ class Walk:
         """Note the tensor of a value, with its codes where it has a quantizer."""
         quantizer = self.program.quantizers.get(name)
         if quantizer is not None and isinstance(result, str) and self.coded.get(result) != quantizer:
-            result = code_value(self.draft, result, name, quantizer)
-            self.coded[result] = quantizer
+            result = self.define_codes(name, emit_codes(self.draft, result, name, quantizer), quantizer)
         self._tensors[name] = result
 
     def _absorbed(self, node: Node) -> str | None:
-        """The input of a clamp whose result's codes clip just like it: nothing needs to be computed."""
-        quantizer = self.program.quantizers.get(node.name)
-        limits = clip_limits(node)
-        if quantizer is None or limits is None or not clips_like(quantizer, *limits):
+        """The input of a clamp that codes replace: nothing needs to be computed."""
+        if not self._absorbs(node):
             return None
         source = node.args[0]
         assert isinstance(source, Ref)
-        form = self.forms[source.name]
-        return self.tensor(source.name) if isinstance(form, Form) and form.dtype == torch.float32 else None
+        return self.tensor(source.name)
+
+    def _absorbs(self, node: Node) -> bool:
+        """Whether a node clamps a float value and its result's codes clip just like it."""
+        quantizer = self.program.quantizers.get(node.name)
+        limits = clip_limits(node)
+        if quantizer is None or limits is None or not clips_like(quantizer, *limits):
+            return False
+        form = self.forms[node.uses[0]]
+        return isinstance(form, Form) and form.dtype == torch.float32
 
     def _lower(self, node: Node) -> str | tuple[str, ...]:
         row = op_of(node)

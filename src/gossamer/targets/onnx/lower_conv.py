@@ -8,7 +8,8 @@ import numpy as np
 
 from gossamer.numerics.affine import Quantizer
 from gossamer.program.graph import Ref
-from gossamer.targets.onnx.coding import code_bias, code_value
+from gossamer.program.ops import bind
+from gossamer.targets.onnx.coding import code_bias, emit_codes
 from gossamer.targets.onnx.forms import Size, product
 from gossamer.targets.onnx.lowering import Call, lowerings
 
@@ -16,15 +17,16 @@ from gossamer.targets.onnx.lowering import Call, lowerings
 @lowerings.add("Conv")
 def conv(call: Call) -> str:
     """input (N, I, *S), weight (O, I/groups, *K)."""
-    source = _source(call)
+    source, before = _unpadded(call)
     dims = call.form("weight").rank - 2
     padding = call["padding"]
     if isinstance(padding, str):
         pads = [0] * 2 * dims if padding == "valid" else _same_padding(call, dims)
     else:
         pads = list(_per_axis(padding, dims)) * 2
+    pads = [own + extra for own, extra in zip(pads, before or [0] * 2 * dims, strict=True)]
     inputs = [source, call.tensor("weight"), *_bias(call, source)]
-    result = call.op(
+    return call.op(
         "Conv",
         *inputs,
         kernel_shape=_kernel(call),
@@ -33,7 +35,6 @@ def conv(call: Call) -> str:
         pads=pads,
         group=call["groups"],
     )
-    return result
 
 
 @lowerings.add("ConvTranspose")
@@ -42,7 +43,7 @@ def conv_transpose(call: Call) -> str:
     source = _source(call)
     dims = call.form("weight").rank - 2
     inputs = [source, call.tensor("weight"), *([] if call["bias"] is None else [call.tensor("bias")])]
-    result = call.op(
+    return call.op(
         "ConvTranspose",
         *inputs,
         kernel_shape=_kernel(call),
@@ -52,7 +53,6 @@ def conv_transpose(call: Call) -> str:
         output_padding=_per_axis(call["output_padding"], dims),
         group=call["groups"],
     )
-    return result
 
 
 @lowerings.add("Gemm")
@@ -71,7 +71,7 @@ def linear(call: Call) -> str:
     flat: list[Size] = [product(form.sizes[:-1]), form.sizes[-1]]
     source_flat = _recoded(call, call.reshape(source, form.sizes, flat), call.values.coded.get(source), "in")
     result = call.op("Gemm", source_flat, call.tensor("weight"), *_bias(call, source_flat), transB=1)
-    result = _recoded(call, result, call.values.program.quantizers.get(call.node.name), "out")
+    result = _recoded(call, result, call.values.result_quantizer(call.node), "out")
     return call.reshape(result, [flat[0], call.result.sizes[-1]], call.result.sizes)
 
 
@@ -108,9 +108,8 @@ def _recoded(call: Call, tensor: str, quantizer: Quantizer | None, end: str) -> 
     """Code a tensor inside a lowering, so that the operator next to it reads or writes codes."""
     if quantizer is None:
         return tensor
-    result = code_value(call.values.draft, tensor, f"{call.node.name}/{end}", quantizer)
-    call.values.coded[result] = quantizer
-    return result
+    name = f"{call.node.name}/{end}"
+    return call.values.define_codes(name, emit_codes(call.values.draft, tensor, name, quantizer), quantizer)
 
 
 def _name(call: Call, argument: str) -> str:
@@ -152,3 +151,23 @@ def _source(call: Call) -> str:
     if call.form("input").rank != call.form("weight").rank:
         raise call.unsupported(f"{call.node.op} of an input without a batch axis")
     return call.tensor("input")
+
+
+def _unpadded(call: Call) -> tuple[str, list[int]]:
+    """The input, and the zeros that a pad before it adds (fronts, then backs), which the convolution then adds itself."""
+    source = _source(call)
+    program, name = call.values.program, _name(call, "input")
+    node = program.graph.by_name.get(name)
+    if node is None or node.op not in ("aten.constant_pad_nd.default", "aten.pad.default"):
+        return source, []
+    bound, dims = bind(node), call.form("weight").rank - 2
+    amounts, inner = bound["pad"], bound["self"]
+    whole = all(isinstance(amount, int) and amount >= 0 for amount in amounts) and len(amounts) <= 2 * dims
+    zeros = bound.get("mode", "constant") == "constant" and not bound["value"]
+    unpadded = call.tensor_of(inner)
+    same_codes = call.values.coded.get(unpadded) == call.values.coded.get(source)
+    if not (whole and zeros and (same_codes or name not in program.quantizers)):
+        return source, []
+    pairs = [amounts[i : i + 2] for i in range(0, len(amounts), 2)]
+    pairs = [(0, 0)] * (dims - len(pairs)) + pairs[::-1]
+    return unpadded, [pair[0] for pair in pairs] + [pair[1] for pair in pairs]

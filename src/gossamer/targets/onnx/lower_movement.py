@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from gossamer.numerics.affine import quantize
 from gossamer.targets.onnx.forms import Size, divided, product
 from gossamer.targets.onnx.lowering import Call, lowerings
 
@@ -138,8 +139,16 @@ def pad(call: Call) -> str:
     modes = {"constant": None, "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
     mode = modes[call.get("mode", "constant")]
     amounts = call.ints(*(pair[0] for pair in pairs), *(pair[1] for pair in pairs))
-    value = [] if mode else [call.constant(call.get("value") or 0, call.result.dtype)]
-    return call.op("Pad", call.tensor("self"), amounts, *value, mode=mode)
+    source, value = call.tensor("self"), float(call.get("value") or 0)
+    quantizer = call.values.coded.get(source)
+    if quantizer is not None and quantizer == call.values.result_quantizer(call.node):
+        # ONNX Runtime would pad in float: pad the codes themselves
+        filler = torch.full((), value)
+        code = call.constant(quantize(filler, quantizer).item(), torch.int8 if quantizer.format.signed else torch.uint8)
+        codes = call.op("Pad", call.values.codes[source], amounts, *([] if mode else [code]), mode=mode)
+        return call.define_codes(codes, quantizer)
+    fill = [] if mode else [call.constant(value, call.result.dtype)]
+    return call.op("Pad", source, amounts, *fill, mode=mode)
 
 
 @lowerings.add("Tile")

@@ -16,6 +16,7 @@ from gossamer.program.graph import Arg, Node, Ref
 from gossamer.program.ops import Op, op_of
 from gossamer.program.program import Program
 from gossamer.registry import Registry
+from gossamer.targets.onnx.coding import CODES
 from gossamer.targets.onnx.draft import Array, Draft
 from gossamer.targets.onnx.forms import AnyForm, BatchSize, Form, Size, Unknown
 from gossamer.targets.onnx.proto import numpy_dtype, onnx_dtype
@@ -29,6 +30,7 @@ class Values(Protocol):
     program: Program
     draft: Draft
     coded: dict[str, Quantizer]  # results of DequantizeLinear -> the quantizer of their codes
+    codes: dict[str, str]  # results of DequantizeLinear -> the codes that it reads
 
     @property
     def state(self) -> Mapping[str, Tensor]:
@@ -42,6 +44,14 @@ class Values(Protocol):
 
     def tensor(self, name: str) -> str:
         """The ONNX tensor that readers of a value read."""
+        ...
+
+    def result_quantizer(self, node: Node) -> Quantizer | None:
+        """The quantizer of a node's result, or of the clamp behind it that its codes replace."""
+        ...
+
+    def define_codes(self, name: str, codes: str, quantizer: Quantizer) -> str:
+        """Note that `codes` are a value's codes; return the tensor that readers of the value read."""
         ...
 
     def state_array(self, name: str) -> Array | None:
@@ -171,6 +181,12 @@ class Call:
     def cast(self, tensor: str, dtype: torch.dtype) -> str:
         """Emit a Cast."""
         return self.op("Cast", tensor, to=onnx_dtype(dtype))
+
+    def define_codes(self, codes: str, quantizer: Quantizer) -> str:
+        """For a lowering that computed its result's codes itself: name them, return what readers read."""
+        name = self.values.draft.fresh(self.node.name + CODES)
+        self.values.draft.rename(codes, name)
+        return self.values.define_codes(self.node.name, name, quantizer)
 
     def sizes(self, sizes: Sequence[Size]) -> str:
         """An int64 vector of sizes: a constant unless one of them depends on the batch."""

@@ -1,6 +1,9 @@
 """What ONNX Runtime's CPU kernels compute in integers, read off optimized graphs of version 1.32 on x86-64.
 
-An op belongs to `integer_ops` when DequantizeLinear -> op -> QuantizeLinear becomes one kernel on codes.
+An op is listed when DequantizeLinear -> op -> QuantizeLinear becomes one kernel on codes. Two of them need help:
+SiLU and HardSwish only once they are split into gate and product (gossamer.program.gates), and HardSigmoid only with
+codes of scale 2^-8 and zero point 0, which also suit Sigmoid. BatchNormalization, LayerNormalization, Gelu, Pad in
+modes other than "constant" of another scale, and bilinear Resize are computed in float between codes.
 """
 
 from __future__ import annotations
@@ -10,19 +13,21 @@ from gossamer.plan.spec import TargetSpec, specs
 
 NAME = "onnxruntime"
 
+# they hand on codes as they are, so source and result share one quantizer
+_SAME_SCALE = "MaxPool Reshape Transpose Slice Split Select Unbind Gather Flip Pad DepthToSpace SpaceToDepth ChannelShuffle".split()
+_COMPUTE = "Conv Gemm MatMul Add Mul Sigmoid HardSigmoid LeakyRelu AveragePool AdaptiveAveragePool ReduceMean Concat".split()
+
 SPEC = TargetSpec(
     name=NAME,
     weight_formats=(IntFormat(bits=8, narrow=True),),
     # unsigned: with signed activations 11 convolutions and all additions of a ResNet-18 stay in float
     activation_formats=(IntFormat(bits=8, signed=False),),
-    integer_ops=frozenset(
-        {"Conv", "Gemm", "Add", "MaxPool", "AveragePool", "AdaptiveAveragePool", "ReduceMean", "Concat", "Reshape", "Transpose"}
-    ),
-    same_scale_ops=frozenset({"MaxPool", "Reshape", "Transpose"}),
+    integer_ops=frozenset([*_COMPUTE, *_SAME_SCALE]),
+    same_scale_ops=frozenset(_SAME_SCALE),
     absorbed_ops=frozenset({"Relu", "Clip"}),
-    float_result_ops=frozenset({"Gemm"}),
+    float_result_ops=frozenset({"Gemm", "MatMul"}),
     requantization="float32-half-even",
     add_tolerance_steps=1,
     width_multiple=8,
 )
-specs.add(NAME, source="measured, see docs/decisions")(SPEC)
+specs.add(NAME, source="optimized graphs of ONNX Runtime 1.32 on x86-64")(SPEC)
