@@ -5,24 +5,23 @@ One rewrite a function, each from graph to graph.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
 
 from gossamer.errors import CaptureError
-from gossamer.program.graph import Graph, Node, Ref, rename_uses
+from gossamer.program.graph import Arg, Graph, Node, Ref, rename_uses
+from gossamer.program.ops.table import SCALAR_FUNCTIONS
 
 # ops that return their argument's numbers unchanged
 _COPIES = frozenset(
     f"aten.{name}.default" for name in ("contiguous", "clone", "detach", "detach_", "alias", "lift_fresh_copy", "lift_fresh")
 )
 _CHECKS = ("aten._assert", "aten.sym_constrain", "aten._guard")
-_VIEWS = frozenset(
-    f"aten.{name}"
-    for name in (
-        "view.default reshape.default flatten.using_ints unflatten.int squeeze.dim squeeze.dims squeeze.default unsqueeze.default "
-        "expand.default expand_as.default permute.default transpose.int t.default numpy_T.default slice.Tensor narrow.default "
-        "select.int split.Tensor split_with_sizes.default chunk.default unbind.int"
-    ).split()
-)
+# ops that return their argument itself while evaluating, though their schema does not say so
+_PASSING = ("aten.dropout.", "aten.feature_dropout.", "aten.alpha_dropout.")
+_SPLITS = frozenset(f"aten.{name}" for name in "split.Tensor split_with_sizes.default chunk.default unbind.int".split())
 
 
 def normalize(graph: Graph) -> Graph:
@@ -38,17 +37,20 @@ def without_checks(graph: Graph) -> Graph:
 def functional(graph: Graph) -> Graph:
     """Replace each in-place op by its functional twin; later readers of the written value read the result instead."""
     current: dict[str, str] = {}  # written value -> the value that holds its new content
-    viewed = _bases_of_views(graph)
+    memory = _places(graph)
+    made = set(graph.inputs)
     nodes = []
-    for node in graph.nodes:
-        node = rename_uses(node, current)
+    for position, raw in enumerate(graph.nodes):
+        node = rename_uses(raw, current)
         twin = _functional_twin(node.op)
         if twin is not None:
-            assert isinstance(node.args[0], Ref)
             written = node.args[0].name
-            _check_not_viewed(node, written, viewed, graph)
+            same = {old for old, new in current.items() if new == written} | {written}
+            later = {name for other in graph.nodes[position + 1 :] for name in other.uses} | set(graph.outputs)
+            _check_not_shown(raw, memory, (later & made) - same)
             node = _as_functional(node, twin)
-            current = {old: node.name if new == written else new for old, new in current.items()} | {written: node.name}
+            current |= dict.fromkeys(same, node.name)
+        made.add(node.name)
         nodes.append(node)
     outputs = tuple(current.get(name, name) for name in graph.outputs)
     return Graph(graph.inputs, tuple(nodes), outputs)
@@ -56,14 +58,12 @@ def functional(graph: Graph) -> Graph:
 
 def written_values(graph: Graph) -> dict[str, str]:
     """Inputs, parameters and buffers that in-place ops write to, directly or through a view -> line of the first write."""
-    viewed = _bases_of_views(graph)
+    memory = _places(graph)
     made = {node.name for node in graph.nodes}
     written: dict[str, str] = {}
     for node in graph.nodes:
-        if _functional_twin(node.op) is not None and isinstance(node.args[0], Ref):
-            for name in {node.args[0].name} | viewed.get(node.args[0].name, set()):
-                if name not in made:
-                    written.setdefault(name, node.source)
+        if _functional_twin(node.op) is not None and (root := memory[node.args[0].name].root) not in made:
+            written.setdefault(root, node.source)
     return written
 
 
@@ -85,25 +85,48 @@ def _functional_twin(op: str) -> str | None:
     return f"aten.{base[:-1]}.{overload}"
 
 
-def _bases_of_views(graph: Graph) -> dict[str, set[str]]:
-    """For each value, the values that may share its memory through views (itself excluded)."""
-    family: dict[str, set[str]] = {}
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a value's memory is: the value that owns it, and which part of which split."""
+
+    root: str
+    parts: tuple[tuple[str, Arg], ...] = ()
+
+    def overlaps(self, other: _Place) -> bool:
+        """Whether both may show the same memory; parts of one split never do."""
+        disjoint = any(mine[0] == theirs[0] and mine[1] != theirs[1] for mine, theirs in zip(self.parts, other.parts, strict=False))
+        return self.root == other.root and not disjoint
+
+
+def _places(graph: Graph) -> dict[str, _Place]:
+    """The memory that each value may share."""
+    places = {name: _Place(name) for name in (*graph.inputs, *graph.state_names)}
+    splits = {node.name for node in graph.nodes if node.op in _SPLITS}
     for node in graph.nodes:
-        shares = node.op in _VIEWS or node.op == "scalar.getitem"
-        if shares and isinstance(node.args[0], Ref):
-            members = family.setdefault(node.args[0].name, {node.args[0].name})
-            members.add(node.name)
-            family[node.name] = members
-    return {name: members - {name} for name, members in family.items()}
+        base = node.args[0] if node.args else None
+        if not isinstance(base, Ref) or not _shares_memory(node.op):
+            places[node.name] = _Place(node.name)
+        elif node.op == "scalar.getitem" and base.name in splits:
+            places[node.name] = _Place(places[base.name].root, (*places[base.name].parts, (base.name, node.args[1])))
+        else:
+            places[node.name] = places[base.name]
+    return places
 
 
-def _check_not_viewed(node: Node, written: str, viewed: dict[str, set[str]], graph: Graph) -> None:
-    """Writing to memory that a view shares is only harmless when no other member of the family is read later."""
-    position = next(i for i, other in enumerate(graph.nodes) if other.name == node.name)
-    later = {name for other in graph.nodes[position + 1 :] for name in other.uses} | set(graph.outputs)
-    # views taken after the write see the new content anyway: only those made before it count
-    before = {other.name for other in graph.nodes[:position]} | set(graph.inputs)
-    clash = sorted((viewed.get(written, set()) & later & before) - {written})
+def _shares_memory(op: str) -> bool:
+    """Whether the result may be a view of the first argument, or that argument itself."""
+    if op in SCALAR_FUNCTIONS:
+        return op == "scalar.getitem"
+    namespace, _, rest = op.partition(".")
+    base, _, overload = rest.partition(".")
+    schema = getattr(getattr(getattr(torch.ops, namespace), base), overload)._schema
+    return op.startswith(_PASSING) or (schema.arguments[:1] != [] and schema.arguments[0].alias_info is not None)
+
+
+def _check_not_shown(node: Node, memory: Mapping[str, _Place], read_later: set[str]) -> None:
+    """A write is harmless when no other value over that memory, made before the write, is read after it."""
+    place = memory[node.args[0].name]
+    clash = sorted(name for name in read_later if memory[name].overlaps(place))
     if clash:
         raise CaptureError(
             f"{node.op.split('.')[1]} writes into memory that {clash[0]!r} also shows",
