@@ -161,7 +161,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Inputs]] = {
     "shape of the batch": (lambda x: x.reshape(-1, 2, 8).reshape(x.shape[0], -1, 4).reshape_as(x[:, :, :].reshape(x.shape[0], 12, 4)), TOKENS),
     "windows of the batch": (lambda x: x.view(x.shape[0], 3, 2, 4, 2, 4).permute(0, 2, 4, 1, 3, 5).reshape(-1, 3, 4, 4).mean(1), IMAGE),
     "expand": (lambda x: x[:, :1].expand(-1, 4, -1) + x[:, :4] + x[:, :1].expand_as(x[:, 2:]), TOKENS),
-    "transpose": (lambda x: x.permute(0, 2, 3, 1).transpose(1, 2).movedim(1, -1).movedim((1, 2), (2, 1)), IMAGE),
+    "transpose": (lambda x: x.permute(0, 2, 3, 1).transpose(1, 2).swapaxes(1, 2).transpose(1, 2).movedim(1, -1).movedim((1, 2), (2, 1)), IMAGE),
     "t": (lambda x: F.linear(x, torch.ones(8, 5).t()), VECTOR),
     "cat": (lambda x, y: torch.cat([x, y, x], 1), PAIR),
     "stack": (lambda x, y: torch.stack([x, y], 1) + torch.stack([y, x], -1).movedim(-1, 1), PAIR),

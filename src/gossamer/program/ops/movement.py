@@ -11,7 +11,7 @@ add("squeeze.dim squeeze.dims squeeze.default unsqueeze.default", Movement(), on
 add("reshape_as.default view_as.default", Movement(), onnx="Reshape")
 add("expand.default", Movement(sizes=("size",)), onnx="Expand")
 add("expand_as.default", Movement(), onnx="Expand")
-add("permute.default transpose.int t.default numpy_T.default movedim.int movedim.intlist", Movement(), onnx="Transpose")
+add("permute.default swapaxes.default transpose.int t.default numpy_T.default movedim.int movedim.intlist", Movement(), onnx="Transpose")
 add("cat.default concat.default", Movement(), onnx="Concat")
 add("stack.default", Movement(), onnx="Stack")
 add("split.Tensor", Movement(sizes=("split_size",)), onnx="Split")

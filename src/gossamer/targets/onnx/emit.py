@@ -9,6 +9,7 @@ import torch
 from gossamer.errors import UnsupportedOp
 from gossamer.files import write_bytes
 from gossamer.numerics.affine import Quantizer
+from gossamer.program.clamps import clip_limits
 from gossamer.program.fold import fold_batch_norms
 from gossamer.program.graph import Node, Ref
 from gossamer.program.ops import bind, op_of
@@ -25,7 +26,6 @@ from gossamer.targets.onnx import lower_reduce as lower_reduce
 from gossamer.targets.onnx.coding import clips_like, code_weight, emit_codes, emit_real
 from gossamer.targets.onnx.draft import Array, Draft
 from gossamer.targets.onnx.forms import AnyForm, BatchSize, Form, Size, find_forms
-from gossamer.targets.onnx.lower_pointwise import clip_limits
 from gossamer.targets.onnx.lowering import WAY_OUT, Call, lowerings, where
 from gossamer.targets.onnx.proto import Port, to_bytes
 
@@ -85,7 +85,7 @@ class Walk:
         start = len(self.draft.nodes)
         result = self._absorbed(node) or self._lower(node)
         made = self.draft.made_since(start)
-        if isinstance(result, str) and result in made:
+        if isinstance(result, str) and result in made and result not in self.coded:
             name = self.draft.fresh(node.name)
             self.draft.rename(result, name, since=start)
             result = name

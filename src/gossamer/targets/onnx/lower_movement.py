@@ -42,8 +42,9 @@ def _permutation(call: Call) -> list[int]:
     match call.node.op.split(".")[1]:
         case "permute":
             return [dim % rank for dim in call["dims"]]
-        case "transpose":
-            a, b = call["dim0"] % rank, call["dim1"] % rank
+        case "transpose" | "swapaxes" as name:
+            first, second = ("dim0", "dim1") if name == "transpose" else ("axis0", "axis1")
+            a, b = call[first] % rank, call[second] % rank
             order[a], order[b] = order[b], order[a]
             return order
         case "movedim":

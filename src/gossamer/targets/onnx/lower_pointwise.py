@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from gossamer.program.graph import Node
-from gossamer.program.ops import bind
+from gossamer.program.clamps import clip_limits
 from gossamer.targets.onnx.lowering import Call, lowerings
 
 _UNARY = (
@@ -87,25 +86,6 @@ def rsub(call: Call) -> str:
 def _times_alpha(call: Call, name: str) -> str:
     tensor = call.tensor(name, call.result.dtype)
     return tensor if call["alpha"] == 1 else call.op("Mul", tensor, call.constant(call["alpha"], call.result.dtype))
-
-
-def clip_limits(node: Node) -> tuple[float | None, float | None] | None:
-    """(low, high) of an op that only clamps to numbers, None for any other op. Shared by ReLU and its kin."""
-    base = node.op.split(".")[1]
-    match base:
-        case "relu":
-            return 0.0, None
-        case "relu6":
-            return 0.0, 6.0
-        case "hardtanh":
-            bound = bind(node)
-            return bound["min_val"], bound["max_val"]
-        case "clamp" | "clamp_min" | "clamp_max":
-            bound = bind(node)
-            limits = bound.get("min"), bound.get("max")
-            if all(limit is None or isinstance(limit, (int, float)) for limit in limits):
-                return limits
-    return None
 
 
 @lowerings.add("Clip")

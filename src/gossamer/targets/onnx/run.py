@@ -111,9 +111,9 @@ def _expose(path: Path, data: bytes) -> tuple[bytes, dict[str, str]]:
 
     ONNX Runtime fuses the same kernels as without: what leaves a fused kernel is the code tensor itself.
     """
+    model = parse(path, data)
     from onnx import helper
 
-    model = parse(path, data)
     exposed: dict[str, str] = {}
     zeros = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     for node in model.graph.node:

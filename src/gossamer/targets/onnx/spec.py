@@ -26,6 +26,7 @@ SPEC = TargetSpec(
     same_scale_ops=frozenset(_SAME_SCALE),
     absorbed_ops=frozenset({"Relu", "Clip"}),
     float_result_ops=frozenset({"Gemm", "MatMul"}),
+    gate_ops=frozenset({"Sigmoid", "HardSigmoid"}),
     requantization="float32-half-even",
     add_tolerance_steps=1,
     width_multiple=8,
