@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gossamer.apply.engine import apply
-from gossamer.apply.shrink import mask_channels
+from gossamer.apply.mask import mask_channels
 from gossamer.coupling import analyse
 from gossamer.coupling.kept import keep_table
 from gossamer.errors import PlanError

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gossamer.apply.mask import mask_channels
 from gossamer.apply.sizes import resize
 from gossamer.coupling import Analysis, analyse
-from gossamer.coupling.kept import axis_keeps, keep_table, kept_shape, state_keeps
+from gossamer.coupling.kept import keep_table, kept_shape, state_keeps
 from gossamer.errors import ParityError, PlanError
 from gossamer.plan.edits import KeepChannels
 from gossamer.program.capture import relative_error
@@ -55,19 +56,6 @@ def _slice_state(tensor: Tensor, factors: tuple[Tensor, ...], table: np.ndarray)
         small = small.index_select(axis, torch.from_numpy(keep.nonzero()[0]).to(small.device))
     small = small.clone(memory_format=torch.contiguous_format)
     return nn.Parameter(small, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else small
-
-
-def mask_channels(program: Program, analysis: Analysis, table: np.ndarray) -> Program:
-    """A copy of full size in which every layer's weight is zero wherever it reads a removed channel."""
-    masked = program.copy()
-    state = masked.state
-    with torch.no_grad():
-        for name, labels in analysis.readers.items():
-            for axis, keep in axis_keeps(labels, table).items():
-                view = [1] * labels.dim()
-                view[axis] = -1
-                state[name].mul_(torch.from_numpy(keep).to(state[name]).reshape(view))
-    return masked
 
 
 def _check_shapes(small: Program, analysis: Analysis, table: np.ndarray) -> None:

@@ -108,6 +108,22 @@ def _convolution(node: Node, analysis: Analysis, table: np.ndarray) -> Node:
     return node if kept == channels else with_arguments(node, groups=kept)
 
 
+def _layer_norm(node: Node, analysis: Analysis, table: np.ndarray) -> Node:
+    labels = _labels(analysis, node.name)
+    count = len(bind(node)["normalized_shape"])
+    return with_arguments(node, normalized_shape=kept_shape(labels, table)[-count:])
+
+
+def _attention(node: Node, analysis: Analysis, table: np.ndarray) -> Node:
+    """The scale comes from the width of a head; it must stay what it was."""
+    bound = bind(node)
+    labels = _labels(analysis, bound["query"].name)
+    width = labels.shape[-1]
+    if bound["scale"] is not None or kept_shape(labels, table)[-1] == width:
+        return node
+    return with_arguments(node, scale=width**-0.5)
+
+
 _RULES: Mapping[str, Callable[[Node, Analysis, np.ndarray], Node]] = {
     "aten.reshape.default": _output_sizes("shape"),
     "aten.view.default": _output_sizes("size"),
@@ -118,4 +134,7 @@ _RULES: Mapping[str, Callable[[Node, Analysis, np.ndarray], Node]] = {
     "aten.chunk.default": _split,
     "aten.slice.Tensor": _slice,
     "aten.narrow.default": _narrow,
+    "aten.layer_norm.default": _layer_norm,
+    "aten.rms_norm.default": _layer_norm,
+    "aten.scaled_dot_product_attention.default": _attention,
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from gossamer.coupling import labels as lab
 from gossamer.coupling.atoms import Atoms
+from gossamer.coupling.context import Context
 from gossamer.coupling.groups import Group, find_groups
-from gossamer.coupling.rules import RULES, Context
+from gossamer.coupling.rules import RULES
 from gossamer.program.ops import op_of
 from gossamer.program.program import Program
 from gossamer.program.shapes import Meta, TensorMeta, infer_shapes
@@ -27,6 +28,8 @@ class Analysis:
     values      final labels of inputs and results, by name (batch 1)
     factors     per state tensor, label tensors of its shape: an element goes when any of its labels goes
     readers     per weight of a contraction, the labels of what it reads; zeroing there equals removal
+    renormalised  norms (with the axis of their input) whose statistics change with a removal
+    contracted  products of two values -> the operand to mask, so that a removal equals zeroing
     """
 
     groups: tuple[Group, ...]
@@ -35,6 +38,8 @@ class Analysis:
     readers: Mapping[str, Tensor]
     metas: Mapping[str, Meta]
     atom_count: int
+    renormalised: tuple[tuple[str, int], ...] = ()
+    contracted: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def axes(self) -> tuple[np.ndarray, ...]:
@@ -75,6 +80,8 @@ def analyse(program: Program) -> Analysis:
         readers={name: final(value) for name, value in context.readers.items()},
         metas=context.metas,
         atom_count=atoms.count,
+        renormalised=tuple(context.renormalised),
+        contracted=context.contracted,
     )
 
 

@@ -59,4 +59,5 @@ def _group(entries: list[tuple[str, np.ndarray]], reasons: dict[int, str]) -> Gr
     why = [reasons.get(int(unit), "") for unit in units]
     owners = tuple(dict.fromkeys(owner for owner, _ in entries))
     fixed = np.array([bool(reason) for reason in why])
-    return Group(owners[0], owners, units, fixed, next((reason for reason in why if reason), ""))
+    name = next((owner for owner in owners if not owner.startswith("state ")), owners[0])
+    return Group(name, owners, units, fixed, next((reason for reason in why if reason), ""))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import operator
+import os
 import re
 import sysconfig
 import traceback
@@ -25,8 +26,8 @@ from gossamer.program.ops.table import SCALAR_FUNCTIONS
 from gossamer.program.program import InputSpec, Program
 
 Adapter = Callable[[Any], Tensor] | str | int
-_TORCH_FOLDER = str(Path(torch.__file__).parent)
-_OWN_FOLDER = str(Path(__file__).parents[1])
+_TORCH_FOLDER = f"{Path(torch.__file__).parent}{os.sep}"  # with the separator, or it would cover torchvision
+_OWN_FOLDER = f"{Path(__file__).parents[1]}{os.sep}"
 _STANDARD_FOLDER = sysconfig.get_paths()["stdlib"]
 _SCALAR_NAMES = {function: name for name, function in SCALAR_FUNCTIONS.items()}
 _COMPARISONS = (operator.ge, operator.gt, operator.le, operator.lt, operator.eq, operator.ne)
@@ -311,7 +312,7 @@ def _op_name(target: Any, line: str) -> str:
 def _source_line(stack_trace: str) -> str:
     """ "model.py:12" from the innermost frame of an export stack trace."""
     files = [line.strip() for line in stack_trace.splitlines() if line.strip().startswith("File ")]
-    user = [line for line in files if _TORCH_FOLDER not in line] or files
+    user = [line for line in files if _TORCH_FOLDER not in line and _OWN_FOLDER not in line]
     if not user:
         return ""
     _, path, rest = user[-1].split('"', 2)

@@ -1,0 +1,95 @@
+"""The network at full size with channels masked: what the proof of a removal compares with.
+
+Whatever reads a removed channel reads zero. Norms that compute statistics take them from the channels that stay: that is
+the one difference between masking and removing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gossamer.apply.sizes import resize
+from gossamer.coupling import Analysis
+from gossamer.coupling import labels as lab
+from gossamer.coupling.kept import axis_keeps, state_keeps
+from gossamer.program.graph import Node, Ref, rename_uses
+from gossamer.program.ops import bind, with_arguments
+from gossamer.program.program import Program
+
+
+def mask_channels(program: Program, analysis: Analysis, table: np.ndarray) -> Program:
+    """A copy of full size in which weights are zero wherever they read a removed channel, and so are the values that
+    are contracted with other values."""
+    masked = _with_masked_values(_with_kept_statistics(program.copy(), analysis, table), analysis, table)
+    state = masked.state
+    with torch.no_grad():
+        for name, labels in analysis.readers.items():
+            for axis, keep in axis_keeps(labels, table).items():
+                view = [1] * labels.dim()
+                view[axis] = -1
+                state[name].mul_(torch.from_numpy(keep).to(state[name]).reshape(view))
+    return masked
+
+
+def _with_masked_values(program: Program, analysis: Analysis, table: np.ndarray) -> Program:
+    """Multiply by zeros and ones in front of each product of two values."""
+    nodes: list[Node] = []
+    state = dict(program.state)
+    for node in program.graph.nodes:
+        source = analysis.contracted.get(node.name)
+        if source is not None and axis_keeps(analysis.values[source], table):
+            mask = table[lab.essence(analysis.values[source])]
+            state[f"{node.name}.mask"] = torch.from_numpy(mask.astype(np.float32))
+            nodes.append(Node(f"{node.name}.masked", "aten.mul.Tensor", (Ref(source), Ref(f"{node.name}.mask"))))
+            node = rename_uses(node, {source: f"{node.name}.masked"})
+        nodes.append(node)
+    return program.with_graph(replace(program.graph, nodes=tuple(nodes)), state)
+
+
+def _with_kept_statistics(program: Program, analysis: Analysis, table: np.ndarray) -> Program:
+    """Pick the kept positions in front of each renormalised norm, and put zeros back in their places behind it."""
+    nodes: list[Node] = []
+    state = dict(program.state)
+    axes = dict(analysis.renormalised)
+    for node in program.graph.nodes:
+        source = bind(node)["input"].name if node.name in axes else ""
+        keep = axis_keeps(analysis.values[source], table).get(axes[node.name]) if source in analysis.values else None
+        if keep is None:
+            nodes.append(node)
+        else:
+            nodes += _pick_norm_scatter(resize(node, analysis, table), axes[node.name], keep, analysis, table, state)
+    return program.with_graph(replace(program.graph, nodes=tuple(nodes)), state)
+
+
+def _pick_norm_scatter(
+    node: Node, axis: int, keep: np.ndarray, analysis: Analysis, table: np.ndarray, state: dict[str, Tensor]
+) -> list[Node]:
+    """index_select - norm with sliced affine parameters - pad with a zero slice - index_select back."""
+    name = node.name
+    bound = bind(node)
+    places = np.where(keep, np.cumsum(keep) - 1, int(keep.sum()))  # removed positions read the zero slice at the end
+    state[f"{name}.kept"] = torch.from_numpy(np.flatnonzero(keep))
+    state[f"{name}.places"] = torch.from_numpy(places)
+    changes = {"input": Ref(f"{name}.picked")}
+    for key in ("weight", "bias"):
+        if isinstance(bound.get(key), Ref):
+            state[f"{name}.{key}"] = _sliced(state[bound[key].name], state_keeps(analysis.factors[bound[key].name], table))
+            changes[key] = Ref(f"{name}.{key}")
+    rank = analysis.values[bound["input"].name].dim()
+    pad = (*(0,) * (2 * (rank - 1 - axis)), 0, 1)
+    return [
+        Node(f"{name}.picked", "aten.index_select.default", (bound["input"], axis, Ref(f"{name}.kept"))),
+        replace(with_arguments(node, **changes), name=f"{name}.normed"),
+        Node(f"{name}.padded", "aten.constant_pad_nd.default", (Ref(f"{name}.normed"), pad)),
+        Node(name, "aten.index_select.default", (Ref(f"{name}.padded"), axis, Ref(f"{name}.places"))),
+    ]
+
+
+def _sliced(tensor: Tensor, keeps: dict[int, np.ndarray]) -> Tensor:
+    for axis, keep in keeps.items():
+        tensor = tensor.index_select(axis, torch.from_numpy(np.flatnonzero(keep)))
+    return tensor.detach()

@@ -1,0 +1,189 @@
+"""The loop: try a ratio, verify the artifact, relax or tighten, keep the best so far on disk."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from gossamer.compress.result import Result
+from gossamer.compress.settings import Settings
+from gossamer.compress.trial import Job, Trial, artifact_name, calibration, run_trial, scorer
+from gossamer.coupling.kept import keep_table
+from gossamer.coupling.predict import Predictor
+from gossamer.data.source import as_data
+from gossamer.errors import ConfigError
+from gossamer.files import read_json, write_json
+from gossamer.plan.budget import Budget
+from gossamer.plan.edits import KeepChannels
+from gossamer.plan.pruning import plan_pruning
+from gossamer.plan.score import Scores
+from gossamer.program.bundle import save
+from gossamer.program.capture import Adapter, capture
+from gossamer.program.program import Program
+from gossamer.progress import OnProgress, Progress, silent
+from gossamer.search.ratio import Tried, next_ratio
+from gossamer.targets.export import export
+from gossamer.targets.results import Report, check_limits
+
+ACCURACY = ("max_drop_points",)
+
+
+def compress(
+    model: nn.Module | Program,
+    data: Any,
+    target: str = "onnxruntime",
+    budget: Budget | None = None,
+    *,
+    metric: str | Callable[..., float] = "top1",
+    output: Adapter | None = None,
+    work_dir: str | Path | None = None,
+    settings: Settings | None = None,
+    on_progress: OnProgress = silent,
+) -> Result:
+    """Make a trained network small and fast for a target, and prove it on the target's own runtime.
+
+    model     any nn.Module that torch.export captures, or a Program; left as it is
+    data      Data(train, calibration, validation) or a mapping with these keys; each part an iterable of
+              (inputs, target) batches, a Dataset, or arrays. Without train nothing is fine-tuned
+    budget    limits on the artifact; without one, quantization only is tried and reported
+    metric    a name ("top1", "top5") or a function (outputs, targets) -> float, higher is better
+    output    for a model that returns more than one tensor: key, index or function, see `capture`
+    work_dir  where trials are kept; called again with the same arguments, a run goes on where it was interrupted
+    settings  everything else
+
+    Returns the best artifact found: one that meets the budget or, with `budget_met` False and a statement that
+    says by how much, the one that comes closest.
+    Raises: GossamerError in one sentence for models, data and arguments that cannot be used.
+    """
+    start = perf_counter()
+    settings = replace(settings or Settings(), target=target)
+    budget = budget or Budget()
+    sources = as_data(data)
+    inputs, _ = calibration(sources).first()
+    program = model if isinstance(model, Program) else capture(model, inputs, output=output)
+    folder = Path(work_dir) if work_dir is not None else Path(tempfile.mkdtemp(prefix="gossamer-"))
+    _claim(folder, program, metric, settings)
+    original = export(program, folder / f"original-{artifact_name(target)}", target=target)
+    save(program, folder / "original.gossamer")
+    job = Job(original, sources, metric, budget, settings, on_progress)
+    trials = _search(job, folder)
+    best = choose_best(trials)
+    return Result(
+        best=best,
+        trials=tuple(trials),
+        original=original,
+        settings=settings,
+        notes=sources.notes,
+        seconds=perf_counter() - start,
+        model=type(model).__name__,
+    )
+
+
+def _claim(folder: Path, program: Program, metric: Any, settings: Settings) -> None:
+    """Note in the folder which run it belongs to; refuse a folder of another run, so that nothing is mixed up."""
+    key = {
+        "program": program.digest,
+        "weights": program.weights_digest(),
+        "metric": metric if isinstance(metric, str) else getattr(metric, "__qualname__", repr(metric)),
+        "settings": {name: value for name, value in settings.to_json().items() if name != "trials"},
+    }
+    path = folder / "run.json"
+    if path.exists():
+        known = read_json(path, "run of gossamer.compress")
+        changed = sorted(name for name in key if not isinstance(known, dict) or known.get(name) != key[name])
+        if changed:
+            raise ConfigError(
+                "work_dir", str(folder), f"empty or of the same run (its {', '.join(changed)} differs); choose another folder"
+            )
+    write_json(path, key)
+
+
+def _search(job: Job, folder: Path) -> list[Trial]:
+    scores = scorer(job)
+    trials: list[Trial] = []
+    while len(trials) < job.settings.trials:
+        ratio = next_ratio([_tried(trial) for trial in trials], _predictor(job, trials, scores), push=_pushes(job.budget))
+        if ratio is None or (ratio and job.budget == Budget()):
+            break
+        job.on_progress(Progress("trial", len(trials), job.settings.trials, f"removing {ratio:.0%} of the channels"))
+        trial = run_trial(job, ratio, folder / f"trial-{round(ratio * 1000):03d}", scores)
+        trial = replace(trial, report=_against(trial.report, job.budget))
+        trials.append(trial)
+        best = choose_best(trials)
+        write_json(folder / "best.json", {"folder": best.folder.name, "budget_met": best.report.budget_met})
+    return trials
+
+
+def _against(report: Report, budget: Budget) -> Report:
+    """The same measurements held against this run's budget (a resumed run may have another one)."""
+    if report.budget == budget:
+        return report
+    limits = check_limits(budget, report.original, report.compressed, report.drop_points)
+    other = tuple(text for text in report.problems if text not in {limit.sentence for limit in report.limits()})
+    missed = tuple(limit.sentence for limit in limits if not limit.met)
+    return replace(report, budget=budget, budget_met=not missed, problems=(*other, *missed))
+
+
+def _tried(trial: Trial) -> Tried:
+    limits = trial.report.limits()
+    return Tried(
+        trial.removed_ratio,
+        fast_enough=all(limit.met for limit in limits if limit.name not in ACCURACY),
+        accurate_enough=all(limit.met for limit in limits if limit.name in ACCURACY),
+    )
+
+
+def _pushes(budget: Budget) -> bool:
+    """Only accuracy is limited: then the fastest artifact within it is wanted."""
+    return budget.max_drop_points is not None and budget == Budget(max_drop_points=budget.max_drop_points)
+
+
+def choose_best(trials: Sequence[Trial]) -> Trial:
+    """Among those that meet the budget the fastest; if none does, the one with the smallest excess."""
+
+    def excess(trial: Trial) -> float:
+        total = 0.0
+        for limit in trial.report.limits():
+            if not limit.met:
+                total += abs(limit.measured - limit.limit) / max(abs(limit.limit), 1e-9 if limit.limit else 1.0)
+        return total
+
+    return min(trials, key=lambda trial: (not trial.report.passed, excess(trial), -trial.report.speedup))
+
+
+def _predictor(job: Job, trials: Sequence[Trial], scores: Callable[[], Scores]) -> Callable[[float], bool]:
+    """Whether a ratio should be small and fast enough: the last trial's figures scaled by predicted parameters and MACs."""
+    if not trials:
+        return lambda ratio: True
+    budget = job.budget
+    last = max(trials, key=lambda trial: trial.removed_ratio).report
+
+    def enough(ratio: float) -> bool:
+        params, macs = _predicted_cost(job.program, scores(), ratio)
+        saved = (last.compressed.params - params) * _bytes_per_parameter(last)
+        size_bytes = last.compressed.size_bytes - saved
+        latency_ms = last.compressed.latency_ms * (macs / max(last.compressed.macs, 1)) ** 0.8  # latency falls slower than MACs
+        guess = replace(last.compressed, size_bytes=max(int(size_bytes), 1), latency_ms=latency_ms, params=params, macs=macs)
+        checked = check_limits(budget, last.original, guess, last.drop_points)
+        return all(limit.met for limit in checked if limit.name not in ACCURACY)
+
+    return enough
+
+
+def _bytes_per_parameter(report: Report) -> float:
+    return min(report.compressed.size_bytes / max(report.compressed.params, 1), 1.0)
+
+
+def _predicted_cost(program: Program, scores: Scores, ratio: float) -> tuple[int, int]:
+    plan = plan_pruning(program, scores, ratio)
+    kept = {edit.group: np.array(edit.keep) for edit in plan.edits if isinstance(edit, KeepChannels)}
+    table = keep_table(scores.analysis, kept)
+    predictor = Predictor(program, scores.analysis)
+    return predictor.params(table), predictor.macs(table)

@@ -1,0 +1,124 @@
+"""What `compress` returns: the best artifact with everything that proves it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gossamer.compress.layers import layer_rows
+from gossamer.compress.settings import Settings
+from gossamer.compress.trial import Trial, artifact_name
+from gossamer.errors import FileError
+from gossamer.files import write_json, write_with
+from gossamer.program.program import Program
+from gossamer.report.document import write_report
+from gossamer.targets.results import Report
+from gossamer.targets.target import Artifact
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """The best trial, all trials, and the original as it ran beside them. `print(result)` shows the table."""
+
+    best: Trial
+    trials: tuple[Trial, ...]
+    original: Artifact
+    settings: Settings
+    notes: tuple[str, ...]
+    seconds: float
+    model: str
+
+    @property
+    def report(self) -> Report:
+        """What verifying the best artifact found."""
+        return self.best.report
+
+    @property
+    def budget_met(self) -> bool:
+        """Whether every limit holds for the best artifact."""
+        return self.report.budget_met
+
+    @property
+    def program(self) -> Program:
+        """The program of the best artifact, quantized."""
+        return self.best.quantized
+
+    @property
+    def artifact(self) -> Artifact:
+        """The best artifact's file, in the work folder until `save` copies it."""
+        return Artifact(self.best.folder / artifact_name(self.settings.target), self.settings.target, self.program)
+
+    @property
+    def statement(self) -> str:
+        """In one or two sentences: was the budget met, and if not, what comes closest."""
+        tried = f"{len(self.trials)} candidate{'s' if len(self.trials) > 1 else ''} tried"
+        share = f"removing {self.best.removed_ratio:.0%} of the channels" if self.best.removed_ratio else "keeping all channels"
+        if self.report.passed:
+            return f"Met by {share} ({tried})."
+        problems = " ".join(self.report.problems)
+        return f"Not met after {tried}; the closest comes from {share}. {problems} Relax the budget, allow more epochs, or give more training data."
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report document: what --json prints and report.json holds."""
+        document = self.report.to_dict()
+        document |= {
+            "seconds": self.seconds,
+            "statement": self.statement,
+            "model": self.model,
+            "settings": self.settings.to_json(),
+            "candidates": [self._candidate(trial) for trial in self.trials],
+            "layers": layer_rows(self.original.program, self.best),
+            "frozen": [*self._frozen(), *({"where": "data", "reason": note} for note in self.notes)],
+        }
+        return document
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the artifact, the FP32 original beside it, the bundle, plan.json, report.json and report.html.
+
+        Raises: FileError when the folder cannot be written; the work folder keeps everything.
+        """
+        folder = Path(folder)
+        name = artifact_name(self.settings.target)
+        copies = {
+            name: self.best.folder / name,
+            f"original-{name}": self.original.path,
+            "model.gossamer": self.best.folder / "model.gossamer",
+            "pruned.gossamer": self.best.folder / "pruned.gossamer",
+        }
+        for to, source in copies.items():
+            _copy(source, folder / to)
+        write_json(folder / "plan.json", {step: plan.to_json() for step, plan in self.best.plans.items()})
+        write_report(self.to_dict(), folder)
+        return folder
+
+    def __str__(self) -> str:
+        return f"{self.report}\n{self.statement}"
+
+    def _candidate(self, trial: Trial) -> Mapping[str, Any]:
+        report = trial.report
+        return {
+            "name": f"{trial.removed_ratio:.1%} removed" if trial.removed_ratio else "quantized only",
+            "removed_ratio": trial.removed_ratio,
+            "accuracy": report.compressed.accuracy,
+            "latency_ms": report.compressed.latency_ms,
+            "size_bytes": report.compressed.size_bytes,
+            "drop_points": report.drop_points,
+            "speedup": report.speedup,
+            "size_ratio": report.size_ratio,
+            "budget_met": report.budget_met,
+            "chosen": trial is self.best,
+        }
+
+    def _frozen(self) -> list[dict[str, str]]:
+        return [{"where": item.where, "reason": item.reason} for plan in self.best.plans.values() for item in plan.frozen]
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.resolve() == target.resolve():
+        return
+    if not source.exists():
+        raise FileError(source, "is gone", "run compress again with a work_dir that stays")
+    write_with(target, lambda temporary: shutil.copyfile(source, temporary))

@@ -1,0 +1,42 @@
+"""What a run of `compress` was asked to do."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gossamer.errors import ConfigError
+from gossamer.numerics.saliency import criteria
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Everything but the model, the data and the budget.
+
+    target      runtime that runs the artifact
+    epochs      of fine-tuning with the original as teacher after channels were removed; 0 for none
+    criterion   how channels are ranked, "" to choose: "taylor" with labelled training data, else "l2"
+    batch       inputs per call when latency is measured
+    threads     of the runtime
+    trials      how many ratios are tried at most
+    """
+
+    target: str = "onnxruntime"
+    epochs: int = 4
+    criterion: str = ""
+    batch: int = 64
+    threads: int = 1
+    seed: int = 0
+    trials: int = 6
+
+    def __post_init__(self) -> None:
+        for name, least in (("epochs", 0), ("batch", 1), ("threads", 1), ("trials", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ConfigError(name, value, f"an int of at least {least}")
+        if self.criterion:
+            criteria.entry(self.criterion)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)

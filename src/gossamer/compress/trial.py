@@ -1,0 +1,144 @@
+"""One trial: remove a share of the channels, fine-tune, quantize, export, verify. Everything is kept in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gossamer.apply.engine import apply
+from gossamer.batches import Batches, as_batches
+from gossamer.compress.settings import Settings
+from gossamer.data.source import Data
+from gossamer.files import read_json, write_json
+from gossamer.plan.budget import Budget
+from gossamer.plan.plan import Plan
+from gossamer.plan.pruning import plan_pruning
+from gossamer.plan.quantization import plan_quantization
+from gossamer.plan.score import Scores, score
+from gossamer.program.bundle import load, save
+from gossamer.program.program import Program
+from gossamer.progress import OnProgress
+from gossamer.targets.export import export
+from gossamer.targets.results import Report
+from gossamer.targets.target import Artifact, targets
+from gossamer.targets.verify import verify
+from gossamer.train.fit import fit
+
+Metric = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What all trials of a run share."""
+
+    original: Artifact
+    data: Data
+    metric: Metric
+    budget: Budget
+    settings: Settings
+    on_progress: OnProgress
+
+    @property
+    def program(self) -> Program:
+        """The uncompressed network."""
+        return self.original.program
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A finished trial: its ratio, what verifying found, and the folder with its files."""
+
+    removed_ratio: float
+    report: Report
+    folder: Path
+
+    @property
+    def pruned(self) -> Program:
+        """The pruned (and fine-tuned) float program."""
+        return load(self.folder / "pruned.gossamer")
+
+    @property
+    def quantized(self) -> Program:
+        """The program that the artifact was written from."""
+        return load(self.folder / "model.gossamer")
+
+    @property
+    def plans(self) -> dict[str, Plan]:
+        """The plans that led there, by step."""
+        return {name: Plan.load(self.folder / f"{name}.json") for name in ("pruning", "quantization")}
+
+
+def artifact_name(target: str) -> str:
+    """File name of the artifact."""
+    return f"model{targets[target].suffix}"
+
+
+def run_trial(job: Job, removed_ratio: float, folder: Path, scores: Callable[[], Scores]) -> Trial:
+    """Run a trial, or read it from its folder when it was finished before."""
+    done = folder / "report.json"
+    if done.exists():
+        return Trial(removed_ratio, Report.from_dict(read_json(done, "report")), folder)
+    program, settings = job.program, job.settings
+    pruning = plan_pruning(program, scores(), removed_ratio) if removed_ratio else Plan((), program.digest)
+    pruned = _fine_tune(job, apply(program, pruning), folder) if pruning.edits else program
+    quantization = plan_quantization(pruned, calibration(job.data), target=settings.target, on_progress=job.on_progress)
+    quantized = apply(pruned, quantization)
+    artifact = export(quantized, folder / artifact_name(settings.target), target=settings.target)
+    report = verify(
+        artifact,
+        reference=job.original,
+        data=validation(job.data),
+        metric=job.metric,
+        budget=job.budget,
+        threads=settings.threads,
+        batch=settings.batch,
+        seed=settings.seed,
+        on_progress=job.on_progress,
+    )
+    save(pruned, folder / "pruned.gossamer")
+    save(quantized, folder / "model.gossamer")
+    pruning.save(folder / "pruning.json")
+    quantization.save(folder / "quantization.json")
+    write_json(done, report.to_dict())  # last: a folder with a report is a finished trial
+    return Trial(removed_ratio, report, folder)
+
+
+def _fine_tune(job: Job, pruned: Program, folder: Path) -> Program:
+    if job.data.train is None or not job.settings.epochs:
+        return pruned
+    return fit(
+        pruned,
+        as_batches(job.data.train, what="training", shuffle=True),
+        teacher=job.program,
+        epochs=job.settings.epochs,
+        checkpoint=folder / "fit.safetensors",
+        seed=job.settings.seed,
+        on_progress=job.on_progress,
+    )
+
+
+def calibration(data: Data) -> Batches:
+    """The calibration part as batches."""
+    return as_batches(data.calibration, what="calibration")
+
+
+def validation(data: Data) -> Batches:
+    """The validation part as batches."""
+    return as_batches(data.validation, what="validation")
+
+
+def scorer(job: Job) -> Callable[[], Scores]:
+    """Scores of the original's channels, computed when first needed."""
+    found: list[Scores] = []
+
+    def scores() -> Scores:
+        if not found:
+            labelled = job.data.train is not None and as_batches(job.data.train, what="training").first()[1] is not None
+            name = job.settings.criterion or ("taylor" if labelled else "l2")
+            batches = as_batches(job.data.train, what="training") if labelled else calibration(job.data)
+            found.append(score(job.program, name, batches, seed=job.settings.seed))
+        return found[0]
+
+    return scores

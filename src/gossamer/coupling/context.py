@@ -1,0 +1,120 @@
+"""What label propagation knows while it walks a graph, and the ways in which rules couple things."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from gossamer.coupling import labels as lab
+from gossamer.coupling.atoms import Atoms
+from gossamer.program.graph import Arg, Graph, Node, Ref, map_refs
+from gossamer.program.ops import function
+from gossamer.program.shapes import Meta, TensorMeta
+
+
+@dataclass
+class Context:
+    """What the pass knows so far. `blocks` are labels of axes that a grouped op splits, for the rectangle rule;
+    `renormalised` lists norms with the axis of their input that carries labels and goes into their statistics; `contracted` names, for products of two values, the
+    operand in which zeros equal a removal."""
+
+    atoms: Atoms
+    graph: Graph
+    metas: Mapping[str, Meta]
+    values: dict[str, Any]
+    factors: dict[str, tuple[Tensor, ...]]
+    readers: dict[str, Tensor]
+    concrete: dict[str, Any]
+    blocks: list[Tensor] = field(default_factory=list)
+    renormalised: list[tuple[str, int]] = field(default_factory=list)
+    contracted: dict[str, str] = field(default_factory=dict)
+
+    def meta(self, name: str) -> TensorMeta:
+        """Shape and dtype of a tensor value."""
+        meta = self.metas[name]
+        assert isinstance(meta, TensorMeta), name
+        return meta
+
+    def labels(self, name: str) -> Tensor:
+        """Labels of a value; state that is used position by position gets atoms of its own on first use."""
+        if name in self.values:
+            found = self.values[name]
+            assert isinstance(found, Tensor), f"{name} is not one tensor"
+            return found
+        meta = self.meta(name)
+        if name in self.factors and len(self.factors[name]) > 1:  # also the weight of a contraction
+            for factor in self.factors[name]:
+                self.freeze(factor, "its weight is also used in another way")
+            return lab.empty(meta.shape)
+        if name not in self.factors:
+            made = self.atoms.fresh(meta.numel, f"state {name}") if meta.dtype.is_floating_point else np.zeros(meta.numel, np.int64)
+            self.factors[name] = (lab.squash(lab.tensor(made).reshape(meta.shape)),)
+        return self.factors[name][0]
+
+    def freeze(self, labels: Tensor | np.ndarray, reason: str) -> None:
+        """All atoms in these labels must stay."""
+        self.atoms.freeze(lab.essence(labels) if isinstance(labels, Tensor) else labels, reason)
+
+    def note_concrete(self, node: Node) -> None:
+        """Compute results that depend on sizes and integer constants only: they index and shape other values."""
+        meta = self.metas[node.name]
+        if not isinstance(meta, (TensorMeta, tuple)):
+            self.concrete[node.name] = meta
+        elif isinstance(meta, TensorMeta) and not meta.dtype.is_floating_point and all(name in self.concrete for name in node.uses):
+            self.concrete[node.name] = self.call(node)
+
+    def call(self, node: Node) -> Any:
+        """Run a node on concrete values."""
+        get = self.concrete.__getitem__
+        kwargs = {key: map_refs(value, get) for key, value in node.kwargs}
+        return function(node.op)(*map_refs(node.args, get), **kwargs)
+
+    def tie_axes(self, weight: str, *factors: Tensor) -> None:
+        """Give a contraction's weight its labels per axis, or merge them with those it has (a tied weight)."""
+        present = self.factors.setdefault(weight, factors)
+        if present is factors:
+            return
+        if len(present) != len(factors):
+            for labels in (*present, *factors):
+                self.freeze(labels, f"{weight} is shared between layers of different kinds")
+            return
+        for old, new in zip(present, factors, strict=True):
+            self.atoms.merge(*aligned(old, new))
+
+    def tie_vector(self, name: Arg, vector: np.ndarray) -> None:
+        """Couple a state vector (bias, norm weight, statistic) with the channels it belongs to."""
+        if not isinstance(name, Ref):
+            return
+        if name.name in self.values:  # computed, not state: it must be as long as the channels
+            self.freeze(vector, f"{name.name} is computed")
+            return
+        self.tie_elements(name.name, lab.squash(lab.tensor(vector)))
+
+    def tie_elements(self, name: str, labels: Tensor) -> None:
+        """Couple every element of a state tensor with the label at its position."""
+        present = self.factors.setdefault(name, (labels,))
+        if len(present) > 1:  # also the weight of a contraction
+            for other in (*present, labels):
+                self.freeze(other, f"{name} is used in different ways")
+            return
+        self.atoms.merge(*aligned(present[0], labels))
+
+
+def aligned(left: Tensor, right: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Both label tensors (of one shape) as arrays of one shape, without axes on which both are constant."""
+    small_left, small_right = lab.essence(left), lab.essence(right)
+    return tuple(np.broadcast_arrays(small_left, small_right))  # type: ignore[return-value]
+
+
+def feature(context: Context, labels: Tensor, axis: int) -> np.ndarray:
+    """Merge all labels that meet at one position of `axis`; return one label per position."""
+    essence = lab.essence(labels)
+    axis %= labels.dim()
+    merged = np.moveaxis(essence, axis, -1).reshape(-1, essence.shape[axis])
+    context.atoms.merge_along(merged, 0)
+    vector = merged.max(axis=0)
+    return np.ascontiguousarray(np.broadcast_to(vector, (labels.shape[axis],)))

@@ -1,0 +1,171 @@
+"""Labels through layers that contract an axis: convolution, linear, matrix product, attention, embedding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from gossamer.coupling import labels as lab
+from gossamer.coupling.context import Context, feature
+from gossamer.program.graph import Node
+from gossamer.program.ops import bind, op_of
+from gossamer.program.ops import kinds as k
+
+
+def convolution(context: Context, node: Node) -> Tensor:
+    bound = bind(node)
+    transposed = op_of(node).kind == k.Convolution(transposed=True)
+    shape = context.meta(node.name).shape
+    data = context.labels(bound["input"].name)
+    groups = bound["groups"]
+    if context.meta(bound["input"].name).shape != data.shape or any(axis > 1 for axis in lab.varying(data)):
+        context.freeze(data, f"{node.module} convolves along the axis that carries it")
+        data = lab.empty(data.shape)
+    channels = feature(context, data, 1)
+    weight = bound["weight"]
+    if weight.name in context.values:
+        return _computed_weight(context, node, channels, shape)
+    weight_shape = context.meta(weight.name).shape
+    out_count = shape[1]
+    owner = node.module or weight.name.removesuffix(".weight")
+    per_group = out_count // groups
+    if groups > 1 and groups == len(channels):  # depthwise: outputs go with their input
+        out = np.repeat(channels, per_group)
+        context.blocks.append(lab.tensor(out))
+    else:
+        out = context.atoms.fresh(out_count, owner)
+        if groups > 1:
+            context.blocks += [lab.tensor(out.reshape(groups, -1)), lab.tensor(channels.reshape(groups, -1))]
+    blocked = np.broadcast_to(channels.reshape(groups, 1, -1), (groups, per_group, len(channels) // groups))
+    if transposed:  # weight (I, O/groups, *K)
+        taken = lab.along(channels, weight_shape, 0)
+        per_input = np.broadcast_to(out.reshape(groups, 1, per_group), (groups, len(channels) // groups, per_group))
+        made = _two_axes(per_input.reshape(len(channels), per_group), weight_shape)
+    else:
+        taken = _two_axes(blocked.reshape(out_count, -1), weight_shape)
+        made = lab.along(out, weight_shape, 0)
+    context.tie_axes(weight.name, made, taken)
+    context.readers[weight.name] = taken
+    context.tie_vector(bound["bias"], out)
+    return lab.along(out, shape, 1)
+
+
+def _two_axes(matrix: np.ndarray, shape: tuple[int, ...]) -> Tensor:
+    view = lab.tensor(matrix).reshape(*matrix.shape, *[1] * (len(shape) - 2))
+    return lab.squash(view.expand(shape))
+
+
+def _computed_weight(context: Context, node: Node, channels: np.ndarray, shape: tuple[int, ...]) -> Tensor:
+    """A weight that other nodes compute: nothing around it is removed."""
+    reason = f"the weight of {node.module or node.name} is computed"
+    context.freeze(channels, reason)
+    for name in node.uses:
+        if isinstance(context.values.get(name), Tensor):
+            context.freeze(context.values[name], reason)
+    return lab.empty(shape)
+
+
+def linear(context: Context, node: Node) -> Tensor:
+    bound = bind(node)
+    shape = context.meta(node.name).shape
+    data = context.labels(bound["input"].name)
+    weight = bound["weight"]
+    if weight.name in context.values:
+        return _computed_weight(context, node, feature(context, data, -1), shape)
+    weight_shape = context.meta(weight.name).shape
+    out = context.atoms.fresh(weight_shape[0], node.module or weight.name.removesuffix(".weight"))
+    passes = lab.varying(data) != () and data.dim() - 1 not in lab.varying(data)  # atoms of another axis pass through
+    taken = np.zeros(weight_shape[1], np.int64) if passes else feature(context, data, -1)
+    factors = (lab.along(out, weight_shape, 0), lab.along(taken, weight_shape, 1))
+    context.tie_axes(weight.name, *factors)
+    context.readers[weight.name] = factors[1]
+    context.tie_vector(bound["bias"], out)
+    if passes:
+        context.freeze(out, f"{node.module or node.name} works along another axis than the one that is pruned")
+        return lab.squash(data.narrow(-1, 0, 1).expand(shape))
+    return lab.along(out, shape, len(shape) - 1)
+
+
+def embedding(context: Context, node: Node) -> Tensor:
+    weight = bind(node)["weight"].name
+    shape = context.meta(weight).shape
+    out = context.atoms.fresh(shape[1], node.module or weight)
+    rows = np.zeros(shape[0], np.int64)
+    context.tie_axes(weight, lab.along(rows, shape, 0), lab.along(out, shape, 1))
+    result = context.meta(node.name).shape
+    return lab.along(out, result, len(result) - 1)
+
+
+def matmul(context: Context, node: Node) -> Tensor:
+    """(*, M, K) x (*, K, N): what is carried along K is contracted, everything else passes through."""
+    kind = op_of(node).kind
+    assert isinstance(kind, k.MatMul)
+    bound = bind(node)
+    left, right = context.labels(bound[kind.left].name), context.labels(bound[kind.right].name)
+    shape = context.meta(node.name).shape
+    if left.dim() < 2 or right.dim() < 2:
+        return _give_up(context, node, (left, right), shape)
+    context.contracted[node.name] = bound[kind.left].name
+    return _product(context, node, left, right.transpose(-1, -2), shape)
+
+
+def attention(context: Context, node: Node) -> Tensor:
+    """softmax(q k^T) v: queries and keys are contracted over their last axis, values pass through."""
+    bound = bind(node)
+    query, key, value = (context.labels(bound[name].name) for name in ("query", "key", "value"))
+    mask = bound["attn_mask"]
+    if mask is not None:
+        context.freeze(context.labels(mask.name), f"it is the mask of attention in {node.module or node.name}")
+    shape = context.meta(node.name).shape
+    if bound["enable_gqa"]:
+        key, value = (_repeat_heads(labels, query.shape[-3]) for labels in (key, value))
+    context.contracted[node.name] = bound["query"].name
+    scores = _product(context, node, query, key, (*shape[:-1], key.shape[-2]))
+    context.freeze(scores, f"attention in {node.module or node.name} couples the axis that carries it")
+    return _through(context, node, value, shape, along=-2)
+
+
+def _repeat_heads(labels: Tensor, heads: int) -> Tensor:
+    return lab.squash(labels.repeat_interleave(heads // labels.shape[-3], dim=-3))
+
+
+def _product(context: Context, node: Node, left: Tensor, right: Tensor, shape: Sequence[int]) -> Tensor:
+    """Labels of left @ right^T for left (*, M, K) and right (*, N, K)."""
+    last = left.dim() - 1 in lab.varying(left), right.dim() - 1 in lab.varying(right)
+    if all(last):
+        context.atoms.merge(*np.broadcast_arrays(_inner(context, left), _inner(context, right)))
+        return lab.empty(shape)
+    for labels, varies in ((left, last[0]), (right, last[1])):
+        if varies:
+            context.freeze(labels, f"{node.module or node.name} contracts it with what cannot shrink")
+    passing = [
+        lab.empty(shape) if last[0] else lab.squash(left.narrow(-1, 0, 1).expand(tuple(shape))),
+        lab.empty(shape) if last[1] else lab.squash(right.narrow(-1, 0, 1).transpose(-1, -2).expand(tuple(shape))),
+    ]
+    carrying = [labels for labels in passing if lab.varying(labels) or bool(lab.essence(labels).any())]
+    if len(carrying) == 2:
+        return _give_up(context, node, tuple(carrying), shape)
+    return carrying[0] if carrying else lab.empty(shape)
+
+
+def _inner(context: Context, labels: Tensor) -> np.ndarray:
+    """One label per batch position and contracted position, merged over the rows: (*, K)."""
+    essence = lab.essence(labels)
+    context.atoms.merge_along(essence, essence.ndim - 2)
+    return essence.max(axis=-2)
+
+
+def _through(context: Context, node: Node, labels: Tensor, shape: Sequence[int], along: int) -> Tensor:
+    """Labels that pass a mixing of the positions of one axis."""
+    if along % labels.dim() in lab.varying(labels):
+        context.freeze(labels, f"{node.module or node.name} mixes the axis that carries it")
+        return lab.empty(shape)
+    return lab.squash(labels.narrow(along, 0, 1).expand(tuple(shape)))
+
+
+def _give_up(context: Context, node: Node, carriers: tuple[Tensor, ...], shape: Sequence[int]) -> Tensor:
+    for labels in carriers:
+        context.freeze(labels, f"{node.module or node.name} multiplies two values that carry different axes")
+    return lab.empty(shape)

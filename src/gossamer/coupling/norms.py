@@ -1,0 +1,63 @@
+"""Labels through normalizations.
+
+Batch norm holds its statistics per channel. The others compute them from what they normalize: when part of that is
+removed, the statistics are those of what stays (`renormalised`), and the proof of a removal uses them, too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from gossamer.coupling import labels as lab
+from gossamer.coupling.context import Context, feature
+from gossamer.program.graph import Node, Ref
+from gossamer.program.ops import bind
+
+
+def batch_norm(context: Context, node: Node) -> Tensor:
+    """Weight, bias and both statistics belong to the channels."""
+    bound = bind(node)
+    labels = context.labels(bound["input"].name)
+    channels = feature(context, labels, 1)
+    for key in ("weight", "bias", "running_mean", "running_var"):
+        context.tie_vector(bound[key], channels)
+    return labels
+
+
+def statistics_norm(context: Context, node: Node) -> Any:
+    """Layer, RMS, group and instance norm."""
+    bound = bind(node)
+    labels = context.labels(bound["input"].name)
+    if "normalized_shape" in bound:
+        return _trailing_axes(context, node, labels, len(bound["normalized_shape"]))
+    channels = feature(context, labels, 1)
+    if "num_groups" in bound:
+        groups = bound["num_groups"]
+        context.blocks.append(lab.tensor(channels.reshape(groups, -1)))
+        if groups == len(channels):
+            context.freeze(channels, f"{node.module or node.name} normalizes each channel as a group of its own")
+        context.renormalised.append((node.name, 1))
+    for key in ("weight", "bias", "running_mean", "running_var"):
+        context.tie_vector(bound.get(key), channels)
+    return labels
+
+
+def _trailing_axes(context: Context, node: Node, labels: Tensor, count: int) -> Tensor:
+    """Statistics over the last `count` axes; the affine parameters have their shape."""
+    bound = bind(node)
+    axes = [axis for axis in lab.varying(labels) if axis >= labels.dim() - count]
+    if len(axes) > 1:
+        context.freeze(labels, f"{node.module or node.name} computes statistics over several axes that carry it")
+        return labels
+    if not axes:
+        return labels
+    vector = feature(context, labels, axes[0])
+    context.renormalised.append((node.name, axes[0]))
+    shape = bound["normalized_shape"]
+    affine = lab.along(vector, shape, axes[0] - (labels.dim() - count))
+    for key in ("weight", "bias"):
+        if isinstance(bound.get(key), Ref):
+            context.tie_elements(bound[key].name, affine)
+    return labels
