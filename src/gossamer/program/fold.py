@@ -10,30 +10,46 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gossamer.errors import ConfigError
 from gossamer.program.graph import Graph, Node, Ref, rename_uses
 from gossamer.program.ops import bind, op_of, with_arguments
 from gossamer.program.ops.kinds import BatchNorm, Convolution, Linear
 from gossamer.program.program import Program
+from gossamer.program.shapes import infer_shapes, tensor_meta
 
 
 def foldable_batch_norms(program: Program) -> tuple[str, ...]:
     """Names of the batch norms whose input is the only use of a convolution or linear layer with its own weights."""
-    return tuple(node.name for node in program.graph.nodes if _producer(program.graph, node) is not None)
+    producers = {node.name: _producer(program.graph, node) for node in program.graph.nodes}
+    found = {name: producer for name, producer in producers.items() if producer is not None}
+    if not any(isinstance(op_of(producer).kind, Linear) for producer in found.values()):
+        return tuple(found)
+    metas = infer_shapes(program)  # of (batch, tokens, features), the norm takes axis 1 and the layer makes the last
+    return tuple(
+        name
+        for name, producer in found.items()
+        if not isinstance(op_of(producer).kind, Linear) or len(tensor_meta(metas, producer.name).shape) == 2
+    )
 
 
 def fold_batch_norms(program: Program, names: tuple[str, ...] | None = None) -> Program:
     """A copy without the named (default: all foldable) batch norms; same outputs up to rounding, computed in float64.
 
     The copy is for inference: its weights hold the running statistics of this moment.
+    Raises: ConfigError for a name that is no batch norm that can be folded.
     """
-    wanted = foldable_batch_norms(program) if names is None else names
+    foldable = foldable_batch_norms(program)
+    wanted = foldable if names is None else names
+    for name in wanted:
+        if name not in foldable:
+            raise ConfigError("name of a batch norm", name, "one that can be folded into the layer before it")
     graph, state = program.graph, dict(program.state)
     nodes: dict[str, Node] = dict(graph.by_name)
     gone: dict[str, str] = {}
     for name in wanted:
         norm = nodes[name]
         producer = _producer(graph, norm)
-        assert producer is not None, f"{name} is not foldable"
+        assert producer is not None
         producer = nodes[producer.name]
         nodes[producer.name] = _fold(producer, norm, state)
         gone[name] = producer.name

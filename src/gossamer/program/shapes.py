@@ -61,9 +61,9 @@ def infer_shapes(program: Program, batch: int = 1) -> Mapping[str, Meta]:
         try:
             run_steps(program.steps, values, note)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
-            at = next((node.source or node.name for node in program.graph.nodes if node.op == str(error.func)), "")
+            node = next(node for node in program.graph.nodes if node.name not in metas)
             raise UnsupportedOp(
-                str(error.func), at, needed="shape", way_out="its result's size depends on values; use operations with known shapes"
+                node.op, node.source or node.name, needed="shape", way_out="its result depends on values; use operations with known shapes"
             ) from error
     return metas
 
