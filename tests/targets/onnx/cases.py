@@ -25,6 +25,19 @@ class Lambda(nn.Module):
         return self.function(*inputs, *self.weights)
 
 
+class Picked(nn.Module):
+    """A recurrent layer reduced to its sequence or to its first last state."""
+
+    def __init__(self, layer: nn.Module, which: int = 0, swap: bool = False) -> None:
+        super().__init__()
+        self.layer, self.which, self.swap = layer, which, swap
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = self.layer(x.transpose(0, 1) if self.swap else x)
+        state = result[1][0] if isinstance(result[1], tuple) else result[1]
+        return state.transpose(0, 1) if self.which else result[0].transpose(0, 1) if self.swap else result[0]
+
+
 IMAGE: Inputs = ((3, 8, 8),)
 TOKENS: Inputs = ((6, 8),)
 VECTOR: Inputs = ((8,),)
@@ -86,6 +99,12 @@ MODULES: dict[str, tuple[nn.Module, Inputs]] = {
         ),
         TOKENS,
     ),
+    "lstm": (Picked(nn.LSTM(8, 5, num_layers=2, bidirectional=True, batch_first=True)), TOKENS),
+    "lstm states": (Picked(nn.LSTM(8, 5, bias=False, batch_first=True), 1), TOKENS),
+    "gru": (Picked(nn.GRU(8, 5, num_layers=2, batch_first=True)), TOKENS),
+    "gru time first": (Picked(nn.GRU(8, 5, bidirectional=True), swap=True), TOKENS),
+    "rnn": (Picked(nn.RNN(8, 5, nonlinearity="relu", batch_first=True)), TOKENS),
+    "rnn tanh": (Picked(nn.RNN(8, 5, batch_first=True)), TOKENS),
     "sdpa": (Lambda(lambda q, k, v: F.scaled_dot_product_attention(q, k, v)), HEADS),
     "sdpa causal": (Lambda(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3)), HEADS),
     "sdpa float mask": (Lambda(lambda q, k, v, m: F.scaled_dot_product_attention(q, k, v, attn_mask=m), (6, 5)), HEADS),

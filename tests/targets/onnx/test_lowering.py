@@ -21,6 +21,7 @@ def seen():
     return set()
 
 
+@pytest.mark.filterwarnings("ignore:The tensor attributes .* were assigned during export")  # torch, of recurrent layers
 @pytest.mark.parametrize("name", CASES)
 def test_op_equals_torch(name, seen):
     network, shapes = CASES[name]
