@@ -31,6 +31,13 @@ class FoldBatchNorm:
 
 
 @dataclass(frozen=True, slots=True)
+class SplitGate:
+    """Split the activation x * gate(x) `node` (SiLU, hard swish) into the gate and the product."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
 class QuantizeValue:
     """Give a value or parameter its codes."""
 
@@ -46,8 +53,18 @@ class ShiftBias:
     shift: tuple[float, ...]
 
 
-Edit = KeepChannels | FoldBatchNorm | QuantizeValue | ShiftBias
-_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (KeepChannels, FoldBatchNorm, QuantizeValue, ShiftBias)}
+@dataclass(frozen=True, slots=True)
+class RoundWeight:
+    """Move the codes of the weight `value` by `steps` from the nearest ones; numerics.packing turns steps into text."""
+
+    value: str
+    steps: str
+
+
+Edit = KeepChannels | FoldBatchNorm | SplitGate | QuantizeValue | RoundWeight | ShiftBias
+_KINDS: dict[str, type[Any]] = {
+    kind.__name__: kind for kind in (KeepChannels, FoldBatchNorm, SplitGate, QuantizeValue, RoundWeight, ShiftBias)
+}
 
 
 def edit_to_json(edit: Edit) -> dict[str, Any]:

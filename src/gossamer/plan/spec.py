@@ -18,6 +18,7 @@ class TargetSpec:
     same_scale_ops      ops that only pass codes on: inputs and result share one quantizer
     absorbed_ops        activations that cost nothing after an integer op: the result's code range clips
     float_result_ops    integer ops that can hand out a float result without a quantizer of their own
+    gate_ops            integer ops with results in [0, 1] that need codes of scale 2^-bits from the lowest code on
     requantization      name of the rounding from accumulator to code, as the simulator computes it
     add_tolerance_steps how far an integer Add may be from the simulator, in code steps
     width_multiple      channel counts that its kernels like
@@ -31,6 +32,7 @@ class TargetSpec:
     absorbed_ops: frozenset[str]
     float_result_ops: frozenset[str]
     requantization: str
+    gate_ops: frozenset[str] = frozenset()
     add_tolerance_steps: int = 0
     width_multiple: int = 1
 

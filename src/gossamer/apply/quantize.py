@@ -1,0 +1,93 @@
+"""Applying a quantization plan: fold batch norms, round weights, shift biases, attach quantizers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.errors import PlanError
+from gossamer.numerics.affine import Quantizer, dequantize, quantize
+from gossamer.numerics.packing import unpack_steps
+from gossamer.plan.edits import Edit, FoldBatchNorm, QuantizeValue, RoundWeight, ShiftBias, SplitGate
+from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
+from gossamer.program.gates import gated_activations, split_gates
+from gossamer.program.graph import Graph, Ref
+from gossamer.program.ops import bind, op_of, with_arguments
+from gossamer.program.ops.kinds import Convolution, Linear
+from gossamer.program.program import Program
+
+
+def quantize_program(program: Program, edits: Sequence[Edit], target: str) -> Program:
+    """A quantized copy of a float program; it shares no memory with the argument.
+
+    Raises: PlanError for a program that is quantized already, and for edits that name what it does not have.
+    """
+    check_float(program)
+    folds = tuple(edit.node for edit in edits if isinstance(edit, FoldBatchNorm))
+    missing = set(folds) - set(foldable_batch_norms(program))
+    if missing:
+        raise PlanError(f"the plan folds {sorted(missing)[0]!r}, which is no batch norm behind a layer of this network.")
+    folded = fold_batch_norms(program.copy(), folds)
+    gates = tuple(edit.node for edit in edits if isinstance(edit, SplitGate))
+    if not set(gates) <= set(gated_activations(folded)):
+        raise PlanError(f"the plan splits {sorted(gates)[0]!r}, which is no gated activation of this network.")
+    folded = split_gates(folded, gates)
+    quantizers = {edit.value: edit.quantizer for edit in edits if isinstance(edit, QuantizeValue)}
+    known = {*folded.graph.inputs, *folded.graph.by_name, *folded.graph.state_names}
+    if not quantizers.keys() <= known:
+        raise PlanError(f"the plan quantizes {sorted(quantizers.keys() - known)[0]!r}, which this network does not have.")
+    state = round_weights(folded, [edit for edit in edits if isinstance(edit, RoundWeight)], quantizers)
+    graph, state = shift_biases(folded.graph, state, [edit for edit in edits if isinstance(edit, ShiftBias)])
+    return folded.with_graph(graph, state, quantizers=quantizers, target=target)
+
+
+def check_float(program: Program) -> None:
+    """Raise PlanError for a program that has quantizers."""
+    if program.quantizers:
+        raise PlanError(f"the network is quantized already (for {program.target!r}); start from the float network.")
+
+
+def round_weights(program: Program, edits: Sequence[RoundWeight], quantizers: dict[str, Quantizer]) -> dict[str, Tensor]:
+    """The state with each named weight at exactly the values of its moved codes."""
+    state = dict(program.state)
+    for edit in edits:
+        quantizer, weight = quantizers.get(edit.value), state.get(edit.value)
+        if quantizer is None or weight is None:
+            raise PlanError(f"the plan rounds {edit.value!r}, which is no weight that it quantizes.")
+        steps = unpack_steps(edit.steps, tuple(weight.shape)).to(weight.device)
+        codes = quantize(weight.detach(), quantizer) + steps
+        codes = codes.clamp(quantizer.format.lo, quantizer.format.hi)
+        state[edit.value] = nn.Parameter(dequantize(codes, quantizer))
+    return state
+
+
+def shift_biases(graph: Graph, state: dict[str, Tensor], edits: Sequence[ShiftBias]) -> tuple[Graph, dict[str, Tensor]]:
+    """The graph and state with a shifted bias for each named layer, a new one where it has none or shares it."""
+    nodes = dict(graph.by_name)
+    state = dict(state)
+    for edit in edits:
+        node = nodes.get(edit.node)
+        if node is None or not isinstance(op_of(node).kind, (Convolution, Linear)):
+            raise PlanError(f"the plan shifts the bias of {edit.node!r}, which is no layer of this network.")
+        bound = bind(node)
+        weight = state[bound["weight"].name]
+        shift = torch.tensor(edit.shift, dtype=torch.float64, device=weight.device)
+        old = bound["bias"]
+        bias = state[old.name].detach().to(torch.float64) if isinstance(old, Ref) else torch.zeros_like(shift)
+        if shift.shape != bias.shape:
+            raise PlanError(f"the plan shifts {len(edit.shift)} biases of {edit.node!r}, which has {len(bias)}.")
+        own = isinstance(old, Ref) and graph.sole_user(old.name) is not None
+        name = old.name if own else _fresh(bound["weight"].name.removesuffix("weight") + "bias", state)
+        state[name] = nn.Parameter((bias + shift).to(weight.dtype))
+        nodes[edit.node] = with_arguments(node, bias=Ref(name))
+    return replace(graph, nodes=tuple(nodes[node.name] for node in graph.nodes)), state
+
+
+def _fresh(wish: str, state: dict[str, Tensor]) -> str:
+    name = wish
+    while name in state:
+        name = f"{name}_shifted"
+    return name

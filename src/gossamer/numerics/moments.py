@@ -1,0 +1,93 @@
+"""First and second moments of what a layer multiplies its weights with, from a sample of output positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Sums over `count` samples of input vectors x of length K, for each of G groups of a grouped convolution.
+
+    Shapes: total (G, K) = sum x; second (G, K, K) = sum x xᵀ, or None where it is not wanted.
+    """
+
+    total: Tensor
+    second: Tensor | None
+    count: int
+
+    @property
+    def mean(self) -> Tensor:
+        """E[x], (G, K), float64."""
+        return self.total.to(torch.float64) / self.count
+
+    def covariance(self, *, centred: bool) -> Tensor:
+        """E[(x - E[x]) (x - E[x])ᵀ], or E[x xᵀ] where not centred. Shape (G, K, K)."""
+        assert self.second is not None, "second moments were not collected"
+        product = self.second / self.count
+        if not centred:
+            return product
+        mean = self.mean.to(product.dtype)
+        return product - mean.unsqueeze(-1) * mean.unsqueeze(-2)
+
+
+def moments_of(columns: Tensor, *, second: bool) -> Moments:
+    """Moments of samples. Shape: columns (G, K, S), one input vector per column."""
+    product = columns @ columns.transpose(1, 2) if second else None
+    return Moments(columns.sum(2), product, columns.shape[2])
+
+
+def add_moments(left: Moments, right: Moments) -> Moments:
+    """Moments of both samples together."""
+    both = None if left.second is None or right.second is None else left.second + right.second
+    return Moments(left.total + right.total, both, left.count + right.count)
+
+
+def linear_columns(x: Tensor, limit: int, generator: torch.Generator) -> Tensor:
+    """Input vectors of a linear layer, at most `limit` random ones. Shapes: x (*, K) -> (1, K, S)."""
+    rows = x.detach().reshape(-1, x.shape[-1])
+    if rows.shape[0] > limit:
+        rows = rows[torch.randint(rows.shape[0], (limit,), generator=generator)]
+    return rows.t().unsqueeze(0)
+
+
+def conv_columns(
+    x: Tensor,
+    kernel: Sequence[int],
+    *,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    limit: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Input vectors of a convolution at random output positions, zeros of the padding included.
+
+    The same positions serve all images of the batch: images times positions is about `limit`, or all of them.
+    Shapes: x (N, C, *S), kernel (*K) -> (groups, C / groups * prod(K), samples), ordered like weight.flatten(1).
+    """
+    x = x.detach()
+    batch, channels, *sizes = x.shape
+    counts = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in zip(sizes, kernel, stride, padding, dilation, strict=True)]
+    total = torch.Size(counts).numel()
+    wanted = max(1, limit // batch)
+    positions = torch.arange(total) if total <= wanted else torch.randint(total, (wanted,), generator=generator)
+    taps = torch.arange(torch.Size(kernel).numel())
+    index = torch.zeros(len(taps), len(positions), dtype=torch.int64)
+    inside = torch.ones_like(index, dtype=torch.bool)
+    for axis in reversed(range(len(sizes))):
+        tap, taps = taps % kernel[axis], taps // kernel[axis]
+        start, positions = positions % counts[axis], positions // counts[axis]
+        at = start * stride[axis] - padding[axis] + (tap * dilation[axis]).unsqueeze(1)
+        inside &= (at >= 0) & (at < sizes[axis])
+        index += at.clamp(0, sizes[axis] - 1) * torch.Size(sizes[axis + 1 :]).numel()
+    picked = x.flatten(2)[:, :, index.reshape(-1).to(x.device)].reshape(batch, groups, -1, index.shape[1])
+    if not inside.all():
+        mask = inside.to(x.device, x.dtype).repeat(channels // groups, 1)
+        picked = picked * mask
+    return picked.permute(1, 2, 0, 3).flatten(2)

@@ -1,0 +1,148 @@
+"""Running a float network over calibration data to see what its values hold. Memory does not grow with the samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gossamer.batches import Batches
+from gossamer.errors import DataError
+from gossamer.numerics.moments import Moments, add_moments, conv_columns, linear_columns, moments_of
+from gossamer.numerics.ranges import Spread, check_spread, range_methods
+from gossamer.plan.placement import Layer, Placement
+from gossamer.program.graph import Graph
+from gossamer.program.ops import bind, op_of
+from gossamer.program.ops.kinds import Convolution
+from gossamer.program.program import Program
+from gossamer.progress import OnProgress, Progress, silent
+
+CHUNK = 4  # samples per run: values then stay in the processor's cache, which more than pays for the extra calls
+WIDEST = 1536  # inputs of a layer's weight up to which second moments are collected: their cost grows with the square
+POSITIONS = 8192  # of a layer's output that moments are taken from, spread over the samples
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What was seen: the spread of each root value, the moments of each layer's inputs."""
+
+    spreads: Mapping[str, Spread]
+    moments: Mapping[str, Moments]
+    samples: int
+
+
+def calibrate(
+    program: Program,
+    batches: Batches,
+    placement: Placement,
+    *,
+    ranges: str,
+    second_moments: bool,
+    on_progress: OnProgress = silent,
+) -> Calibration:
+    """Run the network once over the data. `ranges` names a range method; `second_moments` serve second-order rounding.
+
+    Raises: DataError for data that is empty, of the wrong shape, or never varies, and where the network makes NaN.
+    """
+    samples, total = 0, len(batches)
+    expected = total * batches.first()[0][0].shape[0] or 128
+    watch = _Watch(program, placement, ranges, second_moments, POSITIONS // expected + 1)
+    program = program.copy().eval()
+    with torch.inference_mode():
+        for done, (inputs, _) in enumerate(batches):
+            on_progress(Progress("calibrate", done, total))
+            for chunk in _chunks(program, inputs):
+                program.run(*chunk, observe=watch.observers)
+                samples += chunk[0].shape[0]
+    on_progress(Progress("calibrate", total, total))
+    _check(program, watch.spreads)
+    return Calibration(watch.spreads, watch.moments, samples)
+
+
+class _Watch:
+    """Collects states while the network runs."""
+
+    def __init__(self, program: Program, placement: Placement, ranges: str, second: bool, positions: int) -> None:
+        self.spreads = {name: Spread() for group in placement.groups for name in group.roots}
+        self.moments: dict[str, Moments] = {}
+        self.observers: dict[str, Callable[[str, Any], None]] = {}
+        self._graph: Graph = program.graph
+        self._state = program.state
+        self._second, self._positions = second, positions
+        self._update = range_methods[ranges].update
+        self._random = torch.Generator().manual_seed(0)
+        self._readers: dict[str, list[Layer]] = {}
+        for layer in placement.layers:
+            self._readers.setdefault(bind(self._graph.by_name[layer.node])["input"].name, []).append(layer)
+        for name in {*self.spreads, *self._readers}:
+            self.observers[name] = self._observe
+
+    def _observe(self, name: str, value: Any) -> None:
+        if name in self.spreads:
+            self.spreads[name] = self._update(self.spreads[name], value)
+        for layer in self._readers.get(name, ()):
+            seen = moments_of(self._columns(layer, value), second=self._second and self._columns_of(layer) <= WIDEST)
+            known = self.moments.get(layer.node)
+            self.moments[layer.node] = seen if known is None else add_moments(known, seen)
+
+    def _columns(self, layer: Layer, value: Tensor) -> Tensor:
+        node = self._graph.by_name[layer.node]
+        limit = self._positions * value.shape[0]
+        if not isinstance(op_of(node).kind, Convolution):
+            return linear_columns(value, limit, self._random)
+        bound, kernel = bind(node), self._state[layer.weight].shape[2:]
+        dims = len(kernel)
+        return conv_columns(
+            value,
+            kernel,
+            stride=_per_axis(bound["stride"], dims),
+            padding=_padding(bound, kernel),
+            dilation=_per_axis(bound["dilation"], dims),
+            groups=bound["groups"],
+            limit=limit,
+            generator=self._random,
+        )
+
+    def _columns_of(self, layer: Layer) -> int:
+        return self._state[layer.weight][0].numel()
+
+
+def _padding(bound: Mapping[str, Any], kernel: torch.Size) -> tuple[int, ...]:
+    """Zeros in front of each axis; "same" in torch puts an odd one behind."""
+    padding = bound["padding"]
+    if padding == "valid":
+        return (0,) * len(kernel)
+    if padding == "same":
+        return tuple(d * (k - 1) // 2 for d, k in zip(_per_axis(bound["dilation"], len(kernel)), kernel, strict=True))
+    return _per_axis(padding, len(kernel))
+
+
+def _per_axis(value: Any, dims: int) -> tuple[int, ...]:
+    values = (value,) if isinstance(value, int) else tuple(value)
+    return values * dims if len(values) == 1 else values
+
+
+def _chunks(program: Program, inputs: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
+    """Parts of a batch; a network captured with a fixed batch gets all of it."""
+    inputs = tuple(tensor.to(program.device) for tensor in inputs)
+    number = inputs[0].shape[0] if inputs and inputs[0].dim() else 0
+    splits = number > CHUNK and all(spec.shape and spec.shape[0] is None for spec in program.inputs)
+    if not splits or any(tensor.shape[:1] != (number,) for tensor in inputs):
+        yield inputs
+        return
+    for start in range(0, number, CHUNK):
+        yield tuple(tensor[start : start + CHUNK] for tensor in inputs)
+
+
+def _check(program: Program, spreads: Mapping[str, Spread]) -> None:
+    for spec in program.inputs:
+        seen = spreads.get(spec.name)
+        if seen is not None and seen.low == seen.high:
+            raise DataError(f"the calibration data never varies (every number of {spec.name!r} is {seen.low:g}); give real samples.")
+    for name, seen in spreads.items():
+        node = program.graph.by_name.get(name)
+        place = f" of {node.module}" if node is not None and node.module else ""
+        check_spread(seen, f"the value {name!r}{place}")

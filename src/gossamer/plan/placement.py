@@ -1,0 +1,269 @@
+"""Which values of a network get quantizers, so that a target computes as much of it as it can in integers.
+
+Integer work spreads from the layers with weights: their inputs and results get codes, and so does whatever the target
+can compute between them on codes. Dropout passes values on, so it is looked through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from gossamer.plan.plan import Frozen
+from gossamer.plan.spec import TargetSpec
+from gossamer.program.clamps import clip_limits
+from gossamer.program.graph import Graph, Node, Ref, rename_uses
+from gossamer.program.ops import bind, op_of
+from gossamer.program.ops.kinds import Convolution, Factory, Linear, Scalar
+from gossamer.program.program import Program
+from gossamer.program.shapes import Meta, TensorMeta, infer_shapes
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A convolution or linear layer that runs on codes of the value `source`."""
+
+    node: str
+    source: str
+    weight: str
+    bias: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Values that share one quantizer: `roots` are computed, the others pass on what those hold."""
+
+    values: tuple[str, ...]
+    roots: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """What runs on codes.
+
+    groups   values that share one quantizer, in order of execution
+    gates    values in [0, 1] whose quantizer the target prescribes
+    integer  nodes that run on codes
+    frozen   what stays float, and why
+    """
+
+    groups: tuple[Group, ...]
+    gates: frozenset[str]
+    layers: tuple[Layer, ...]
+    integer: frozenset[str]
+    frozen: tuple[Frozen, ...]
+
+
+def place_quantizers(program: Program, spec: TargetSpec) -> Placement:
+    """Decide for a float program with batch norms folded."""
+    site = Site(inference_graph(program.graph), infer_shapes(program), spec)
+    reasons = {node.name: reason for node in site.graph.nodes if (reason := site.why_float(node))}
+    integer, coded = _spread(site, reasons)
+    nodes = [node for node in site.graph.nodes if node.name in integer]
+    return Placement(
+        groups=_groups(site, nodes, coded),
+        gates=frozenset(node.name for node in nodes if op_of(node).onnx in spec.gate_ops),
+        layers=tuple(site.layer(node) for node in nodes if has_weight(node)),
+        integer=frozenset(integer),
+        frozen=tuple(_frozen(site, integer, coded, reasons)),
+    )
+
+
+def inference_graph(graph: Graph) -> Graph:
+    """The graph without dropout; the values keep their names."""
+    same: dict[str, str] = {}
+    nodes = []
+    for node in graph.nodes:
+        node = rename_uses(node, same)
+        if op_of(node).onnx == "Identity" and isinstance(node.args[0], Ref):
+            same[node.name] = node.args[0].name
+        else:
+            nodes.append(node)
+    return replace(graph, nodes=tuple(nodes), outputs=tuple(same.get(name, name) for name in graph.outputs))
+
+
+def has_weight(node: Node) -> bool:
+    """Whether a node is a layer that multiplies its input with a weight of its own."""
+    return isinstance(op_of(node).kind, (Convolution, Linear))
+
+
+@dataclass(frozen=True)
+class Site:
+    """A graph without dropout, its shapes at batch 1 and the target, with the questions asked about them."""
+
+    graph: Graph
+    metas: Mapping[str, Meta]
+    spec: TargetSpec
+
+    def inputs(self, node: Node) -> tuple[str, ...]:
+        """Values with codes of their own that an integer op reads."""
+        return node.uses[:1] if has_weight(node) else tuple(dict.fromkeys(name for name in node.uses if self.is_float(name)))
+
+    def results(self, node: Node) -> tuple[str, ...]:
+        """Values that carry the codes of an integer op's results: of the activation behind it where that is free."""
+        if isinstance(self.metas[node.name], tuple):
+            return tuple(user.name for user in self.graph.users.get(node.name, ()) if user.op == "scalar.getitem")
+        name = op_of(node).onnx
+        user = self.graph.sole_user(node.name)
+        if user is None or name in self.spec.same_scale_ops | self.spec.gate_ops or op_of(user).onnx not in self.spec.absorbed_ops:
+            return (node.name,)
+        limits = clip_limits(user)
+        # codes always hold 0, so only a clamp around 0 is the same as a range of codes
+        free = limits is not None and (limits[0] is None or limits[0] <= 0) and (limits[1] is None or limits[1] >= 0)
+        return (user.name,) if free else (node.name,)
+
+    def is_float(self, name: str) -> bool:
+        """Whether a value is one float tensor."""
+        meta = self.metas.get(name)
+        return isinstance(meta, TensorMeta) and meta.dtype == torch.float32
+
+    def is_state(self, arg: Any) -> bool:
+        """Whether an argument is a parameter or buffer."""
+        return isinstance(arg, Ref) and arg.name in self.graph.state_names
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a float tensor."""
+        meta = self.metas[name]
+        assert isinstance(meta, TensorMeta)
+        return meta.shape
+
+    def layer(self, node: Node) -> Layer:
+        """The layer of an integer convolution or linear node."""
+        bound = bind(node)
+        return Layer(node.name, node.uses[0], bound["weight"].name, bound["bias"] and bound["bias"].name)
+
+    def why_float(self, node: Node) -> str:
+        """Why a node cannot run on codes, or "" when it can."""
+        name = op_of(node).onnx
+        if name not in self.spec.integer_ops:
+            return f"{self.spec.name} has no integer kernel for {name or node.op}"
+        if not all(self.is_float(result) for result in self.results(node)):
+            return f"the result of {name} is not float32, so there is nothing to code"
+        if has_weight(node):
+            return self._why_float_layer(node)
+        names = self.inputs(node)
+        if any(used in self.graph.state_names for used in names):
+            return f"{name} reads a parameter, which only layers can in integers"
+        check = _CHECKS.get(name)
+        return "" if check is None or not names else check(self, node)
+
+    def _why_float_layer(self, node: Node) -> str:
+        bound = bind(node)
+        if not self.is_state(bound["weight"]) or not (bound["bias"] is None or self.is_state(bound["bias"])):
+            return "its weight or bias is computed, not stored"
+        if bound["weight"].name in self.graph.outputs:
+            return "its weight is an output of the network"
+        for user in self.graph.users[bound["weight"].name]:
+            if not has_weight(user) or bind(user)["weight"] != bound["weight"] or user.uses.count(bound["weight"].name) > 1:
+                return f"its weight is also used by {user.name}, which needs the float numbers"
+        return "" if self.is_float(bound["weight"].name) else "its weight is not float32"
+
+
+def _why_float_pair(site: Site, node: Node) -> str:
+    names = [name for name in node.uses if site.is_float(name)]
+    if len(names) != 2:
+        return f"{op_of(node).onnx} with a number has no integer kernel"
+    alpha = bind(node).get("alpha", 1)
+    return "" if alpha == 1 else f"it multiplies the second value by {alpha} first"
+
+
+def _why_float_mean(site: Site, node: Node) -> str:
+    bound = bind(node)
+    shape, axes = site.shape(node.uses[0]), bound.get("dim")
+    axes = [axes] if isinstance(axes, int) else axes
+    fits = len(shape) == 4 and axes is not None and sorted(axis % 4 for axis in axes) == [2, 3]
+    return "" if fits else "only the mean over height and width has an integer kernel"
+
+
+def _why_float_adaptive(site: Site, node: Node) -> str:
+    have, want = site.shape(node.uses[0]), site.shape(node.name)
+    even = len(have) == 4 and all(h % w == 0 for h, w in zip(have[2:], want[2:], strict=True)) and have != want
+    return "" if even else "its bins overlap, or it pools nothing"
+
+
+def _why_float_average(site: Site, node: Node) -> str:
+    bound = bind(node)
+    if bound.get("divisor_override") is not None:
+        return "it divides by a number of its own"
+    if bound["ceil_mode"] and any(bound["padding"]):
+        return "ceil mode with padding is computed in float"
+    return _why_float_pool(site, node)
+
+
+def _why_float_pool(site: Site, node: Node) -> str:
+    return "" if len(site.shape(node.uses[0])) == 4 else "only pooling over height and width has an integer kernel"
+
+
+def _why_float_pad(site: Site, node: Node) -> str:
+    bound = bind(node)
+    constant = bound.get("mode", "constant") == "constant"
+    return "it pads with a number other than 0" if constant and bound["value"] else ""
+
+
+_CHECKS = {
+    "Add": _why_float_pair,
+    "Mul": _why_float_pair,
+    "MatMul": _why_float_pair,
+    "ReduceMean": _why_float_mean,
+    "AdaptiveAveragePool": _why_float_adaptive,
+    "AveragePool": _why_float_average,
+    "MaxPool": _why_float_pool,
+    "Pad": _why_float_pad,
+}
+
+
+def _spread(site: Site, reasons: Mapping[str, str]) -> tuple[set[str], set[str]]:
+    """Nodes that run on codes and values that have codes: from the layers outwards, until nothing changes."""
+    integer: set[str] = set()
+    coded: set[str] = set()
+    possible = [node for node in site.graph.nodes if node.name not in reasons]
+    growing = True
+    while growing:
+        growing = False
+        for node in possible:
+            inputs, results, name = site.inputs(node), site.results(node), op_of(node).onnx
+            reached = has_weight(node) or any(value in coded for value in inputs)
+            backwards = name in site.spec.same_scale_ops and any(value in coded for value in results)
+            if node.name in integer or not inputs or not (reached or backwards):
+                continue
+            integer.add(node.name)
+            coded.update(inputs if name in site.spec.float_result_ops else (*inputs, *results))
+            growing = True
+    return integer, coded
+
+
+def _groups(site: Site, nodes: list[Node], coded: set[str]) -> tuple[Group, ...]:
+    """Values tied by ops that only pass codes on."""
+    leader: dict[str, str] = {}
+    passed_on: set[str] = set()
+
+    def find(name: str) -> str:
+        while leader.get(name, name) != name:
+            name = leader[name]
+        return name
+
+    for node in nodes:
+        if op_of(node).onnx in site.spec.same_scale_ops:
+            first, *others = (*site.inputs(node), *site.results(node))
+            passed_on.update(site.results(node))
+            for other in others:
+                leader[find(other)] = find(first)
+    groups: dict[str, list[str]] = {}
+    for name in (*site.graph.inputs, *(node.name for node in site.graph.nodes)):
+        if name in coded:
+            groups.setdefault(find(name), []).append(name)
+    return tuple(Group(tuple(names), tuple(name for name in names if name not in passed_on)) for names in groups.values())
+
+
+def _frozen(site: Site, integer: set[str], coded: set[str], reasons: Mapping[str, str]) -> Iterator[Frozen]:
+    """What computes in float: unsupported ops, and supported ones that no integer layer reaches."""
+    absorbed = {result for node in site.graph.nodes if node.name in integer for result in site.results(node)} & coded
+    for node in site.graph.nodes:
+        silent = isinstance(op_of(node).kind, (Scalar, Factory)) or isinstance(site.metas[node.name], (int, float, bool))
+        if silent or node.name in integer or node.name in absorbed:
+            continue
+        where = f"{node.module or node.source or node.name} ({op_of(node).onnx or node.op})"
+        yield Frozen(where, reasons.get(node.name, "no layer that runs on integers is next to it"))
