@@ -17,7 +17,8 @@ from gossamer.coupling import Analysis
 from gossamer.coupling import labels as lab
 from gossamer.coupling.kept import axis_keeps, state_keeps
 from gossamer.program.graph import Node, Ref, rename_uses
-from gossamer.program.ops import bind, with_arguments
+from gossamer.program.ops import bind, op_of, with_arguments
+from gossamer.program.ops.kinds import Reduction
 from gossamer.program.program import Program
 
 
@@ -51,15 +52,19 @@ def _with_masked_values(program: Program, analysis: Analysis, table: np.ndarray)
 
 
 def _with_kept_statistics(program: Program, analysis: Analysis, table: np.ndarray) -> Program:
-    """Pick the kept positions in front of each renormalised norm, and put zeros back in their places behind it."""
+    """Pick the kept positions in front of each renormalised op; behind a norm, put zeros back in their places."""
     nodes: list[Node] = []
     state = dict(program.state)
     axes = dict(analysis.renormalised)
     for node in program.graph.nodes:
-        source = bind(node)["input"].name if node.name in axes else ""
+        source = node.uses[0] if node.name in axes else ""
         keep = axis_keeps(analysis.values[source], table).get(axes[node.name]) if source in analysis.values else None
         if keep is None:
             nodes.append(node)
+        elif isinstance(op_of(node).kind, Reduction):
+            state[f"{node.name}.kept"] = torch.from_numpy(np.flatnonzero(keep))
+            nodes.append(Node(f"{node.name}.picked", "aten.index_select.default", (Ref(source), axes[node.name], Ref(f"{node.name}.kept"))))
+            nodes.append(rename_uses(node, {source: f"{node.name}.picked"}))
         else:
             nodes += _pick_norm_scatter(resize(node, analysis, table), axes[node.name], keep, analysis, table, state)
     return program.with_graph(replace(program.graph, nodes=tuple(nodes)), state)

@@ -36,11 +36,12 @@ def _output_sizes(argument: str) -> Callable[[Node, Analysis, np.ndarray], Node]
         if kept == tuple(labels.shape):
             return node
         offset = labels.dim() - len(sizes)
-        fresh = tuple(
-            kept[axis + offset] if isinstance(size, int) and size >= 0 and kept[axis + offset] != labels.shape[axis + offset] else size
-            for axis, size in enumerate(sizes)
-        )
-        return with_arguments(node, **{argument: fresh})
+        fresh = list(sizes)
+        for axis, size in enumerate(sizes):
+            if kept[axis + offset] == labels.shape[axis + offset] or size == -1:
+                continue
+            fresh[axis] = kept[axis + offset] if isinstance(size, int) else -1  # a product of the batch size: what is left over
+        return with_arguments(node, **{argument: tuple(fresh)})
 
     return rule
 

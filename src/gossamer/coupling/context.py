@@ -89,8 +89,10 @@ class Context:
         """Couple a state vector (bias, norm weight, statistic) with the channels it belongs to."""
         if not isinstance(name, Ref):
             return
-        if name.name in self.values:  # computed, not state: it must be as long as the channels
-            self.freeze(vector, f"{name.name} is computed")
+        if name.name in self.values:  # computed, such as a concatenation of smaller biases
+            found = lab.vector(self.labels(name.name), 0)
+            self.atoms.merge(found, vector)
+            self.freeze(vector[found == 0], f"{name.name} cannot shrink with it")
             return
         self.tie_elements(name.name, lab.squash(lab.tensor(vector)))
 

@@ -146,7 +146,11 @@ def _product(context: Context, node: Node, left: Tensor, right: Tensor, shape: S
     ]
     carrying = [labels for labels in passing if lab.varying(labels) or bool(lab.essence(labels).any())]
     if len(carrying) == 2:
-        return _give_up(context, node, tuple(carrying), shape)
+        outer = [labels for labels in carrying if max(lab.varying(labels), default=0) >= len(shape) - 2]
+        if len(outer) != 1:
+            return _give_up(context, node, tuple(carrying), shape)
+        _give_up(context, node, tuple(labels for labels in carrying if labels is not outer[0]), shape)
+        return outer[0]
     return carrying[0] if carrying else lab.empty(shape)
 
 

@@ -38,7 +38,10 @@ class Group:
 
 
 def find_groups(atoms: Atoms) -> tuple[Group, ...]:
-    """Units whose atoms are positions of one axis belong to one group; axes that share a unit share a group."""
+    """Units whose atoms are positions of one axis belong to one group; axes that share a unit share a group.
+
+    Positions that no layer makes (of a scale or a table that stands alone) cannot be removed and are left out.
+    """
     reasons = atoms.frozen()
     home: dict[int, int] = {}  # unit -> number of the block list that holds it
     members: dict[int, list[tuple[str, np.ndarray]]] = {}
@@ -51,7 +54,8 @@ def find_groups(atoms: Atoms) -> tuple[Group, ...]:
         for _, others in members[target] if len(met) > 1 else [(owner, roots)]:
             for root in others.tolist():
                 home[root] = target
-    return tuple(_group(entries, reasons) for _, entries in sorted(members.items()))
+    found = (entries for _, entries in sorted(members.items()))
+    return tuple(_group(entries, reasons) for entries in found if not all(owner.startswith("state ") for owner, _ in entries))
 
 
 def _group(entries: list[tuple[str, np.ndarray]], reasons: dict[int, str]) -> Group:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,6 +26,7 @@ ORDERLY = frozenset(
         "cat.default concat.default stack.default split.Tensor split_with_sizes.default chunk.default unbind.int"
     ).split()
 )
+PADS = ("aten.constant_pad_nd.default", "aten.pad.default")
 
 
 def _pointwise(context: Context, node: Node) -> Any:
@@ -66,10 +68,49 @@ def _movement(context: Context, node: Node) -> Any:
     if any(_is_index(context, node, name) for name in carriers):
         return _opaque(context, node)
     sources = {name: context.values[name] if name in context.values else context.labels(name) for name in carriers}
+    if node.op in PADS and (padded := _pad_beside(context, node, sources)) is not None:
+        return padded
+    if node.op == "aten.im2col.default":
+        return _im2col(context, node, next(iter(sources.values())))
+    if node.op == "aten.expand_as.default":
+        return _expand_as(*(sources.get(name, lab.empty(context.meta(name).shape)) for name in node.uses))
     result = _move(context, node, sources)
     if node.op not in ORDERLY:
         _check_order(context, node, sources)
     return result
+
+
+def _pad_beside(context: Context, node: Node, sources: Mapping[str, Any]) -> Tensor | None:
+    """Padding of axes that carry nothing leaves the labels as they are; None when it pads one that does."""
+    labels = next(iter(sources.values()))
+    amounts = bind(node)["pad"]
+    padded = {labels.dim() - 1 - place // 2 for place, amount in enumerate(amounts) if amount != 0}
+    if padded & set(lab.varying(labels)):
+        return None
+    for axis in padded:
+        labels = labels.narrow(axis, 0, 1)
+    return lab.squash(labels.expand(context.meta(node.name).shape))
+
+
+def _im2col(context: Context, node: Node, labels: Tensor) -> Tensor:
+    """Patches as columns: (N, C * K, L). Borders carry what the inside carries, whatever the padding."""
+    if set(lab.varying(labels)) & {labels.dim() - 1, labels.dim() - 2}:
+        return _opaque(context, node)  # type: ignore[no-any-return]
+    positions = math.prod(bind(node)["kernel_size"])
+    columns = np.repeat(lab.vector(labels, labels.dim() - 3), positions)
+    shape = context.meta(node.name).shape
+    return lab.along(columns, shape, len(shape) - 2)
+
+
+def _expand_as(narrow: Tensor, model: Tensor) -> Tensor:
+    """What is repeated along an axis shrinks with the value whose shape it takes."""
+    if lab.varying(narrow):
+        return lab.squash(narrow.expand(model.shape))
+    for axis in range(model.dim()):
+        own = axis - (model.dim() - narrow.dim())
+        if own >= 0 and narrow.shape[own] > 1:
+            model = model.narrow(axis, 0, 1).expand(model.shape)
+    return lab.squash(model)
 
 
 def _move(context: Context, node: Node, sources: Mapping[str, Any]) -> Any:
@@ -99,13 +140,19 @@ def _check_order(context: Context, node: Node, sources: Mapping[str, Any]) -> No
     if node.op in ("aten.slice.Tensor", "aten.narrow.default") and bind(node).get("step", 1) == 1:
         return
     merged = {name: _last_axis_only(labels) if isinstance(labels, Tensor) else labels for name, labels in sources.items()}
-    before = [lab.essence(item).reshape(-1) for item in merged.values() if isinstance(item, Tensor)]
+    before = [_sequence(item) for item in merged.values() if isinstance(item, Tensor)]
     result = _move(context, node, merged)
     for item in result if isinstance(result, tuple) else (result,):
-        after = lab.essence(item).reshape(-1)
+        after = _sequence(item)
         if not any(np.array_equal(after, other) for other in before):
             for other in before:
                 context.freeze(other, f"{node.op.split('.')[1]} moves its positions in {node.module or node.name}")
+
+
+def _sequence(labels: Tensor) -> np.ndarray:
+    """The labels in order, without positions that carry nothing (such as padding)."""
+    flat = lab.essence(labels).reshape(-1)
+    return flat[flat != 0]
 
 
 def _last_axis_only(labels: Tensor) -> Tensor:
@@ -129,14 +176,26 @@ def _pool(context: Context, node: Node) -> Any:
     return lab.squash(small.expand(context.meta(node.name).shape))
 
 
+# reductions to which zeros add nothing, and those whose statistics are then taken over what stays
+_SUMS = ("aten.sum.dim_IntList", "aten.linalg_vector_norm.default")
+_MEANS = ("aten.mean.dim", "aten.var.correction", "aten.std.correction")
+
+
 def _reduction(context: Context, node: Node) -> Any:
     bound = bind(node)
-    labels = context.labels(bound.get("self", Ref(node.uses[0])).name)
+    source = bound.get("self", bound.get("x", Ref(node.uses[0])))
+    labels = context.labels(source.name)
     dims = bound.get("dim")
     dims = tuple(range(labels.dim())) if dims is None or dims == () else dims if isinstance(dims, tuple) else (dims,)
     axes = sorted({axis % labels.dim() for axis in dims})
-    if set(axes) & set(lab.varying(labels)):
-        context.freeze(labels, f"{node.op.split('.')[1]} runs along the axis that carries it in {node.module or node.name}")
+    last = max(lab.varying(labels), default=-1)  # the only axis that carries labels once rectangles are made
+    if last in axes:
+        if node.op in _SUMS and bound.get("ord", 2) != 0:
+            context.contracted[node.name] = source.name
+        elif node.op in _MEANS:
+            context.renormalised.append((node.name, last))
+        else:
+            context.freeze(labels, f"{node.op.split('.')[1]} runs along the axis that carries it in {node.module or node.name}")
         labels = lab.empty(labels.shape)
     for axis in axes:
         labels = labels.narrow(axis, 0, 1)
@@ -201,5 +260,6 @@ RULES: Mapping[type, Rule] = {
     k.Softmax: _softmax,
     k.Factory: _nothing,
     k.Scalar: _scalar,
+    k.Mixing: _opaque,
     k.Opaque: _opaque,
 }

@@ -7,6 +7,7 @@ from gossamer.program.ops.kinds import (
     Embedding,
     Linear,
     MatMul,
+    Mixing,
     Opaque,
     Pool,
     Reduction,
@@ -78,3 +79,6 @@ add("col2im.default", Opaque(), onnx="Col2Im")
 add("lstm.input", Opaque(), onnx="LSTM", training="train")
 add("gru.input", Opaque(), onnx="GRU", training="train")
 add("rnn_tanh.input rnn_relu.input", Opaque(), onnx="RNN", training="train")
+add("diff.default", Opaque(), onnx="Difference")
+add("_weight_norm.default", Opaque(), onnx="WeightNorm")
+add("col2im.default", Mixing())

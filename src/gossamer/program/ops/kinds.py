@@ -87,6 +87,11 @@ class Scalar:
 
 
 @dataclass(frozen=True, slots=True)
+class Mixing:
+    """Combines positions in a way of its own: whatever it touches is frozen. No multiply-accumulates counted."""
+
+
+@dataclass(frozen=True, slots=True)
 class Opaque:
     """Runs, but nothing is known about it: whatever it touches is frozen, and its cost cannot be counted."""
 
@@ -106,5 +111,6 @@ Kind = (
     | Softmax
     | Factory
     | Scalar
+    | Mixing
     | Opaque
 )
