@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossamer.errors import UnsupportedOp
+from gossamer.errors import PlanError, UnsupportedOp
 from gossamer.numerics.affine import Quantizer, from_range, quantize
 from gossamer.numerics.formats import IntFormat, PerAxis, PerTensor
 from gossamer.targets.onnx.coding import bias_codes, bias_scales, clips_like, code_dtype, code_weight, emit_codes, emit_real
@@ -41,6 +41,11 @@ def test_bias_is_coded_at_the_scale_of_the_accumulator():
     assert scales.dtype == np.float32
     np.testing.assert_array_equal(scales, np.float32(0.1) * np.asarray([0.01, 0.02], np.float32))
     np.testing.assert_array_equal(bias_codes(torch.tensor([0.0105, -1.0]), scales), [10, -500])
+
+
+def test_a_bias_that_does_not_fit_is_refused():
+    with pytest.raises(PlanError, match="bias of channel 1 does not fit int32 .*larger scale"):
+        bias_codes(torch.tensor([0.1, 1.0]), np.float32(1e-10))
 
 
 @given(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gossamer.errors import UnsupportedOp
+from gossamer.errors import PlanError, UnsupportedOp
 from gossamer.numerics.affine import Quantizer, quantize
 from gossamer.numerics.formats import IntFormat, PerAxis
 from gossamer.targets.onnx.draft import Array, Draft
@@ -63,9 +63,12 @@ def bias_scales(source: Quantizer, weight: Quantizer) -> Array:
 
 
 def bias_codes(bias: Tensor, scales: Array) -> Array:
-    """round(bias / scale) to int32, half to even, computed in float64 and clamped."""
-    codes = np.rint(bias.detach().double().numpy() / scales.astype(np.float64))
-    return np.clip(codes, -(2**31), 2**31 - 1).astype(np.int32)
+    """round(bias / scale) to int32, half to even, computed in float64. Raises PlanError where that does not fit."""
+    codes = np.rint(bias.detach().cpu().double().numpy() / scales.astype(np.float64))
+    if np.abs(codes).max(initial=0) >= 2**31:
+        channel = int(np.abs(codes).reshape(-1).argmax())
+        raise PlanError(f"the bias of channel {channel} does not fit int32 at its layer's scale; give that channel's weight a larger scale.")
+    return codes.astype(np.int32)
 
 
 def clips_like(quantizer: Quantizer, low: float | None, high: float | None) -> bool:

@@ -85,6 +85,20 @@ def _expanded(call: Call, arg: Ref, wide: list[Size]) -> str:
     return tensor if list(call.form_of(arg).sizes) == wide else call.op("Expand", tensor, call.sizes(wide))
 
 
+@lowerings.add("Difference")
+def difference(call: Call) -> str:
+    """x[1:] - x[:-1] along an axis, n times, with more values in front or behind where they are given."""
+    axis, dtype = call.axis(), call.form("self").dtype
+    parts = [call.tensor(name, dtype) for name in ("prepend", "self", "append") if call[name] is not None]
+    source = parts[0] if len(parts) == 1 else call.op("Concat", *parts, axis=axis)
+    for _ in range(call.number("n")):
+        later = call.op("Slice", source, call.ints(1), call.ints(_FAR), call.ints(axis))
+        earlier = call.op("Slice", source, call.ints(0), call.ints(-1), call.ints(axis))
+        same = call.op("Not", call.op("Equal", later, earlier)) if dtype == torch.bool else ""
+        source = same or call.op("Sub", later, earlier)
+    return source
+
+
 @lowerings.add("Im2col")
 def im2col(call: Call) -> str:
     """(N, C, H, W) -> (N, C*kh*kw, L): pad, then pick every window's positions from the flattened image."""

@@ -69,6 +69,15 @@ def instance_norm(call: Call) -> str:
     return call.op("BatchNormalization", source, gamma, beta, vector("running_mean", 0), vector("running_var", 1), epsilon=call["eps"])
 
 
+@lowerings.add("WeightNorm")
+def weight_norm(call: Call) -> str:
+    """v * g / ||v||, the norm over all axes but `dim`."""
+    rank = call.form("v").rank
+    axes = [axis for axis in range(rank) if axis != call["dim"] % rank]
+    size = call.op("ReduceL2", call.tensor("v"), call.ints(*axes), keepdims=1)
+    return call.op("Mul", call.tensor("v"), call.op("Div", call.tensor("g"), size))
+
+
 @lowerings.add("Attention")
 def attention(call: Call) -> str:
     """softmax(scale * q k^T + mask) v, with masks, causality and shared key heads."""
