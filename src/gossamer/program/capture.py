@@ -55,6 +55,7 @@ def capture(
     """
     wrapper, args = _adapt(model, example_inputs, output)
     _check_finite(model)
+    _check_norms(model)
     was_training = [module for module in model.modules() if module.training]
     buffers = {buffer: buffer.clone() for buffer in model.buffers()}
     wrapper.eval()
@@ -140,6 +141,15 @@ def _check_finite(model: nn.Module) -> None:
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             count = int((~torch.isfinite(tensor)).sum())
             raise CaptureError(f"the weight {name!r} holds {count} NaN or infinite values", way_out="load weights that are finite")
+
+
+def _check_norms(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.momentum is None and module.track_running_stats:
+            raise CaptureError(
+                f"the norm {name!r} averages over all batches (momentum=None), which its graph does not show",
+                way_out="set its momentum to a number such as 0.1",
+            )
 
 
 def _run_eager(wrapper: nn.Module, args: tuple[Any, ...]) -> Tensor:

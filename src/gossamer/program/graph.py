@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gossamer.errors import ConfigError, FileError
+from gossamer.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +202,7 @@ def encode(arg: Arg) -> Any:
 
 
 def decode(data: Any) -> Arg:
-    """Inverse of encode. Raises FileError for a form that encode never writes."""
+    """Inverse of encode. Raises ValueError for a form that encode never writes."""
     if isinstance(data, list):
         return tuple(decode(item) for item in data)
     if not isinstance(data, dict):
@@ -218,5 +218,5 @@ def decode(data: Any) -> Arg:
     cls = _TORCH_CONSTANTS.get(kind)
     constant = getattr(torch, str(value), None)
     if cls is None or not isinstance(constant, cls):
-        raise FileError("program", f"holds an argument of unknown kind {kind!r}", "it was made by another version or is damaged")
+        raise ValueError(f"an argument of unknown kind {kind!r}")
     return constant

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -77,7 +78,6 @@ class Program(nn.Module):
         self.inputs = tuple(inputs)
         self.quantizers = dict(quantizers or {})
         self.target = target
-        self._steps: tuple[Step, ...] | None = None
         for name in graph.state_names:
             if name not in state:
                 raise ConfigError("state", name, "present, since the graph reads it")
@@ -104,12 +104,10 @@ class Program(nn.Module):
         results = tuple(values[name] for name in self.graph.outputs)
         return results[0] if len(results) == 1 else results
 
-    @property
+    @cached_property
     def steps(self) -> tuple[Step, ...]:
         """The prepared calls of the graph."""
-        if self._steps is None:
-            self._steps = schedule(self.graph)
-        return self._steps
+        return schedule(self.graph)
 
     @property
     def state(self) -> dict[str, Tensor]:
