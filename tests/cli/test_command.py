@@ -46,7 +46,7 @@ def test_debug_shows_the_traceback():
 
 
 def test_interrupt_says_how_to_resume():
-    def body(out: Path = Path("there")):
+    def body(out: Path = Path("there"), fresh: bool = False):
         raise KeyboardInterrupt
 
     done = run(body)
@@ -58,7 +58,7 @@ def test_interrupt_where_nothing_is_kept():
     def body():
         raise KeyboardInterrupt
 
-    assert "Nothing was changed." in run(body).stderr
+    assert "to start anew" in run(body).stderr
 
 
 def test_what_user_code_prints_stays_out_of_the_json():

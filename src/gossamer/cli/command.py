@@ -86,6 +86,6 @@ def command(function: Callable[P, Callable[[], bool]]) -> Callable[P, None]:
 
 
 def _resume_hint(options: Mapping[str, Any]) -> str:
-    if "out" not in options:
-        return "Nothing was changed."
+    if "fresh" not in options:
+        return "Run the same command again to start anew."
     return f"Run the same command again: it goes on from what is kept in {options['out']}."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
@@ -21,7 +23,7 @@ app = typer.Typer(
     epilog=EXIT_CODES,
     no_args_is_help=True,
     add_completion=False,
-    pretty_exceptions_show_locals=False,
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(epilog=EPILOG)(compress)
@@ -52,8 +54,13 @@ def _options(
 
 
 def main() -> None:
-    """Run the command line."""
-    app()
+    """Run the command line. A defect of ours shows its traceback and exits with 3, so that scripts can tell it from a missed budget."""
+    try:
+        app()
+    except Exception:  # the outermost boundary: nothing else would look at it
+        traceback.print_exc()
+        sys.stderr.write("This is a defect in gossamer; please report it with the lines above.\n")
+        sys.exit(DEFECT)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from rich.text import Text
 from gossamer.progress import OnProgress, Progress
 
 LINE_EVERY_SECONDS = 30.0
-_UNFINISHED = "trial"  # the outer stage: how many trials there will be is not known beforehand
+TRIAL = "trial"  # the outer stage; how many trials there will be is not known beforehand
 
 
 @contextmanager
@@ -54,7 +54,7 @@ class BarView:
             self._bars.reset(task, total=total)
         self._done[record.stage] = record.done
         self._bars.update(task, completed=record.done, total=total, note=record.note, visible=True)
-        if record.stage == _UNFINISHED:
+        if record.stage == TRIAL:
             self._hide_others(task)
 
     def _hide_others(self, kept: TaskID) -> None:
@@ -86,6 +86,8 @@ class LineView:
 
     def _line(self, record: Progress, now: float) -> str:
         count = f" {record.done} of {record.total}" if record.total else ""
+        if record.stage == TRIAL:
+            count = f" {record.done + 1} of at most {record.total}"
         note = f": {record.note}" if record.note else ""
         moved = record.done - self._first
         left = ""

@@ -83,6 +83,7 @@ def compress(
         notes=sources.notes,
         seconds=perf_counter() - start,
         model=type(model).__name__,
+        data=sources.name,
     )
 
 

@@ -30,6 +30,7 @@ class Result:
     notes: tuple[str, ...]
     seconds: float
     model: str
+    data: str = ""
 
     @property
     def report(self) -> Report:
@@ -68,6 +69,7 @@ class Result:
             "seconds": self.seconds,
             "statement": self.statement,
             "model": self.model,
+            "data": self.data,
             "settings": self.settings.to_json(),
             "candidates": [self._candidate(trial) for trial in self.trials],
             "layers": layer_rows(self.original.program, self.best),
@@ -85,6 +87,7 @@ class Result:
         copies = {
             name: self.best.folder / name,
             f"original-{name}": self.original.path,
+            "original.gossamer": self.original.path.parent / "original.gossamer",
             "model.gossamer": self.best.folder / "model.gossamer",
             "pruned.gossamer": self.best.folder / "pruned.gossamer",
         }
