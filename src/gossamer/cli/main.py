@@ -15,7 +15,11 @@ from gossamer.cli.inspect import inspect
 from gossamer.cli.report import report
 from gossamer.cli.verify import verify
 
-EXIT_CODES = "Exit codes: 0 all is well; 1 the budget is missed or verifying failed; 2 a mistake in what was asked, told in one sentence; 130 interrupted."
+DEFECT = 3
+EXIT_CODES = (
+    "Exit codes: 0 all is well; 1 the budget is missed or verifying failed; 2 a mistake in what was asked, told in one sentence; "
+    "3 a defect in gossamer; 130 interrupted."
+)
 
 app = typer.Typer(
     name="gossamer",
