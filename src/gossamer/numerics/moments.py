@@ -86,7 +86,7 @@ def conv_columns(
         at = start * stride[axis] - padding[axis] + (tap * dilation[axis]).unsqueeze(1)
         inside &= (at >= 0) & (at < sizes[axis])
         index += at.clamp(0, sizes[axis] - 1) * torch.Size(sizes[axis + 1 :]).numel()
-    picked = x.flatten(2)[:, :, index.reshape(-1).to(x.device)].reshape(batch, groups, -1, index.shape[1])
+    picked = x.flatten(2).index_select(2, index.reshape(-1).to(x.device)).reshape(batch, groups, -1, index.shape[1])
     if not inside.all():
         mask = inside.to(x.device, x.dtype).repeat(channels // groups, 1)
         picked = picked * mask

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +21,11 @@ from gossamer.program.ops.kinds import Convolution
 from gossamer.program.program import Program
 from gossamer.progress import OnProgress, Progress, silent
 
-CHUNK = 4  # samples per run: values then stay in the processor's cache, which more than pays for the extra calls
+CHUNK_ELEMENTS = 2**19  # of the inputs of one run: values then stay in the processor's cache, which pays for more calls
 WIDEST = 1536  # inputs of a layer's weight up to which second moments are collected: their cost grows with the square
-POSITIONS = 8192  # of a layer's output that moments are taken from, spread over the samples
+SAMPLES_PER_COLUMN = 4  # input vectors that moments are taken from, for each number in one, spread over the data
+FEWEST_SAMPLES = 1024
+PENDING_ELEMENTS = 2**20  # input vectors of a layer that wait to be multiplied, since large products are faster
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,6 @@ class Calibration:
 
     spreads: Mapping[str, Spread]
     moments: Mapping[str, Moments]
-    samples: int
 
 
 def calibrate(
@@ -47,31 +49,32 @@ def calibrate(
 
     Raises: DataError for data that is empty, of the wrong shape, or never varies, and where the network makes NaN.
     """
-    samples, total = 0, len(batches)
+    total = len(batches)
     expected = total * batches.first()[0][0].shape[0] or 128
-    watch = _Watch(program, placement, ranges, second_moments, POSITIONS // expected + 1)
+    watch = _Watch(program, placement, ranges, second_moments, expected)
     program = program.copy().eval()
     with torch.inference_mode():
         for done, (inputs, _) in enumerate(batches):
             on_progress(Progress("calibrate", done, total))
             for chunk in _chunks(program, inputs):
                 program.run(*chunk, observe=watch.observers)
-                samples += chunk[0].shape[0]
     on_progress(Progress("calibrate", total, total))
-    _check(program, watch.spreads)
-    return Calibration(watch.spreads, watch.moments, samples)
+    seen = watch.finish()
+    _check(program, seen.spreads)
+    return seen
 
 
 class _Watch:
     """Collects states while the network runs."""
 
-    def __init__(self, program: Program, placement: Placement, ranges: str, second: bool, positions: int) -> None:
+    def __init__(self, program: Program, placement: Placement, ranges: str, second: bool, expected: int) -> None:
         self.spreads = {name: Spread() for group in placement.groups for name in group.roots}
         self.moments: dict[str, Moments] = {}
+        self._pending: dict[str, list[Tensor]] = {}
         self.observers: dict[str, Callable[[str, Any], None]] = {}
         self._graph: Graph = program.graph
         self._state = program.state
-        self._second, self._positions = second, positions
+        self._second, self._expected = second, expected
         self._update = range_methods[ranges].update
         self._random = torch.Generator().manual_seed(0)
         self._readers: dict[str, list[Layer]] = {}
@@ -84,13 +87,28 @@ class _Watch:
         if name in self.spreads:
             self.spreads[name] = self._update(self.spreads[name], value)
         for layer in self._readers.get(name, ()):
-            seen = moments_of(self._columns(layer, value), second=self._second and self._columns_of(layer) <= WIDEST)
+            pending = self._pending.setdefault(layer.node, [])
+            pending.append(self._columns(layer, value))
+            if sum(columns.numel() for columns in pending) > PENDING_ELEMENTS:
+                self._add(layer)
+
+    def finish(self) -> Calibration:
+        """What was seen."""
+        for layer in [layer for layers in self._readers.values() for layer in layers]:
+            self._add(layer)
+        return Calibration(self.spreads, self.moments)
+
+    def _add(self, layer: Layer) -> None:
+        pending = self._pending.pop(layer.node, [])
+        if pending:
+            seen = moments_of(torch.cat(pending, 2), second=self._second and self._columns_of(layer) <= WIDEST)
             known = self.moments.get(layer.node)
             self.moments[layer.node] = seen if known is None else add_moments(known, seen)
 
     def _columns(self, layer: Layer, value: Tensor) -> Tensor:
         node = self._graph.by_name[layer.node]
-        limit = self._positions * value.shape[0]
+        share = value.shape[0] / self._expected  # of all samples
+        limit = math.ceil(max(FEWEST_SAMPLES, SAMPLES_PER_COLUMN * self._columns_of(layer)) * share)
         if not isinstance(op_of(node).kind, Convolution):
             return linear_columns(value, limit, self._random)
         bound, kernel = bind(node), self._state[layer.weight].shape[2:]
@@ -129,12 +147,13 @@ def _chunks(program: Program, inputs: tuple[Tensor, ...]) -> Iterator[tuple[Tens
     """Parts of a batch; a network captured with a fixed batch gets all of it."""
     inputs = tuple(tensor.to(program.device) for tensor in inputs)
     number = inputs[0].shape[0] if inputs and inputs[0].dim() else 0
-    splits = number > CHUNK and all(spec.shape and spec.shape[0] is None for spec in program.inputs)
+    size = max(1, CHUNK_ELEMENTS * number // max(1, sum(tensor.numel() for tensor in inputs)))
+    splits = number > size and all(spec.shape and spec.shape[0] is None for spec in program.inputs)
     if not splits or any(tensor.shape[:1] != (number,) for tensor in inputs):
         yield inputs
         return
-    for start in range(0, number, CHUNK):
-        yield tuple(tensor[start : start + CHUNK] for tensor in inputs)
+    for start in range(0, number, size):
+        yield tuple(tensor[start : start + size] for tensor in inputs)
 
 
 def _check(program: Program, spreads: Mapping[str, Spread]) -> None:

@@ -1,0 +1,170 @@
+"""One row per op that targets with "float32-half-even" requantization compute on codes: from codes to codes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gossamer.numerics import integer
+from gossamer.numerics.affine import Quantizer, quantize
+from gossamer.numerics.formats import IntFormat, PerTensor
+from gossamer.program.graph import Arg, Node, Ref, map_refs
+from gossamer.program.ops import bind, function
+from gossamer.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class CodeCall:
+    """One op on codes.
+
+    inputs   codes and quantizer of each value it reads, by name; parameters are in `state`
+    numbers  other values it reads, such as sizes
+    result   quantizer of its result; None where it hands out floats
+    """
+
+    node: Node
+    inputs: Mapping[str, tuple[Tensor, Quantizer]]
+    state: Mapping[str, Tensor]
+    weights: Mapping[str, Quantizer]
+    numbers: Mapping[str, Any]
+    result: Quantizer | None
+
+    @property
+    def first(self) -> tuple[Tensor, Quantizer]:
+        """The first value that it reads."""
+        return self.inputs[self.node.uses[0]]
+
+    def run(self, replaced: Mapping[str, Tensor]) -> Any:
+        """Run the op itself with some values replaced."""
+
+        def get(name: str) -> Any:
+            return replaced[name] if name in replaced else self.numbers[name]
+
+        kwargs = {key: map_refs(value, get) for key, value in self.node.kwargs}
+        return function(self.node.op)(*map_refs(self.node.args, get), **kwargs)
+
+
+Kernel = Any  # Callable[[CodeCall], Tensor | tuple[Tensor, ...]]
+kernels: Registry[Kernel] = Registry("float32-half-even kernel")
+
+
+def _result(call: CodeCall) -> Quantizer:
+    assert call.result is not None, f"{call.node.op} has no float result"
+    return call.result
+
+
+@kernels.add("Conv")
+@kernels.add("Gemm")
+def layer(call: CodeCall) -> Tensor:
+    """Convolution or linear layer, with its own op on whole numbers."""
+    bound = bind(call.node)
+    codes, source = call.first
+    weight_name = bound["weight"].name
+    weight = call.weights[weight_name]
+    plain = _without_bias(call.node)
+
+    def product(x: Tensor, w: Tensor) -> Tensor:
+        result: Tensor = replace(call, node=plain).run({call.node.uses[0]: x, weight_name: w})
+        return result.flatten(0, -2) if result.dim() > 2 and call.node.op.startswith("aten.linear") else result
+
+    scales = integer.accumulator_scales(source, weight, torch.empty(1, 1))
+    bias = bound["bias"]
+    bias_codes = None if bias is None else integer.bias_to_codes(call.state[bias.name], scales)
+    sums = integer.accumulate(product, codes, source, quantize(call.state[weight_name].detach(), weight), bias=bias_codes)
+    scales = integer.accumulator_scales(source, weight, sums)
+    out = integer.scale_sums(sums, scales) if call.result is None else integer.requantize(sums, scales, call.result)
+    return out.reshape(*codes.shape[:-1], -1) if call.node.op.startswith("aten.linear") else out
+
+
+@kernels.add("MatMul")
+def matmul(call: CodeCall) -> Tensor:
+    """Product of two values."""
+    (left, one), (right, two) = (call.inputs[name] for name in call.node.uses[:2])
+    names = call.node.uses[:2]
+    sums = call.run({names[0]: left.double() - one.zero_point[0], names[1]: right.double() - two.zero_point[0]})
+    scales = torch.tensor(one.scale[0], dtype=torch.float32) * torch.tensor(two.scale[0], dtype=torch.float32)
+    return integer.scale_sums(sums, scales) if call.result is None else integer.requantize(sums, scales, call.result)
+
+
+@kernels.add("Add")
+def add(call: CodeCall) -> Tensor:
+    """Sum of two values."""
+    (left, one), (right, two) = _pair(call)
+    return integer.add_codes(left, right, (one, two, _result(call)))
+
+
+@kernels.add("Mul")
+def mul(call: CodeCall) -> Tensor:
+    """Product of two values, position by position."""
+    (left, one), (right, two) = _pair(call)
+    return integer.multiply_codes(left, right, (one, two, _result(call)))
+
+
+@kernels.add("Sigmoid")
+@kernels.add("LeakyRelu")
+def table(call: CodeCall) -> Tensor:
+    """Any function of one value."""
+    codes, source = call.first
+    return integer.look_up(lambda real: call.run({call.node.uses[0]: real}), codes, source, _result(call))
+
+
+@kernels.add("HardSigmoid")
+def hard_sigmoid(call: CodeCall) -> Tensor:
+    """clamp(x/6 + 1/2, 0, 1) as a product with 1/6 whose result has its zero point at 1/2."""
+    codes, source = call.first
+    sixth = Quantizer(IntFormat(bits=8, signed=False), PerTensor(), (float(torch.tensor(1 / 6, dtype=torch.float32)),), (0,))
+    shifted = replace(_result(call), zero_point=(128,))
+    return integer.multiply_codes(codes, torch.ones(()), (source, sixth, shifted))
+
+
+@kernels.add("Concat")
+def concat(call: CodeCall) -> Tensor:
+    """Parts in the result's codes."""
+    parts = {name: integer.recode(*call.inputs[name], _result(call)) for name in dict.fromkeys(call.node.uses) if name in call.inputs}
+    joined: Tensor = call.run(parts)
+    return joined
+
+
+@kernels.add("AdaptiveAveragePool")
+@kernels.add("ReduceMean")
+def adaptive_average(call: CodeCall) -> Tensor:
+    """Mean over height and width, or over equal windows."""
+    codes, source = call.first
+    shape = call.run({call.node.uses[0]: codes}).shape
+    if codes.dim() == 4 and torch.Size(shape[2:]).numel() == 1:
+        return integer.average_all(codes, source, _result(call)).reshape(shape)
+    return integer.average_windows(lambda real: call.run({call.node.uses[0]: real}), codes, source, _result(call))
+
+
+@kernels.add("AveragePool")
+def average(call: CodeCall) -> Tensor:
+    """Mean over windows."""
+    codes, source = call.first
+    return integer.average_windows(lambda real: call.run({call.node.uses[0]: real}), codes, source, _result(call))
+
+
+def pass_on(call: CodeCall) -> Any:
+    """Any op that only moves or picks codes: run on distances from the zero point, so that padding with 0 is right."""
+    codes, source = call.first
+    zero = source.zero_point[0]
+    moved = call.run({call.node.uses[0]: codes - zero})
+    return tuple(part + zero for part in moved) if isinstance(moved, (tuple, list)) else moved + zero
+
+
+def _pair(call: CodeCall) -> list[tuple[Tensor, Quantizer]]:
+    names = [name for name in call.node.uses if name in call.inputs]
+    return [call.inputs[name] for name in names]
+
+
+def _without_bias(node: Node) -> Node:
+    """The same layer without its bias."""
+    bias = bind(node)["bias"]
+
+    def drop(arg: Arg) -> Arg:
+        return None if isinstance(arg, Ref) and bias is not None and arg.name == bias.name else arg
+
+    return replace(node, args=tuple(map(drop, node.args)), kwargs=tuple((key, drop(value)) for key, value in node.kwargs))

@@ -1,0 +1,177 @@
+"""Computing a quantized network with the target's integers, rounding by rounding: the oracle that verify compares with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from gossamer.errors import DataError, PlanError, UnsupportedOp
+from gossamer.numerics.affine import Quantizer, dequantize, quantize
+from gossamer.plan.placement import Site, has_weight, inference_graph
+from gossamer.plan.spec import specs
+from gossamer.program.clamps import clip_limits
+from gossamer.program.execute import DEVICE, TRAINING, Step, schedule
+from gossamer.program.graph import Node, map_refs
+from gossamer.program.ops import bind, op_of
+from gossamer.program.program import Program
+from gossamer.program.shapes import infer_shapes
+from gossamer.targets.float32_kernels import CodeCall, Kernel, kernels, pass_on
+
+Array = npt.NDArray[Any]
+
+
+def simulate(program: Program, *inputs: Tensor) -> Any:
+    """The network's output as its target computes it, integer for integer; parts that the target runs in float are float32.
+
+    Shapes: inputs and outputs as those of the program.
+    Raises: PlanError for a program without quantizers; DataError for inputs that do not fit.
+    """
+    outputs = Simulator(program).run(*inputs).outputs
+    return outputs[0] if len(outputs) == 1 else outputs
+
+
+@dataclass(frozen=True, slots=True)
+class Simulated:
+    """outputs: real values; codes: of every quantized value, whole numbers in float32."""
+
+    outputs: tuple[Tensor, ...]
+    codes: Mapping[str, Tensor]
+
+
+class Simulator:
+    """A quantized program prepared for simulation on the CPU. Raises PlanError for a program without quantizers."""
+
+    def __init__(self, program: Program) -> None:
+        if not program.quantizers:
+            raise PlanError("the network is not quantized, so there are no integers to simulate; call it instead.")
+        spec = specs[program.target]
+        if spec.requantization != "float32-half-even":
+            raise UnsupportedOp(spec.requantization, "", needed="simulation", way_out="choose a target with float32 requantization")
+        self.program = program
+        self._state = {name: tensor.detach().cpu() for name, tensor in program.state.items()}
+        self._site = Site(inference_graph(program.graph), infer_shapes(program), spec)
+        self._steps = schedule(self._site.graph)
+        self._layers = dict(self._find_kernels())
+
+    def run(self, *inputs: Tensor, codes: Mapping[str, Array] | None = None) -> Simulated:
+        """Run the network.
+
+        codes  where given, each value is computed from these codes of the values it reads, such as a runtime's own:
+               what is found is then the error of each step alone. Names not among them are computed from our own.
+        """
+        given = {} if codes is None else {name: torch.from_numpy(np.asarray(array)).to(torch.float32) for name, array in codes.items()}
+        walk = _Walk(self, given)
+        with torch.inference_mode():
+            for spec, value in zip(self.program.inputs, self._checked(inputs), strict=True):
+                walk.define(spec.name, value)
+            for step in self._steps:
+                walk.visit(step)
+            return Simulated(tuple(walk.real(name) for name in self._site.graph.outputs), walk.found)
+
+    def _checked(self, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+        if len(inputs) != len(self.program.inputs):
+            raise DataError(f"the network takes the inputs {', '.join(map(str, self.program.inputs))}; got {len(inputs)}.")
+        return [spec.check(value).cpu() for spec, value in zip(self.program.inputs, inputs, strict=True)]
+
+    def _find_kernels(self) -> Iterator[tuple[str, tuple[Kernel, tuple[str, ...]]]]:
+        """(kernel, names of the values that carry its result's codes) of each node that runs on codes."""
+        quantizers = self.program.quantizers
+        for node in self._site.graph.nodes:
+            name = op_of(node).onnx
+            results = self._site.results(node)
+            if self._site.why_float(node) or not all(value in quantizers for value in self._site.inputs(node)):
+                continue
+            if has_weight(node) and bind(node)["weight"].name not in quantizers:
+                continue
+            if not self._hands_out(node, results):
+                continue
+            kernel = pass_on if name in self._site.spec.same_scale_ops else kernels[name]
+            yield node.name, (kernel, results)
+
+    def _hands_out(self, node: Node, results: tuple[str, ...]) -> bool:
+        """Whether the results have quantizers that fit the kernel, or the kernel hands out floats."""
+        quantizers, spec, name = self.program.quantizers, self._site.spec, op_of(node).onnx
+        coded = [value for value in results if value in quantizers]
+        if name in spec.same_scale_ops:
+            source = quantizers[self._site.inputs(node)[0]]
+            return len(coded) == len(results) and all(quantizers[value] == source for value in results)
+        if not coded:
+            return name in spec.float_result_ops and results == (node.name,)
+        if results[0] != node.name:
+            limits = clip_limits(self._site.graph.by_name[results[0]])
+            return limits is not None and _clips_like(quantizers[results[0]], *limits)
+        return True
+
+
+class _Walk:
+    """The values of one run."""
+
+    def __init__(self, simulator: Simulator, given: Mapping[str, Tensor]) -> None:
+        self.found: dict[str, Tensor] = {}
+        self._simulator = simulator
+        self._quantizers = simulator.program.quantizers
+        self._given = given
+        self._codes: dict[str, Tensor] = {}
+        self._values: dict[str, Any] = {TRAINING: False, DEVICE: torch.device("cpu")}
+
+    def define(self, name: str, value: Any) -> None:
+        """A value computed in float; it is coded where it has a quantizer."""
+        quantizer = self._quantizers.get(name)
+        if quantizer is None:
+            self._values[name] = value
+        else:
+            self.define_codes(name, quantize(value, quantizer))
+
+    def define_codes(self, name: str, codes: Tensor) -> None:
+        """A value computed as codes."""
+        self.found[name] = codes
+        self._codes[name] = self._given.get(name, codes)
+
+    def real(self, name: str) -> Any:
+        """What a value stands for."""
+        if name in self._codes:
+            return dequantize(self._codes[name], self._quantizers[name])
+        if name in self._values:
+            return self._values[name]
+        tensor = self._simulator._state[name]
+        quantizer = self._quantizers.get(name)
+        return tensor if quantizer is None else dequantize(quantize(tensor, quantizer), quantizer)
+
+    def visit(self, step: Step) -> None:
+        """Compute one node, on codes where the target does."""
+        if step.name in self._codes:
+            return  # computed along with the op before it
+        kernel, results = self._simulator._layers.get(step.name, (None, ()))
+        if kernel is None:
+            kwargs = {key: map_refs(value, self.real) for key, value in step.kwargs}
+            self.define(step.name, step.call(*map_refs(step.args, self.real), **kwargs))
+            return
+        result = kernel(self._call(step, results))
+        if isinstance(result, tuple):
+            self._values[step.name] = result
+            for name in results:
+                position = self._simulator._site.graph.by_name[name].args[1]
+                self.define_codes(name, result[position])
+        elif results[0] in self._quantizers:
+            self.define_codes(results[0], result)
+        else:
+            self._values[results[0]] = result
+
+    def _call(self, step: Step, results: tuple[str, ...]) -> CodeCall:
+        simulator = self._simulator
+        node = simulator._site.graph.by_name[step.name]
+        inputs = {name: (self._codes[name], self._quantizers[name]) for name in simulator._site.inputs(node)}
+        numbers = {name: self._values[name] for name in node.uses if name in self._values}
+        return CodeCall(node, inputs, simulator._state, self._quantizers, numbers, self._quantizers.get(results[0]))
+
+
+def _clips_like(quantizer: Quantizer, low: float | None, high: float | None) -> bool:
+    """Whether codes clip a value exactly like clamp(low, high)."""
+    limits = torch.tensor([-torch.inf if low is None else low, torch.inf if high is None else high])
+    return quantize(limits, quantizer).tolist() == [quantizer.format.lo, quantizer.format.hi]
