@@ -56,7 +56,7 @@ def _feedback(covariance: Tensor, damping: float) -> Tensor:
         damped.diagonal(dim1=1, dim2=2).add_((damping * level + dead * level).flip(1))
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed.any():
-            upper = lower.flip(1, 2)
+            upper: Tensor = lower.flip(1, 2)
             return upper / upper.diagonal(dim1=1, dim2=2).unsqueeze(1)
         damping *= 10  # rounding errors made it indefinite
     return torch.eye(covariance.shape[1], dtype=covariance.dtype, device=covariance.device).expand_as(covariance)
