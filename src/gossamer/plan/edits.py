@@ -18,7 +18,8 @@ class KeepChannels:
     size: int
 
     def __post_init__(self) -> None:
-        ordered = list(self.keep) == sorted(set(self.keep))
+        whole = all(type(position) is int for position in self.keep)
+        ordered = whole and list(self.keep) == sorted(set(self.keep))
         if not self.keep or not ordered or self.keep[0] < 0 or self.keep[-1] >= self.size:
             raise PlanError(f"group {self.group!r} must keep sorted positions in [0, {self.size - 1}], at least one; got {self.keep[:8]}.")
 

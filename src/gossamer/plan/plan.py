@@ -60,6 +60,10 @@ class Plan:
     def from_json(data: dict[str, Any]) -> Plan:
         """Inverse of to_json. Raises PlanError for data of another form."""
         try:
+            if data["format"] != FORMAT:
+                raise PlanError(
+                    f"the plan has format {data['format']}, this version reads {FORMAT}; load it with the version that wrote it."
+                )
             return Plan(
                 edits=tuple(edit_from_json(item) for item in data["edits"]),
                 model_digest=data["model_digest"],
@@ -67,7 +71,7 @@ class Plan:
                 target=data["target"],
                 frozen=tuple(Frozen(item["where"], item["reason"]) for item in data["frozen"]),
             )
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"this is no plan of ours (missing or wrong: {error}); write it with plan.save.") from error
 
     def save(self, path: str | Path) -> Path:
