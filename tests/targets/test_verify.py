@@ -96,10 +96,10 @@ def test_a_file_that_is_not_the_program_fails(large, samples, labels, tmp_path):
     assert not report.passed
     assert report.budget_met  # there is none
     (problem,) = report.problems
-    assert problem.startswith("The outputs of the artifact differ from the program by")
+    assert problem.startswith("The outputs of the artifact differ from what they must be by")
     assert problem.endswith("(relative), allowed is 0.0001.")
     report = verify(artifact_of(large, tmp_path), reference=impostor, data=(samples, labels))
-    assert report.problems[0].startswith("The outputs of the original differ from the program by")
+    assert report.problems[0].startswith("The outputs of the original differ from what they must be by")
 
 
 def test_a_missed_budget_fails(large, small, samples, labels, tmp_path):

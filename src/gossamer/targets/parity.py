@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -9,14 +10,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gossamer.plan.spec import TargetSpec, specs
 from gossamer.program.capture import relative_error
+from gossamer.program.ops import op_of
 from gossamer.program.program import Program
-from gossamer.targets.results import Parity
-from gossamer.targets.target import Artifact, Runner
+from gossamer.targets.results import LayerParity, Parity
+from gossamer.targets.simulate import Simulator
+from gossamer.targets.target import Artifact, Runner, targets
 
 Array = npt.NDArray[Any]
-FLOAT_TOLERANCE = 1e-4  # relative; kernels may add in another order
-MACS_TO_COMPARE = 4e9  # the exact simulation computes in float64, so a large network is compared on fewer samples
+FLOAT_TOLERANCE = 1e-4  # relative; float kernels may add in another order
+FLOAT_TOLERANCE_STEPS = 1  # a value computed in float and coded afterwards: the last bit may decide a tie
+MACS_TO_COMPARE = 4e9  # the simulation computes in float64, so a large network is compared on fewer samples
+MOST_NAMED = 3
 
 
 def samples_to_compare(program: Program, given: int) -> int:
@@ -26,26 +32,83 @@ def samples_to_compare(program: Program, given: int) -> int:
     return max(1, min(given, int(MACS_TO_COMPARE / max(program.cost().macs, 1))))
 
 
-def float_parity(program: Program, runner: Runner, samples: tuple[Tensor, ...]) -> Parity:
-    """Outputs of a float file against the program that it was written from, on all samples given."""
+def check_parity(artifact: Artifact, runner: Runner, samples: tuple[Tensor, ...]) -> Parity:
+    """Compare what an artifact computes with what it must; `runner` has the file open as users run it.
+
+    A quantized one is compared value by value: each value's codes, as the runtime has them, with the integer
+    simulation fed with the runtime's own codes of what that value is computed from, so that no error hides behind
+    an earlier one; its float outputs likewise. A float one is compared by its outputs with the program.
+    Shapes: samples (N, ...) for each input.
+    """
+    if artifact.program.quantizers:
+        return _code_parity(artifact, runner, samples)
+    return _float_parity(artifact.program, runner, samples)
+
+
+def parity_problems(parity: Parity, artifact: Artifact, whose: str) -> list[str]:
+    """What is farther apart than the target's stated tolerance, one sentence each; `whose` says of which file."""
+    problems = []
+    allowed = tolerance_steps(artifact.program, specs[artifact.target]) if artifact.program.quantizers else {}
+    bad = [layer for layer in parity.layers if layer.max_steps > allowed[layer.name]]
+    bad.sort(key=lambda layer: allowed[layer.name] - layer.max_steps)
+    for layer in bad[:MOST_NAMED]:
+        problems.append(
+            f"Parity of {whose}: {layer.name!r} is {layer.max_steps} code steps from the simulation, allowed is {allowed[layer.name]}."
+        )
+    if len(bad) > MOST_NAMED:
+        problems.append(f"Parity of {whose}: {len(bad) - MOST_NAMED} more values are farther from the simulation than allowed.")
+    if not parity.output_error <= FLOAT_TOLERANCE:
+        problems.append(
+            f"The outputs of {whose} differ from what they must be by {parity.output_error:.2g} (relative), allowed is {FLOAT_TOLERANCE:.2g}."
+        )
+    return problems
+
+
+def tolerance_steps(program: Program, spec: TargetSpec) -> dict[str, int]:
+    """How many code steps each quantized value may be from the simulation.
+
+    What an Add makes: the target's own tolerance. What is computed in float and coded afterwards: 1. All else: 0.
+    """
+    made_by = Simulator(program).made_by
+    allowed = {}
+    for name in program.quantizers:
+        if name in made_by:
+            allowed[name] = spec.add_tolerance_steps if op_of(made_by[name]).onnx == "Add" else 0
+        else:
+            allowed[name] = FLOAT_TOLERANCE_STEPS if name in program.graph.by_name else 0  # inputs and parameters are exact
+    return allowed
+
+
+def _code_parity(artifact: Artifact, runner: Runner, samples: tuple[Tensor, ...]) -> Parity:
+    arrays = [tensor.numpy() for tensor in samples]
+    program = artifact.program
+    runtime = targets[artifact.target].open(artifact.path, threads=1, values=True).run_values(*arrays)
+    runtime = {name: codes for name, codes in runtime.items() if name in program.quantizers}
+    simulated = Simulator(program).run(*samples, codes=runtime)
+    layers = tuple(_compare(name, runtime, codes) for name, codes in simulated.codes.items() if name in runtime)
+    got = _tensor(runner.run(*arrays))
+    return Parity(
+        max_steps=max((layer.max_steps for layer in layers), default=0),
+        values_compared=got.numel() + sum(layer.values for layer in layers),
+        output_error=relative_error(got, simulated.outputs[0]),
+        layers=layers,
+    )
+
+
+def _compare(name: str, runtime: Mapping[str, Array], codes: Tensor) -> LayerParity:
+    got = _tensor(runtime[name]).to(torch.float32)
+    apart = (got - codes).abs().max() if got.numel() else torch.zeros(())
+    return LayerParity(name, int(apart), got.numel())
+
+
+def _float_parity(program: Program, runner: Runner, samples: tuple[Tensor, ...]) -> Parity:
     program = program.copy().eval() if program.training else program
     with torch.no_grad():
         expected = program(*(tensor.to(program.device) for tensor in samples))
     expected = (expected[0] if isinstance(expected, tuple) else expected).cpu()
-    got = torch.from_numpy(np.ascontiguousarray(runner.run(*(tensor.numpy() for tensor in samples))))
+    got = _tensor(runner.run(*(tensor.numpy() for tensor in samples)))
     return Parity(max_steps=0, values_compared=got.numel(), output_error=relative_error(got, expected))
 
 
-def check_parity(artifact: Artifact, runner: Runner, samples: tuple[Tensor, ...]) -> Parity:
-    """Compare an artifact's inner numbers with what they must be; `runner` has the file open as users run it."""
-    return float_parity(artifact.program, runner, samples)
-
-
-def parity_problems(parity: Parity, artifact: Artifact, whose: str) -> list[str]:
-    """What is farther apart than allowed, one sentence each."""
-    problems = []
-    if not parity.output_error <= FLOAT_TOLERANCE:
-        problems.append(
-            f"The outputs of {whose} differ from the program by {parity.output_error:.2g} (relative), allowed is {FLOAT_TOLERANCE:.2g}."
-        )
-    return problems
+def _tensor(array: Array) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))

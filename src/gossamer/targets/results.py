@@ -183,7 +183,7 @@ class Report:
         before, after = self.original, self.compressed
         low, high = self.drop_interval
         return (
-            Row("accuracy", _accuracy(before, self.percent), _accuracy(after, self.percent), f"{-self.drop_points:+.2f} points"),
+            Row("accuracy", _accuracy(before, self.percent), _accuracy(after, self.percent), f"{round(-self.drop_points, 2) + 0.0:+.2f} points"),
             Row("latency_ms", _milliseconds(before.latency_ms), _milliseconds(after.latency_ms), f"{self.speedup:.2f}x"),
             Row("size_bytes", f"{before.size_bytes:,}", f"{after.size_bytes:,}", f"{self.size_ratio:.2f}x"),
             Row("macs", f"{before.macs:,}", f"{after.macs:,}", _ratio(before.macs, after.macs)),

@@ -79,6 +79,11 @@ class Simulator:
             raise DataError(f"the network takes the inputs {', '.join(map(str, self.program.inputs))}; got {len(inputs)}.")
         return [spec.check(value).cpu() for spec, value in zip(self.program.inputs, inputs, strict=True)]
 
+    @property
+    def made_by(self) -> dict[str, Node]:
+        """Value -> the node whose integer kernel makes its codes. Other values with codes are computed in float first."""
+        return {name: self._site.graph.by_name[node] for node, (_, results) in self._layers.items() for name in results}
+
     def _find_kernels(self) -> Iterator[tuple[str, tuple[Kernel, tuple[str, ...]]]]:
         """(kernel, names of the values that carry its result's codes) of each node that runs on codes."""
         quantizers = self.program.quantizers

@@ -24,7 +24,7 @@ from gossamer.progress import OnProgress, Progress, silent
 from gossamer.targets.export import export
 from gossamer.targets.measure import Latencies, machine, measure_latency, versions_of
 from gossamer.targets.metrics import Comparison, Metric, Outputs, compare_accuracy, metric_name
-from gossamer.targets.parity import check_parity, float_parity, parity_problems, samples_to_compare
+from gossamer.targets.parity import check_parity, parity_problems, samples_to_compare
 from gossamer.targets.results import Measurement, Parity, Report, check_limits
 from gossamer.targets.target import Artifact, Runner, targets
 
@@ -179,8 +179,7 @@ def _parity(artifact: Artifact, original: Artifact, runners: dict[str, Runner], 
     parity = check_parity(artifact, runners[COMPRESSED], few)
     problems = parity_problems(parity, artifact, "the artifact")
     if original is not artifact:
-        found = float_parity(original.program, runners[ORIGINAL], few) if not original.program.quantizers else None
-        problems += [] if found is None else parity_problems(found, original, "the original")
+        problems += parity_problems(check_parity(original, runners[ORIGINAL], few), original, "the original")
     return parity, problems
 
 
