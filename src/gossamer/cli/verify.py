@@ -13,13 +13,13 @@ from rich.text import Text
 from gossamer.cli.command import DATA_HELP, DebugOption, FolderArgument, JsonOption, command, messages, show, show_json
 from gossamer.cli.compress import find_metric
 from gossamer.cli.progress_view import shown_progress
+from gossamer.cli.report import load_finished
 from gossamer.compress.trial import artifact_name
 from gossamer.data.named import load_data
 from gossamer.data.source import Data
 from gossamer.errors import ConfigError
 from gossamer.program.bundle import load
 from gossamer.report.console import result_table
-from gossamer.report.document import load_report
 from gossamer.targets.metrics import metrics
 from gossamer.targets.results import Report
 from gossamer.targets.target import Artifact
@@ -40,13 +40,14 @@ def verify(
 
     Exit code 1 when verifying fails or the budget is missed on this machine. Nothing in OUT is changed.
     """
-    document = load_report(out)
+    document = load_finished(out)
     before = Report.from_dict(document)
+    folder = out if out.is_dir() else out.parent
     source = find_data(data, document)
     with shown_progress(messages()) as on_progress:
         found = run_verify(
-            Artifact(out / artifact_name(before.target), before.target, load(out / "model.gossamer")),
-            reference=original(out, before.target),
+            Artifact(folder / artifact_name(before.target), before.target, load(folder / "model.gossamer")),
+            reference=original(folder, before.target),
             data=source.validation,
             metric=_metric(metric, before.metric),
             budget=before.budget,

@@ -15,6 +15,7 @@ from gossamer.errors import DataError, nearest
 
 CALIBRATION_SAMPLES = 512
 PARTS = ("train", "calibration", "validation")
+_EMPTY = "the train data is empty; give at least one sample."
 _FORMS = "give gossamer.Data(train=..., calibration=..., validation=...), a mapping with these keys, or an object with these attributes"
 
 
@@ -93,6 +94,8 @@ class FirstBatches:
                 seen += _batch_size(batch)
                 if seen >= self._samples:
                     break
+            if not kept:
+                raise DataError(_EMPTY)
             self._kept, self._source = kept, None
         return iter(self._kept)
 
@@ -103,7 +106,7 @@ def spread(count: int, samples: int = CALIBRATION_SAMPLES) -> Tensor:
     Shapes: (min(count, samples),) int64, rising. Raises DataError for an empty range.
     """
     if count < 1:
-        raise DataError("the train data is empty; give at least one sample.")
+        raise DataError(_EMPTY)
     return torch.arange(min(count, samples)) * count // min(count, samples)
 
 
