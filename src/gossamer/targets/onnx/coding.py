@@ -67,7 +67,9 @@ def bias_codes(bias: Tensor, scales: Array) -> Array:
     codes = np.rint(bias.detach().cpu().double().numpy() / scales.astype(np.float64))
     if np.abs(codes).max(initial=0) >= 2**31:
         channel = int(np.abs(codes).reshape(-1).argmax())
-        raise PlanError(f"the bias of channel {channel} does not fit int32 at its layer's scale; give that channel's weight a larger scale.")
+        raise PlanError(
+            f"the bias of channel {channel} does not fit int32 at its layer's scale; give that channel's weight a larger scale."
+        )
     return codes.astype(np.int32)
 
 

@@ -28,6 +28,7 @@ from gossamer.targets.onnx.coding import clips_like, code_weight, emit_codes, em
 from gossamer.targets.onnx.draft import Array, Draft
 from gossamer.targets.onnx.forms import AnyForm, BatchSize, Form, Size, find_forms
 from gossamer.targets.onnx.lowering import WAY_OUT, Call, lowerings, where
+from gossamer.targets.onnx.order import clamps_behind_pools, keeps_pool_and_codes_apart
 from gossamer.targets.onnx.proto import Port, to_bytes
 
 
@@ -43,6 +44,7 @@ def to_onnx(program: Program) -> bytes:
     """The bytes of the ONNX file. Batch norms of a float program are folded where possible."""
     if not program.quantizers:
         program = fold_batch_norms(program)
+    program = clamps_behind_pools(program)
     walk = Walk(program)
     for node in program.graph.nodes:
         walk.visit(node)
@@ -169,6 +171,8 @@ class Walk:
         quantizer = self.program.quantizers.get(node.name)
         limits = clip_limits(node)
         if quantizer is None or limits is None or not clips_like(quantizer, *limits):
+            return False
+        if keeps_pool_and_codes_apart(node, self.program):
             return False
         form = self.forms[node.uses[0]]
         return isinstance(form, Form) and form.dtype == torch.float32

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from gossamer.errors import MissingRuntime, UnsupportedOp
+from gossamer.errors import ConfigError, MissingRuntime, UnsupportedOp
 from gossamer.targets.onnx.draft import Draft
 
 OPSET = 20
+LIMIT_BYTES = 2**31 - 2**20  # of a protobuf message, less what the graph takes
 IR_VERSION = 9  # what opset 20 was released with; every ONNX Runtime since 1.17 reads it
 
 _NUMPY = {
@@ -64,7 +65,7 @@ def onnx_dtype(dtype: torch.dtype) -> int:
 def to_bytes(draft: Draft, inputs: Sequence[Port], outputs: Sequence[Port]) -> bytes:
     """Serialize. The file holds no names but those of tensors, no documentation and no metadata.
 
-    Raises: MissingRuntime without the onnx package; UnsupportedOp above 2 GB, the format's limit.
+    Raises: MissingRuntime without the onnx package; ConfigError for weights above 2 GB, the format's limit.
     """
     try:
         from onnx import helper, numpy_helper
@@ -72,8 +73,11 @@ def to_bytes(draft: Draft, inputs: Sequence[Port], outputs: Sequence[Port]) -> b
         raise MissingRuntime("onnx", "writing ONNX files", "pip install onnx") from error
     nodes = [helper.make_node(node.op, node.inputs, node.outputs, **dict(node.attributes)) for node in draft.nodes]
     ports = [[helper.make_tensor_value_info(p.name, onnx_dtype(p.dtype), p.shape) for p in side] for side in (inputs, outputs)]
-    if sum(value.nbytes for value in draft.initializers.values()) > 2_000_000_000:
-        raise UnsupportedOp("weights above 2 GB", "", needed="ONNX", way_out="compress the network further before exporting it")
+    size = sum(value.nbytes for value in draft.initializers.values())
+    if size > LIMIT_BYTES:
+        raise ConfigError(
+            "the size of the weights", f"{size / 1e9:.2f} GB", f"at most {LIMIT_BYTES / 1e9:.2f} GB, what one ONNX file holds"
+        )
     constants = [numpy_helper.from_array(np.asarray(value, order="C"), name) for name, value in draft.initializers.items()]
     graph = helper.make_graph(nodes, "g", *ports, initializer=constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="gossamer")
