@@ -1,9 +1,45 @@
 """Makes trained PyTorch networks small and fast, and proves it."""
 
+from gossamer.apply.engine import apply as apply
+from gossamer.compress.loop import compress as compress
+from gossamer.compress.result import Result as Result
+from gossamer.compress.settings import Settings as Settings
+from gossamer.data.source import Data as Data
 from gossamer.errors import GossamerError as GossamerError
 from gossamer.plan.budget import Budget as Budget
 from gossamer.plan.plan import Plan as Plan
+from gossamer.plan.pruning import plan_pruning as plan_pruning
+from gossamer.plan.quantization import plan_quantization as plan_quantization
+from gossamer.plan.score import score as score
 from gossamer.program.bundle import load as load
 from gossamer.program.bundle import save as save
 from gossamer.program.capture import capture as capture
 from gossamer.program.program import Program as Program
+from gossamer.targets.export import export as export
+from gossamer.targets.simulate import simulate as simulate
+from gossamer.targets.verify import verify as verify
+from gossamer.train.fit import fit as fit
+from gossamer.train.recipe import Recipe as Recipe
+
+__all__ = [
+    "Budget",
+    "Data",
+    "GossamerError",
+    "Plan",
+    "Program",
+    "Recipe",
+    "Result",
+    "Settings",
+    "apply",
+    "capture",
+    "compress",
+    "export",
+    "fit",
+    "load",
+    "plan_pruning",
+    "plan_quantization",
+    "save",
+    "score",
+    "simulate",
+    "verify",
+]

@@ -29,7 +29,7 @@ def test_l2_equals_the_formula():
 
 def test_taylor_predicts_the_loss_of_a_small_change():
     """|sum of w * dL/dw| over a channel is the first-order change of the loss when the channel shrinks."""
-    network, program = two_layers()
+    _, program = two_layers()
     x, y = data()
     values = score(program, "taylor", (x, y)).values["0"]
     step = 1e-3

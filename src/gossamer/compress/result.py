@@ -124,4 +124,8 @@ def _copy(source: Path, target: Path) -> None:
         return
     if not source.exists():
         raise FileError(source, "is gone", "run compress again with a work_dir that stays")
-    write_with(target, lambda temporary: shutil.copyfile(source, temporary))
+
+    def copy(temporary: Path) -> None:
+        shutil.copyfile(source, temporary)
+
+    write_with(target, copy)

@@ -23,6 +23,7 @@ from gossamer.progress import OnProgress
 from gossamer.targets.export import export
 from gossamer.targets.results import Report
 from gossamer.targets.target import Artifact, targets
+from gossamer.targets.value_errors import value_errors
 from gossamer.targets.verify import verify
 from gossamer.train.fit import fit
 
@@ -65,6 +66,11 @@ class Trial:
         return load(self.folder / "model.gossamer")
 
     @property
+    def errors_db(self) -> dict[str, float]:
+        """Signal to quantization error in decibels of each quantized value on calibration data."""
+        return dict(read_json(self.folder / "errors.json", "table of errors"))
+
+    @property
     def plans(self) -> dict[str, Plan]:
         """The plans that led there, by step."""
         return {name: Plan.load(self.folder / f"{name}.json") for name in ("pruning", "quantization")}
@@ -101,6 +107,7 @@ def run_trial(job: Job, removed_ratio: float, folder: Path, scores: Callable[[],
     save(quantized, folder / "model.gossamer")
     pruning.save(folder / "pruning.json")
     quantization.save(folder / "quantization.json")
+    write_json(folder / "errors.json", value_errors(quantized, pruned, calibration(job.data)))
     write_json(done, report.to_dict())  # last: a folder with a report is a finished trial
     return Trial(removed_ratio, report, folder)
 

@@ -31,9 +31,9 @@ class Atoms:
 
     def find(self, atoms: np.ndarray) -> np.ndarray:
         """The representative of each atom's class, same shape."""
-        roots = self._parent[atoms]
+        roots: np.ndarray = self._parent[atoms]
         while True:
-            above = self._parent[roots]
+            above: np.ndarray = self._parent[roots]
             if np.array_equal(above, roots):
                 return roots
             roots = above

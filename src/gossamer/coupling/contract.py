@@ -158,7 +158,8 @@ def _inner(context: Context, labels: Tensor) -> np.ndarray:
     """One label per batch position and contracted position, merged over the rows: (*, K)."""
     essence = lab.essence(labels)
     context.atoms.merge_along(essence, essence.ndim - 2)
-    return essence.max(axis=-2)
+    inner: np.ndarray = essence.max(axis=-2)
+    return inner
 
 
 def _through(context: Context, node: Node, labels: Tensor, shape: Sequence[int], along: int) -> Tensor:

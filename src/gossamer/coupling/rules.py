@@ -152,7 +152,8 @@ def _check_order(context: Context, node: Node, sources: Mapping[str, Any]) -> No
 def _sequence(labels: Tensor) -> np.ndarray:
     """The labels in order, without positions that carry nothing (such as padding)."""
     flat = lab.essence(labels).reshape(-1)
-    return flat[flat != 0]
+    carried: np.ndarray = flat[flat != 0]
+    return carried
 
 
 def _last_axis_only(labels: Tensor) -> Tensor:
@@ -183,7 +184,7 @@ _MEANS = ("aten.mean.dim", "aten.var.correction", "aten.std.correction")
 
 def _reduction(context: Context, node: Node) -> Any:
     bound = bind(node)
-    source = bound.get("self", bound.get("x", Ref(node.uses[0])))
+    source = Ref(node.uses[0])
     labels = context.labels(source.name)
     dims = bound.get("dim")
     dims = tuple(range(labels.dim())) if dims is None or dims == () else dims if isinstance(dims, tuple) else (dims,)

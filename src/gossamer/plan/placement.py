@@ -156,6 +156,9 @@ class Site:
             return "its weight or bias is computed, not stored"
         if bound["weight"].name in self.graph.outputs:
             return "its weight is an output of the network"
+        channels = self.shape(bound["weight"].name)[1]
+        if isinstance(op_of(node).kind, Convolution) and bound["groups"] == 1 and channels < self.spec.least_channels:
+            return f"{self.spec.name} is faster in float when a convolution reads only {channels} channel{'s' if channels > 1 else ''}"
         for user in self.graph.users[bound["weight"].name]:
             if not has_weight(user) or bind(user)["weight"] != bound["weight"] or user.uses.count(bound["weight"].name) > 1:
                 return f"its weight is also used by {user.name}, which needs the float numbers"
@@ -226,7 +229,8 @@ def _spread(site: Site, reasons: Mapping[str, str]) -> tuple[set[str], set[str]]
         for node in possible:
             inputs, results, name = site.inputs(node), site.results(node), op_of(node).onnx
             reached = has_weight(node) or any(value in coded for value in inputs)
-            backwards = name in site.spec.same_scale_ops and any(value in coded for value in results)
+            # a pool computes: behind a float layer it stays float, and what it hands on gets codes
+            backwards = name in site.spec.same_scale_ops and name != "MaxPool" and any(value in coded for value in results)
             if node.name in integer or not inputs or not (reached or backwards):
                 continue
             integer.add(node.name)

@@ -128,7 +128,7 @@ def _gradients(program: Program, criterion: str, batches: Any, loss: Loss | None
                 if target is None:
                     raise DataError("the scoring data has no targets; give batches of (inputs, target).")
                 value = loss(outputs, target)
-            value.backward()
+            torch.autograd.backward(value)
     return {
         name: tensor.grad if tensor.grad is not None else torch.zeros_like(tensor)
         for name, tensor in copy.state.items()

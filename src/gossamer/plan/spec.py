@@ -21,6 +21,7 @@ class TargetSpec:
     gate_ops            integer ops with results in [0, 1] that need codes of scale 2^-bits from the lowest code on
     requantization      name of the rounding from accumulator to code, as the simulator computes it
     add_tolerance_steps how far an integer Add may be from the simulator, in code steps
+    least_channels      convolutions that read fewer channels (depthwise ones aside) are faster in float
     width_multiple      channel counts that its kernels like
     """
 
@@ -34,6 +35,7 @@ class TargetSpec:
     requantization: str
     gate_ops: frozenset[str] = frozenset()
     add_tolerance_steps: int = 0
+    least_channels: int = 1
     width_multiple: int = 1
 
 

@@ -1,1 +1,3 @@
-"""Targets: the file each runtime reads, how it is run, measured and verified."""
+"""Targets: the file each runtime reads, how it is run, measured and verified. Importing this registers those we have."""
+
+from gossamer.targets import onnx as onnx

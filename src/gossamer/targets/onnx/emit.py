@@ -24,6 +24,7 @@ from gossamer.targets.onnx import lower_pointwise as lower_pointwise
 from gossamer.targets.onnx import lower_pool as lower_pool
 from gossamer.targets.onnx import lower_recurrent as lower_recurrent
 from gossamer.targets.onnx import lower_reduce as lower_reduce
+from gossamer.targets.onnx import lower_resize as lower_resize
 from gossamer.targets.onnx.coding import clips_like, code_weight, emit_codes, emit_real
 from gossamer.targets.onnx.draft import Array, Draft
 from gossamer.targets.onnx.forms import AnyForm, BatchSize, Form, Size, find_forms
