@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from gossamer.targets.onnx.draft import Array
 from gossamer.targets.onnx.forms import Size
 from gossamer.targets.onnx.lowering import Call, lowerings
 
@@ -94,12 +95,17 @@ def _pool_by_product(call: Call, source: str, rank: int, axis: int, size: int, b
     for position in range(bins):
         start, end = position * size // bins, -(-(position + 1) * size // bins)
         matrix[start:end, position] = 1 / (end - start)
+    return mix_axis(call, source, rank, axis, matrix)
+
+
+def mix_axis(call: Call, source: str, rank: int, axis: int, matrix: Array) -> str:
+    """Replace the positions of one axis by weighted sums of them; matrix (positions before, positions after)."""
     order = [*(a for a in range(rank) if a != axis), axis]
     back = [order.index(a) for a in range(rank)]
     last = axis == rank - 1
     moved = source if last else call.op("Transpose", source, perm=order)
-    pooled = call.op("MatMul", moved, call.constant(matrix, call.result.dtype))
-    return pooled if last else call.op("Transpose", pooled, perm=back)
+    mixed = call.op("MatMul", moved, call.constant(matrix, call.result.dtype))
+    return mixed if last else call.op("Transpose", mixed, perm=back)
 
 
 @lowerings.add("AdaptiveMaxPool")

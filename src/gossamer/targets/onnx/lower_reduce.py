@@ -1,4 +1,4 @@
-"""Reductions that need more than their axes, running sums, and resizing."""
+"""Reductions that need more than their axes, and running sums."""
 
 from __future__ import annotations
 
@@ -121,46 +121,3 @@ def vector_norm(call: Call) -> str:
         raise call.unsupported(f"{call.node.op} that counts non-zeros")
     total = reduce(call, "ReduceSum", call.op("Pow", size, call.constant(order, dtype)), axes)
     return call.op("Pow", total, call.constant(1 / order, dtype))
-
-
-@lowerings.add("Resize")
-def resize(call: Call) -> str:
-    """upsample_*: by given factors where torch uses them, by sizes otherwise."""
-    base = call.node.op.split(".")[1]
-    name = next(iter(call.args))
-    rank = call.form(name).rank
-    aligned = bool(call.get("align_corners", False))
-    mode = "nearest" if "nearest" in base else "cubic" if "cubic" in base else "linear"
-    if "nearest_exact" in base:
-        transform, rounding = "half_pixel", "round_prefer_ceil"
-    elif mode == "nearest":
-        transform, rounding = "asymmetric", "floor"
-    else:
-        transform, rounding = "align_corners" if aligned else "half_pixel", None
-    factors = _factors(call, rank - 2)
-    if factors and not aligned:
-        scale, sizes = call.constant(np.array(factors), torch.float32), []
-    else:
-        scale, sizes = "", [call.sizes(call.result.sizes[2:])]
-    return call.op(
-        "Resize",
-        call.tensor(name),
-        "",
-        scale,
-        *sizes,
-        axes=list(range(2, rank)),
-        mode=mode,
-        coordinate_transformation_mode=transform,
-        nearest_mode=rounding,
-        cubic_coeff_a=(-0.5 if base.endswith("_aa") else -0.75) if mode == "cubic" else None,
-        antialias=1 if base.endswith("_aa") else None,
-    )
-
-
-def _factors(call: Call, dims: int) -> list[float]:
-    """Scale factors where the op was given some."""
-    given = call.get("scale_factors")
-    if given is None:
-        one = [call.get(f"scales_{axis}") for axis in "dhw"[3 - dims :]]
-        given = [] if None in one else one
-    return [float(factor) for factor in given or ()]
