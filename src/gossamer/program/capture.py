@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import io
 import operator
 import os
 import re
+import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -173,13 +176,16 @@ def _export(wrapper: nn.Module, args: tuple[Any, ...], dynamic_batch: bool) -> E
     for value in tree_leaves(args):
         if dynamic_batch and isinstance(value, Tensor) and value.dim():
             shapes[value] = {0: Dim.DYNAMIC}
+    printed = io.StringIO()
     try:
-        exported = torch.export.export(
-            wrapper,
-            args,
-            dynamic_shapes=shapes if len(shapes) else None,  # type: ignore[arg-type]
-            strict=False,
-        )
+        with contextlib.redirect_stderr(printed):  # a refusal prints the whole graph so far; our sentence says what matters
+            exported = torch.export.export(
+                wrapper,
+                args,
+                dynamic_shapes=shapes if len(shapes) else None,  # type: ignore[arg-type]
+                strict=False,
+            )
+        sys.stderr.write(printed.getvalue())
     except Exception as error:
         if dynamic_batch and ("constraint" in str(error).lower() or "specialized" in str(error).lower()):
             fixed = re.search(r"constant \((\d+)\)", str(error))
