@@ -75,7 +75,7 @@ def a_document(**changes):
             for step in range(4)
         ],
         "layers": [
-            {"name": "conv1", "channels_before": 32, "channels_after": 8, "error_db": -35.5},
+            {"name": "conv1", "channels_before": 32, "channels_after": 8, "error_db": 35.5},
             {"name": HOSTILE, "channels_before": 64, "channels_after": 64, "error_db": None},
         ],
         "frozen": [

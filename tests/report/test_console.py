@@ -29,7 +29,7 @@ def test_every_part_is_shown():
         "at most 0.5",
         "* int8, step 2",
         "8 / 32",
-        "-35.5",
+        "35.5",
         "it makes the output",
         "12,345 values",
     ):

@@ -15,7 +15,7 @@ def test_content_is_what_the_document_says():
     assert content.model == "my.module:factory"
     assert [candidate.chosen for candidate in content.candidates] == [False, False, True, False]
     assert content.candidates[1].size_bytes == 90_000
-    assert content.layers[0] == LayerChange(name="conv1", channels_before=32, channels_after=8, error_db=-35.5)
+    assert content.layers[0] == LayerChange(name="conv1", channels_before=32, channels_after=8, error_db=35.5)
     assert content.frozen == (Untouched("it makes the output", ("fc", HOSTILE)), Untouched(HOSTILE, ("conv9",)))
 
 

@@ -63,5 +63,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 
 def test_the_json_is_strict(tmp_path):
-    path, _ = write_report(a_document(), tmp_path)
+    layers = [{"name": "exact", "channels_before": 4, "channels_after": 4, "error_db": float("inf")}]
+    path, _ = write_report(a_document(layers=layers), tmp_path)
+    assert load_report(path)["layers"][0]["error_db"] is None
     json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))

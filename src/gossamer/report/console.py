@@ -69,7 +69,7 @@ def _layers(content: Content) -> list[RenderableType]:
         return []
     shown = layer_rows(content.layers)[:MOST_LAYERS]
     parts: list[RenderableType] = [
-        _table("layers", ("layer", "channels kept", "error in dB"), [(row.name, row.channels, row.error) for row in shown])
+        _table("layers", ("layer", "channels kept", "signal to noise, dB"), [(row.name, row.channels, row.error) for row in shown])
     ]
     if len(content.layers) > MOST_LAYERS:
         parts.append(Text(f"... and {len(content.layers) - MOST_LAYERS} more layers; report.html shows all."))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -30,7 +31,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerChange:
-    """One layer: output channels before and after, and its error relative to its signal in dB (-40 is better than -20)."""
+    """One layer: output channels before and after, and the signal-to-noise ratio of its values in dB (40 is better than 20)."""
 
     name: str
     channels_before: int
@@ -118,7 +119,7 @@ def _number_or_none(value: object) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{value!r} is no number")
-    return float(value)
+    return float(value) if math.isfinite(value) else None
 
 
 def _by_reason(items: Sequence[tuple[str, str]]) -> tuple[Untouched, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,8 +36,18 @@ def write_report(document: Mapping[str, Any], folder: str | Path) -> tuple[Path,
 
     Raises: DataError for a document that is no report; FileError when the folder cannot be written.
     """
+    document = _strict(document)
     page = render_page(Content.from_dict(document))
     folder = Path(folder)
-    write_json(folder / JSON_NAME, dict(document))
+    write_json(folder / JSON_NAME, document)
     write_text(folder / PAGE_NAME, page)
     return folder / JSON_NAME, folder / PAGE_NAME
+
+
+def _strict(value: Any) -> Any:
+    """The same data with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, Mapping):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

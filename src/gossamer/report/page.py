@@ -99,15 +99,14 @@ def candidate_row(candidate: Candidate, *, percent: bool) -> CandidateRow:
 
 
 def layer_rows(layers: Sequence[LayerChange]) -> list[LayerRow]:
-    """Bars share one scale: channels kept of each layer's own; errors from the best layer (or -60 dB) up to 0 dB."""
-    errors = [layer.error_db for layer in layers if layer.error_db is not None]
-    floor = min([-60.0, *errors])
+    """Bars of channels are shares of each layer's own; bars of dB share one scale, from 0 to 60 or to the best layer."""
+    top = max([60.0, *(layer.error_db for layer in layers if layer.error_db is not None)])
     return [
         LayerRow(
             name=layer.name,
             kept_percent=f"{100 * layer.kept_ratio:.1f}",
             channels=f"{layer.channels_after:,} / {layer.channels_before:,}",
-            error_percent=None if layer.error_db is None else f"{100 * min(1.0, (layer.error_db - floor) / -floor):.1f}",
+            error_percent=None if layer.error_db is None else f"{100 * max(0.0, layer.error_db / top):.1f}",
             error=_DASH if layer.error_db is None else f"{layer.error_db:.1f}",
         )
         for layer in layers
