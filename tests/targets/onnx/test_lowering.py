@@ -18,7 +18,8 @@ def test_each_onnx_name_of_the_op_table_has_a_lowering():
 
 @pytest.fixture(scope="module")
 def seen():
-    return set()
+    """ONNX names of the ops that the cases of this process held, by case."""
+    return {}
 
 
 @pytest.mark.filterwarnings("ignore:The tensor attributes .* were assigned during export")  # torch, of recurrent layers
@@ -27,7 +28,7 @@ def test_op_equals_torch(name, seen):
     network, shapes = CASES[name]
     network.eval()
     program = capture(network, inputs_of(shapes, 2))
-    seen.update(op_of(node).onnx for node in program.graph.nodes)
+    seen[name] = {op_of(node).onnx for node in program.graph.nodes}
     data = to_onnx(program)
     onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
     session = ort.InferenceSession(data, providers=["CPUExecutionProvider"])
@@ -44,4 +45,6 @@ def test_op_equals_torch(name, seen):
 
 
 def test_each_lowering_was_run_above(seen):
-    assert {row.onnx for row in rows() if row.onnx} - seen <= {""}
+    if set(seen) != set(CASES):
+        pytest.skip("only some cases ran in this process")
+    assert {row.onnx for row in rows()} <= set().union(*seen.values()) | {""}

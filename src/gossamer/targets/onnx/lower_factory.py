@@ -12,11 +12,10 @@ from gossamer.targets.onnx.lowering import Call, lowerings
 
 @lowerings.add("Full")
 def full(call: Call) -> str:
-    """zeros, ones, full, empty and their _like and new_ forms: one number, broadcast to the result's shape."""
+    """zeros, ones, full, empty, their _like and new_ forms, fill and zero: one number, broadcast to the result's shape."""
     base = call.node.op.split(".")[1]
-    value = 1 if "ones" in base else call.get("fill_value", 0) if "full" in base else 0
-    form = call.result
-    number = call.constant(value, form.dtype) if isinstance(value, (int, float)) else call.tensor("fill_value", form.dtype)
+    form, name = call.result, {"full": "fill_value", "fill": "value"}.get(base.removeprefix("new_")[:4], "")
+    number = call.tensor(name, form.dtype) if name else call.constant(int("ones" in base), form.dtype)
     return number if form.rank == 0 else call.op("Expand", number, call.sizes(form.sizes))
 
 

@@ -85,6 +85,35 @@ def _expanded(call: Call, arg: Ref, wide: list[Size]) -> str:
     return tensor if list(call.form_of(arg).sizes) == wide else call.op("Expand", tensor, call.sizes(wide))
 
 
+@lowerings.add("Insert")
+def insert(call: Call) -> str:
+    """slice_scatter and select_scatter: self with a part of one axis replaced by src."""
+    axis, form, source = call.axis(), call.form("self"), call.tensor("self")
+    part, size = call.tensor("src", form.dtype), form.sizes[axis]
+    start: Size
+    count: Size
+    if "index" in call.args:
+        start, count, step = call["index"], 1, 1
+        part = call.op("Unsqueeze", part, call.ints(axis))
+    else:
+        start, count, step = call["start"] or 0, call.form("src").sizes[axis], call["step"]
+    if count == size:
+        return part
+    if step != 1 or not (isinstance(size, int) and isinstance(start, int) and isinstance(count, int)):
+        raise call.unsupported(f"{call.node.op} with steps or with a place that depends on the batch")
+    start = start + size if start < 0 else start
+    ends = ((0, start), (start + count, size))
+    front, back = (call.op("Slice", source, call.ints(a), call.ints(b), call.ints(axis)) if a < b else "" for a, b in ends)
+    return call.op("Concat", *(piece for piece in (front, part, back) if piece), axis=axis)
+
+
+@lowerings.add("Copy")
+def copy(call: Call) -> str:
+    """src broadcast to the shape of self, in its type."""
+    source = call.tensor("src", call.result.dtype)
+    return source if call.form("src").sizes == call.result.sizes else call.op("Expand", source, call.sizes(call.result.sizes))
+
+
 @lowerings.add("Difference")
 def difference(call: Call) -> str:
     """x[1:] - x[:-1] along an axis, n times, with more values in front or behind where they are given."""
