@@ -144,6 +144,16 @@ def test_the_first_broken_sample_is_named():
         list(as_batches(broken, what="training"))
 
 
+def test_finite_values_whose_sum_overflows_are_fine():
+    huge = torch.full((4, 3), 3e38)
+    assert torch.equal(as_batches(huge, what="training").first()[0][0], huge)
+    half = torch.full((4, 300), 6e4, dtype=torch.float16)
+    assert torch.equal(as_batches(half, what="training").first()[0][0], half)
+    for bad in (torch.tensor([[float("inf")], [-float("inf")]]), torch.tensor([[3e38], [3e38], [float("nan")]])):
+        with pytest.raises(DataError, match="NaN or infinite"):
+            as_batches(bad, what="training").first()
+
+
 def test_a_batch_size_below_one():
     with pytest.raises(ConfigError, match="batch_size must be at least 1; got 0"):
         as_batches(INPUTS, what="training", batch_size=0)

@@ -49,10 +49,10 @@ class Batches:
         inputs, target = batch
         where = f"batch {position} of the {self.what} data"
         for tensor in inputs:
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            if not _is_finite(tensor):
                 sample = int((~torch.isfinite(tensor)).flatten(1).any(1).nonzero()[0]) if tensor.dim() > 1 else 0
                 raise DataError(f"{where} holds NaN or infinite values (first in sample {sample}); clean the data.")
-        if target is not None and target.is_floating_point() and not bool(torch.isfinite(target).all()):
+        if target is not None and not _is_finite(target):
             raise DataError(f"{where} holds NaN or infinite targets; clean the data.")
         for tensor in inputs:
             if target is not None and tensor.shape[:1] != target.shape[:1]:
@@ -96,13 +96,19 @@ def check_labels(target: Tensor | None, classes: int, what: str) -> Tensor:
         raise DataError(f"the {what} data has no targets; give batches of (inputs, target).")
     if target.is_floating_point() or target.dim() != 1:
         raise DataError(f"the {what} targets must be class numbers of shape (batch,); got {target.dtype} of shape {tuple(target.shape)}.")
-    bad = ((target < 0) | (target >= classes)).nonzero()
-    if len(bad):
-        label = int(target[bad[0, 0]])
+    if len(target) and not 0 <= int(target.min()) <= int(target.max()) < classes:
+        label = int(target[(target < 0) | (target >= classes)][0])
         raise DataError(
             f"the {what} data has the label {label}, but the network has {classes} outputs; labels must lie in [0, {classes - 1}]."
         )
     return target.long()
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether no value is NaN or infinite. The sum is the fast way, and right whenever it is finite itself."""
+    if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum())):
+        return True
+    return bool(torch.isfinite(tensor).all())
 
 
 def _is_array(value: object) -> bool:
