@@ -1,0 +1,95 @@
+"""Write the tables of README.md from benchmarks/results/*.json.
+
+python benchmarks/tables.py            write them
+python benchmarks/tables.py --check    fail when README.md is not up to date
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, ROOT
+
+
+def demo(result: dict[str, Any]) -> str:
+    """Before and after of the demo."""
+    before, after = result["original"], result["compressed"]
+    low, high = result["drop_interval"]
+    lines = [
+        "| | before | after | ratio |",
+        "|---|---:|---:|---:|",
+        f"| accuracy (n = {result['samples']:,}) | {before['accuracy']:.2%} | {after['accuracy']:.2%} | "
+        f"{-result['drop_points']:+.2f} points, 95 % [{-high:+.2f}, {-low:+.2f}] |",
+        f"| latency_ms, batch {result['batch']} | {before['latency_ms']:.2f} | {after['latency_ms']:.2f} | {result['speedup']:.2f}x |",
+        f"| size_bytes | {before['size_bytes']:,} | {after['size_bytes']:,} | {result['size_ratio']:.2f}x |",
+        f"| macs | {before['macs']:,} | {after['macs']:,} | {before['macs'] / after['macs']:.2f}x |",
+        f"| params | {before['params']:,} | {after['params']:,} | {before['params'] / after['params']:.2f}x |",
+        "",
+        f"`gossamer demo`, {result['seconds']:.0f} s in all; {result['parity']['values_compared']:,} inner values of the file compared with the "
+        f"simulation, at most {result['parity']['max_steps']} steps apart. {_machine(result)}",
+    ]
+    return "\n".join(lines)
+
+
+def import_time(result: dict[str, Any]) -> str:
+    """One sentence."""
+    return (
+        f"`import gossamer` takes {result['ratio']:.2f}x of `import torch` alone ({result['gossamer_s']:.2f} s against "
+        f"{result['torch_s']:.2f} s, medians of {result['runs']} fresh processes)."
+    )
+
+
+def efficientnet_lite0_int8(result: dict[str, Any]) -> str:
+    """Side by side with onnxruntime's own quantizer."""
+    lines = [
+        "EfficientNet-Lite0, INT8 by calibration only, side by side in one run:",
+        "",
+        "| | agreement with FP32 top-1 | SQNR of logits | speed-up | calibration |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for row in result["rows"]:
+        lines.append(
+            f"| {row['name']} | {row['agreement']:.1%} | {row['sqnr_db']:.1f} dB | {row['speedup']:.2f}x | {row['seconds']:.1f} s |"
+        )
+    return "\n".join([*lines, "", f"{result['setting']} {_machine(result)}"])
+
+
+def _machine(result: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    threads = f", {result['threads']} thread{'s' if result['threads'] > 1 else ''}" if "threads" in result else ""
+    return f"({result['machine']}{threads}; {versions}; commit {result['commit']})"
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "demo": demo,
+    "import_time": import_time,
+    "efficientnet_lite0_int8": efficientnet_lite0_int8,
+}
+
+
+def fill(text: str) -> str:
+    """The page with every block between `<!-- results:NAME -->` and `<!-- /results -->` written anew."""
+
+    def block(match: re.Match[str]) -> str:
+        path = RESULTS / f"{match[1]}.json"
+        table = TABLES[match[1]](json.loads(path.read_text())) if path.exists() else "*(not measured yet)*"
+        return f"<!-- results:{match[1]} -->\n{table}\n<!-- /results -->"
+
+    return re.sub(r"<!-- results:(\w+) -->\n(?:.*?\n)??<!-- /results -->", block, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    page = Path(ROOT / "README.md")
+    filled = fill(page.read_text())
+    if "--check" in sys.argv[1:]:
+        sys.exit("README.md is not up to date: python benchmarks/tables.py" if filled != page.read_text() else 0)
+    page.write_text(filled)
+
+
+if __name__ == "__main__":
+    main()
