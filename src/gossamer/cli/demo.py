@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from gossamer.cli.command import DebugOption, JsonOption, SeedOption, ThreadsOption, command, messages
 from gossamer.cli.compress import OutOption, compress_into, report_result
 from gossamer.cli.progress_view import shown_progress
@@ -29,6 +31,7 @@ def demo(
     The budget: at most 0.5 points of accuracy lost on 1,000 other digits, at least 2.5 times as fast, at least 8 times as
     small. Exit code 1 when it is missed.
     """
+    torch.set_num_threads(threads)  # so small a network gains little from more, and loses much beside a busy neighbour
     data = mnist()
     with shown_progress(messages()) as on_progress:
         model = train_digits(data, seed=seed, on_progress=on_progress)
