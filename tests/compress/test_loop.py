@@ -1,0 +1,208 @@
+"""The loop on a small network: what a new user gets, what is kept, what happens when it cannot be met or is interrupted."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import gossamer as gs
+from gossamer.errors import CaptureError, ConfigError, DataError, FileError
+from gossamer.targets.onnx.optimized import optimized_ops
+
+SETTINGS = gs.Settings(epochs=1, trials=3, batch=8)
+
+
+def network(seed=0):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(4, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 3),
+        ).eval()  # fmt: skip
+
+
+def data(count=96):
+    generator = torch.Generator().manual_seed(1)
+    target = torch.arange(count) % 3
+    inputs = torch.randn(count, 4, 8, 8, generator=generator)
+    inputs[torch.arange(count), target] += 2
+    return {"train": (inputs, target), "validation": (inputs[:48], target[:48])}
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    budget = gs.Budget(min_size_ratio=4.5)  # int8 alone does not reach it: channels must go
+    return gs.compress(network(), data(), budget=budget, settings=SETTINGS, work_dir=tmp_path_factory.mktemp("work"))
+
+
+def test_channels_are_removed_until_the_budget_is_met(result):
+    assert result.budget_met
+    assert result.report.size_ratio >= 4.5
+    assert result.best.removed_ratio > 0
+    assert result.trials[0].removed_ratio == 0
+    assert not result.trials[0].report.budget_met
+
+
+def test_every_number_belongs_to_the_file(result, tmp_path):
+    folder = result.save(tmp_path / "out")
+    report = json.loads((folder / "report.json").read_text())
+    assert report["compressed"]["size_bytes"] == (folder / "model.onnx").stat().st_size
+    assert report["original"]["size_bytes"] == (folder / "original-model.onnx").stat().st_size
+    assert report["parity"]["max_steps"] == 0
+    assert report["compressed"]["params"] == gs.load(folder / "model.gossamer").cost().params
+    assert optimized_ops(folder / "model.onnx")["QLinearConv"] == 2
+
+
+def test_the_saved_report_has_all_keys(result):
+    document = result.to_dict()
+    for side in ("original", "compressed"):
+        assert {"accuracy", "latency_ms", "size_bytes", "macs", "params"} <= document[side].keys()
+    wanted = "size_ratio speedup drop_points drop_interval parity budget_met target threads batch seed seconds".split()
+    assert set(wanted) <= document.keys()
+    assert {"max_steps", "values_compared"} <= document["parity"].keys()
+    assert [row["name"] for row in document["layers"]] == ["0", "4", "8"]
+    assert document["layers"][0]["channels_after"] <= document["layers"][0]["channels_before"] == 16
+    assert any("output" in item["reason"] for item in document["frozen"])
+    json.dumps(document)
+
+
+def test_the_plans_lead_from_the_original_to_the_artifact(result):
+    plans = result.best.plans
+    pruned = gs.apply(gs.capture(network(), torch.zeros(2, 4, 8, 8)), plans["pruning"])
+    assert pruned.cost().params == result.program.cost().params or pruned.cost().params == result.best.pruned.cost().params
+    assert plans["quantization"].target == "onnxruntime"
+    x = torch.randn(2, 4, 8, 8)
+    again = gs.apply(result.best.pruned, plans["quantization"])
+    assert torch.equal(gs.simulate(again, x), gs.simulate(result.program, x))
+
+
+def test_the_page_and_the_text_show_the_statement(result, tmp_path):
+    folder = result.save(tmp_path / "out")
+    assert "Met by removing" in str(result)
+    assert "<html" in (folder / "report.html").read_text()
+
+
+def test_the_model_is_untouched(tmp_path):
+    model = network().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    gs.compress(model, data(), settings=gs.Settings(epochs=0, trials=1), work_dir=tmp_path)
+    assert model.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_without_a_budget_it_only_quantizes(tmp_path):
+    result = gs.compress(network(), data(), settings=SETTINGS, work_dir=tmp_path)
+    assert len(result.trials) == 1
+    assert result.best.removed_ratio == 0
+    assert result.budget_met
+
+
+def test_an_impossible_budget_is_told_and_the_best_kept(tmp_path):
+    result = gs.compress(network(), data(), budget=gs.Budget(max_size_bytes=100), settings=SETTINGS, work_dir=tmp_path)
+    assert not result.budget_met
+    assert "Not met after" in result.statement
+    assert "max_size_bytes is 100" in result.statement
+    best = json.loads((tmp_path / "best.json").read_text())
+    assert best == {"folder": result.best.folder.name, "budget_met": False}
+    assert result.report.compressed.size_bytes == min(trial.report.compressed.size_bytes for trial in result.trials)
+
+
+class Interrupt(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stage", ["train", "verify"])
+def test_an_interrupted_run_goes_on_with_the_same_result(stage, tmp_path):
+    budget = gs.Budget(min_size_ratio=4.5)
+    seen = []
+
+    def stop(progress):
+        seen.append(progress.stage)
+        pruning = seen.count("trial") > 1
+        if pruning and progress.stage.startswith(stage) and progress.done >= 1:
+            raise Interrupt
+
+    settings = gs.Settings(epochs=2, trials=2, batch=8)
+    with pytest.raises(Interrupt):
+        gs.compress(network(), data(), budget=budget, settings=settings, work_dir=tmp_path / "a", on_progress=stop)
+    resumed = gs.compress(network(), data(), budget=budget, settings=settings, work_dir=tmp_path / "a")
+    whole = gs.compress(network(), data(), budget=budget, settings=settings, work_dir=tmp_path / "b")
+    ratio = resumed.trials[1].removed_ratio
+    twin = next(trial for trial in whole.trials if trial.removed_ratio == ratio)
+    assert (resumed.trials[1].folder / "model.onnx").read_bytes() == (twin.folder / "model.onnx").read_bytes()
+
+
+def test_a_finished_run_is_read_from_its_folder(result):
+    stages = []
+    again = gs.compress(
+        network(), data(), budget=gs.Budget(min_size_ratio=4.5), settings=SETTINGS,
+        work_dir=result.best.folder.parent, on_progress=lambda progress: stages.append(progress.stage),
+    )  # fmt: skip
+    assert set(stages) <= {"trial"}
+    assert again.report == result.report
+
+
+def test_a_folder_of_another_run_is_refused(result):
+    with pytest.raises(
+        ConfigError, match=r"work_dir must be empty or of the same run \(its program, weights differs\)|its weights differs"
+    ):
+        gs.compress(network(seed=5), data(), settings=SETTINGS, work_dir=result.best.folder.parent)
+
+
+def test_a_metric_of_ones_own(tmp_path):
+    def score(outputs, target):
+        return float((outputs.argmax(1) == target).double().mean())
+
+    result = gs.compress(network(), data(), metric=score, settings=gs.Settings(trials=1), work_dir=tmp_path)
+    assert 0 <= result.report.compressed.accuracy <= 1
+
+
+def test_bad_data_is_told_in_one_sentence(tmp_path):
+    inputs, target = data()["train"]
+    cases = [
+        ({"train": [], "validation": (inputs, target)}, "training data is empty|train data is empty|is empty"),
+        ({"train": (inputs, target), "validation": (inputs, target + 7)}, r"label 7|labels must lie in \[0, 2\]"),
+        ({"train": (inputs * float("nan"), target), "validation": (inputs, target)}, "NaN or infinite"),
+        ({"train": (inputs, target), "validation": (inputs[:, :, :4], target)}, r"got a tensor of shape"),
+        ({"validation": (inputs, target)}, "neither a train nor a calibration part"),
+        ({"train": (inputs, target)}, "no validation part"),
+    ]
+    for position, (bad, message) in enumerate(cases):
+        with pytest.raises(DataError, match=message) as caught:
+            gs.compress(network(), bad, settings=gs.Settings(trials=1), work_dir=tmp_path / str(position))
+        assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_cannot_be_captured(tmp_path):
+    class Branches(nn.Module):
+        def forward(self, x):
+            return x.sum((1, 2, 3)) if x.sum() > 0 else x.mean((1, 2, 3))
+
+    with pytest.raises(CaptureError, match="test_loop.py"):
+        gs.compress(Branches(), data(), work_dir=tmp_path)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match="cannot be written"):
+        gs.compress(network(), data(), work_dir=tmp_path / "file" / "work")
+
+
+@pytest.mark.parametrize(("name", "value"), [("epochs", -1), ("batch", 0), ("threads", 0), ("trials", 0)])
+def test_settings_outside_their_rule(name, value):
+    with pytest.raises(ConfigError, match=f"{name} must be an int of at least"):
+        gs.Settings(**{name: value})
+
+
+def test_an_unknown_criterion_suggests_the_nearest():
+    with pytest.raises(ConfigError, match="did you mean 'taylor'"):
+        gs.Settings(criterion="tailor")
+
+
+def test_numpy_arrays_are_taken(tmp_path):
+    inputs, target = (tensor.numpy() for tensor in data()["train"])
+    arrays = {"calibration": inputs.astype(np.float64), "validation": (inputs, target)}
+    result = gs.compress(network(), arrays, settings=gs.Settings(trials=1), work_dir=tmp_path)
+    assert result.report.samples == 96
