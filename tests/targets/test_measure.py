@@ -12,17 +12,17 @@ from gossamer.targets.measure import Latencies, Latency, machine, measure_latenc
 
 
 class Clock:
-    """Seconds that pass only when a runner runs."""
+    """Seconds that pass only when a runner runs; `worked` are those of the processor."""
 
     def __init__(self):
-        self.now = 100.0
+        self.now, self.worked = 100.0, 3.0
 
     def __call__(self):
         return self.now
 
 
 class Timed:
-    """A runner that takes the given seconds, call by call."""
+    """A runner that takes the given seconds, call by call; a pair is (seconds of work, seconds of waiting)."""
 
     def __init__(self, name, clock, seconds, log):
         self.name, self.clock, self.log = name, clock, log
@@ -30,14 +30,17 @@ class Timed:
 
     def run(self, *inputs):
         self.log.append(self.name)
-        self.clock.now += next(self.seconds)
+        taken = next(self.seconds)
+        work, wait = taken if isinstance(taken, tuple) else (taken, 0.0)
+        self.clock.now += work + wait
+        self.clock.worked += work
         return np.zeros(1)
 
 
 def measure(first, second, **options):
     clock, log = Clock(), []
     runners = {"a": Timed("a", clock, first, log), "b": Timed("b", clock, second, log)}
-    return measure_latency(runners, [np.zeros(1)], clock=clock, **options), log
+    return measure_latency(runners, [np.zeros(1)], clock=clock, processor_clock=lambda: clock.worked, **options), log
 
 
 def test_runners_take_turns_and_warm_up_is_not_timed():
@@ -61,6 +64,23 @@ def test_one_slow_call_moves_neither_median():
     assert found.of["a"].p90_ms > 2.0
 
 
+def test_calls_that_other_programs_disturbed_do_not_count():
+    found, log = measure([0.002, (0.002, 0.008), (0.002, 0.004)], [0.001, 0.001, (0.001, 0.008)], repeats=10, warmup=0)
+    assert found.steady
+    assert (found.of["a"].median_ms, found.of["b"].median_ms) == pytest.approx((2.0, 1.0))
+    assert (found.of["a"].p10_ms, found.of["a"].p90_ms) == pytest.approx((2.0, 2.0))
+    assert found.paired_speedup("a", "b") == pytest.approx(2.0)
+    assert found.repeats == 10  # of a only every third call counts
+    assert len(log) == 2 * 28
+
+
+def test_all_calls_count_where_too_few_were_left_alone():
+    found, _ = measure([(0.002, 0.002)], [*[(0.001, 0.001)] * 20, 0.001], repeats=10, warmup=0, seconds=0.3)
+    assert not found.steady
+    assert found.of["a"].median_ms == pytest.approx(4.0)
+    assert found.repeats == len(found.of["a"].times_ms)
+
+
 def test_the_time_limit_ends_it_but_never_before_five_rounds():
     found, log = measure(1.0, 1.0, repeats=1000, warmup=2, seconds=21.0)
     assert found.repeats == 9  # 2 + 9 rounds of two seconds reach 22 s
@@ -71,13 +91,14 @@ def test_the_time_limit_ends_it_but_never_before_five_rounds():
 
 
 def test_quantiles():
-    latency = Latency(tuple(float(t) for t in range(101)))
+    latency = Latency(tuple(float(t) for t in range(101)), (False,) * 101)
     assert (latency.p10_ms, latency.median_ms, latency.p90_ms) == (10, 50, 90)
     assert latency.p10_ms <= latency.median_ms <= latency.p90_ms
 
 
 def test_paired_ratio_differs_from_the_ratio_of_medians():
-    found = Latencies({"a": Latency((2.0, 4.0, 40.0)), "b": Latency((1.0, 4.0, 10.0))})
+    calm = (False,) * 3
+    found = Latencies({"a": Latency((2.0, 4.0, 40.0), calm), "b": Latency((1.0, 4.0, 10.0), calm)})
     assert found.speedup("a", "b") == 1.0
     assert found.paired_speedup("a", "b") == 2.0
 
@@ -87,8 +108,9 @@ def test_the_real_clock_sees_a_sleep():
         def run(self, *inputs):
             time.sleep(0.003)
 
-    found = measure_latency({"a": Sleeper()}, [], repeats=5, warmup=0)
+    found = measure_latency({"a": Sleeper()}, [], repeats=5, warmup=0, seconds=0.05)
     assert 2.9 <= found.of["a"].median_ms < 100
+    assert not found.steady  # it waited
 
 
 @pytest.mark.parametrize("enabled", [True, False])

@@ -121,6 +121,9 @@ def _spread(measured: Measurement) -> str:
 def verification_facts(report: Report) -> list[tuple[str, str]]:
     """Names and values of everything that decides what the figures mean."""
     parity = report.parity
+    calls = f"{count(report.repeats, 'call')} each" + (
+        " that no other program disturbed" if report.steady else ", many disturbed by other programs"
+    )
     facts = [
         ("samples", f"{report.samples:,} of the validation data, the same for both networks"),
         ("metric", report.metric),
@@ -134,7 +137,7 @@ def verification_facts(report: Report) -> list[tuple[str, str]]:
         ),
         (
             "latency is",
-            f"median of {count(report.repeats, 'call')} each, in turns, batch {report.batch}, {count(report.threads, 'thread')}",
+            f"median of {calls}, in turns, batch {report.batch}, {count(report.threads, 'thread')}",
         ),
         ("parity", f"{parity.values_compared:,} values compared, at most {count(parity.max_steps, 'step')} apart"),
         ("output error", f"{parity.output_error:.1e} relative to the simulation's output"),

@@ -120,6 +120,8 @@ class Report:
     threads, batch       of the latency; accuracy does not depend on them
     seconds              what verifying took
     samples              of the validation data
+    repeats, steady      calls of each network that the latency is the median of; steady: none of them was disturbed by
+                         other programs
     """
 
     original: Measurement
@@ -141,6 +143,7 @@ class Report:
     samples: int
     metric: str
     repeats: int = 0
+    steady: bool = True
     machine: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -183,7 +186,12 @@ class Report:
         before, after = self.original, self.compressed
         low, high = self.drop_interval
         return (
-            Row("accuracy", _accuracy(before, self.percent), _accuracy(after, self.percent), f"{round(-self.drop_points, 2) + 0.0:+.2f} points"),
+            Row(
+                "accuracy",
+                _accuracy(before, self.percent),
+                _accuracy(after, self.percent),
+                f"{round(-self.drop_points, 2) + 0.0:+.2f} points",
+            ),
             Row("latency_ms", _milliseconds(before.latency_ms), _milliseconds(after.latency_ms), f"{self.speedup:.2f}x"),
             Row("size_bytes", f"{before.size_bytes:,}", f"{after.size_bytes:,}", f"{self.size_ratio:.2f}x"),
             Row("macs", f"{before.macs:,}", f"{after.macs:,}", _ratio(before.macs, after.macs)),
@@ -205,6 +213,7 @@ class Report:
             f"95 % intervals, {self.seconds:.1f} s.",
             f"Parity: {parity.values_compared:,} values compared, at most {count(parity.max_steps, 'step')} apart, "
             f"output error {parity.output_error:.1e}.",
+            *([] if self.steady else ["The machine was too busy for steady times; measure latency again when it is idle."]),
             *(["The budget is met."] if self.budget is not None and self.budget_met else []),
             *self.problems,
         )
@@ -276,6 +285,7 @@ def _report(data: Mapping[str, Any]) -> Report:
         samples=int(data["samples"]),
         metric=str(data["metric"]),
         repeats=int(data.get("repeats", 0)),
+        steady=bool(data.get("steady", True)),
         machine=str(data.get("machine", "")),
         versions={str(key): str(value) for key, value in data.get("versions", {}).items()},
     )

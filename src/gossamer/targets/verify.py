@@ -98,6 +98,7 @@ def verify(
         samples=accuracy.samples,
         metric=name,
         repeats=latencies.repeats,
+        steady=latencies.steady,
         machine=machine(),
         versions=versions_of("gossamer", "torch", artifact.target),
     )
