@@ -22,7 +22,7 @@ class Residual(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.first = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.first = nn.Conv2d(8, 16, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(16)
         self.second = nn.Conv2d(16, 16, 3, padding=1)
         self.third = nn.Conv2d(16, 24, 3, stride=2)
@@ -38,7 +38,7 @@ class Residual(nn.Module):
 
 @pytest.fixture(scope="module")
 def samples():
-    return torch.randn(48, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    return torch.randn(48, 8, 12, 12, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.fixture(scope="module")
@@ -125,5 +125,5 @@ def test_large_networks_are_compared_on_fewer_samples(program, samples, monkeypa
     assert samples_to_compare(program, 64) == 5
     monkeypatch.setattr("gossamer.targets.parity.MACS_TO_COMPARE", 0.5 * program.cost().macs)
     assert samples_to_compare(program, 64) == 1
-    fixed = capture(nn.Sequential(nn.Flatten(), nn.Linear(432, 2)), samples[:8], dynamic_batch=False)
+    fixed = capture(nn.Sequential(nn.Flatten(), nn.Linear(1152, 2)), samples[:8], dynamic_batch=False)
     assert samples_to_compare(fixed, 8) == 8
