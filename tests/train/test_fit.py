@@ -277,6 +277,16 @@ def test_gradients_are_clipped_to_the_norm(program):
     assert float(moved.norm()) == pytest.approx(0.01 * 0.5, rel=1e-3)
 
 
+def test_trains_inside_blocks_without_gradients(program):
+    source = batches()
+    expected = fit(program, source, epochs=1)
+    with torch.no_grad():
+        assert same(expected, fit(program, source, epochs=1))
+        assert not torch.is_grad_enabled()
+    with torch.inference_mode():
+        assert same(expected, fit(program, source, epochs=1))
+
+
 def test_own_loss_takes_any_target(program):
     inputs, _ = data(16)
     target = torch.randn(16, 3)

@@ -57,7 +57,7 @@ def fit(
     """
     _check_arguments(epochs, seed)
     batches = as_batches(train_data, what="training", batch_size=recipe.batch_size, shuffle=True)
-    with _accelerator(recipe.mixed_precision) as accelerator:
+    with torch.inference_mode(False), torch.enable_grad(), _accelerator(recipe.mixed_precision) as accelerator:
         student = program.copy().train()
         names, optimizer = _make_optimizer(student.to(accelerator.device), recipe)
         guide = None if teacher is None else copy.deepcopy(teacher).requires_grad_(False).eval().to(accelerator.device)
