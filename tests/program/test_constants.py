@@ -1,0 +1,70 @@
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gossamer.program.capture import capture
+from gossamer.program.constants import fold_constants
+
+
+class Standardized(nn.Conv2d):
+    """A convolution with standardized weights (Qiao et al. 2019, arXiv:1903.10520)."""
+
+    def forward(self, x):
+        weight = self.weight.flatten(1)
+        weight = (weight - weight.mean(1, keepdim=True)) / weight.std(1, keepdim=True)
+        return F.conv2d(x, weight.reshape(self.weight.shape), self.bias)
+
+
+def ops(program):
+    return [node.op.split(".")[1] for node in program.graph.nodes]
+
+
+def test_weights_that_are_computed_are_stored():
+    network = nn.Sequential(Standardized(3, 4, 3), nn.ReLU(), nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 2, 1)))
+    program = capture(network.eval(), torch.randn(2, 3, 8, 8))
+    folded = fold_constants(program)
+    (x,) = program.example_inputs(3)
+    assert torch.equal(folded(x), program(x))
+    assert ops(folded) == ["conv2d", "relu", "conv2d"]
+    assert folded.cost().params == 4 * 27 + 4 + 8 + 2
+    assert all(isinstance(tensor, nn.Parameter) for tensor in folded.state.values())
+
+
+def test_what_grows_or_depends_on_the_batch_stays():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token = nn.Parameter(torch.randn(1, 1, 4))
+            self.grid = nn.Parameter(torch.randn(300))
+
+        def forward(self, x):
+            token = (self.token * 2).expand(x.shape[0], 1, 4)
+            return torch.cat([token, x], 1).sum((1, 2)) + (self.grid[:, None] * self.grid).sum()
+
+    program = capture(Net(), torch.randn(2, 3, 4))
+    folded = fold_constants(program)
+    (x,) = program.example_inputs(3)
+    torch.testing.assert_close(folded(x), program(x))
+    assert "expand" in ops(folded)
+    assert sorted(tuple(tensor.shape) for tensor in folded.state.values()) == [(), (1, 1, 4)]
+
+
+def test_large_results_stay_computed():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.grid = nn.Parameter(torch.randn(300))
+
+        def forward(self, x):
+            return x @ (self.grid[:, None] * self.grid)
+
+    program = capture(Net(), torch.randn(2, 300))
+    folded = fold_constants(program)
+    assert [tuple(tensor.shape) for tensor in folded.state.values()] == [(300,)]
+    assert ops(folded) == ["unsqueeze", "mul", "matmul"]
+
+
+def test_a_program_without_constants_is_copied_as_it_is():
+    program = capture(nn.Linear(3, 2), torch.randn(2, 3))
+    folded = fold_constants(program)
+    assert folded is not program and folded.digest == program.digest
