@@ -64,6 +64,20 @@ def test_large_results_stay_computed():
     assert ops(folded) == ["unsqueeze", "mul", "matmul"]
 
 
+def test_random_numbers_are_no_constants_but_dropped_weights_are():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(4))
+
+        def forward(self, x):
+            weight = F.batch_norm(F.dropout(self.weight, training=self.training)[None, None], None, None, training=True)
+            return x * weight.flatten() + torch.rand_like(self.weight) * 0
+
+    folded = fold_constants(capture(Net(), torch.randn(2, 4)))
+    assert ops(folded) == ["mul", "rand_like", "mul", "add"]
+
+
 def test_a_program_without_constants_is_copied_as_it_is():
     program = capture(nn.Linear(3, 2), torch.randn(2, 3))
     folded = fold_constants(program)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.program.graph import Graph, Node
-from gossamer.program.ops import op_of
+from gossamer.program.ops import function, op_of
 from gossamer.program.ops.kinds import Scalar
 from gossamer.program.program import Program
 
@@ -43,13 +43,19 @@ def fold_constants(program: Program) -> Program:
 
 
 def _sources(graph: Graph, state: dict[str, Tensor]) -> dict[str, set[str]]:
-    """Node that depends on no input -> the weights it is made from. Ops on sizes and with a random part are none."""
+    """Node that depends on no input -> the weights it is made from. Sizes and random numbers are none."""
     sources: dict[str, set[str]] = {}
     for node in graph.nodes:
         known = all(name in sources or name in state for name in node.uses)
-        if known and not op_of(node).training and not (isinstance(op_of(node).kind, Scalar) and not node.op.endswith("getitem")):
+        if known and not _is_random(node) and not (isinstance(op_of(node).kind, Scalar) and not node.op.endswith("getitem")):
             sources[node.name] = {weight for name in node.uses for weight in sources.get(name, {name})}
     return sources
+
+
+def _is_random(node: Node) -> bool:
+    """Whether an op draws random numbers while evaluating; dropout does not."""
+    tags = getattr(function(node.op), "tags", ())
+    return torch.Tag.nondeterministic_seeded in tags and not op_of(node).training
 
 
 def _is_read_outside(graph: Graph, node: Node, sources: dict[str, set[str]]) -> bool:
