@@ -14,7 +14,7 @@ from torch import nn
 
 from gossamer.compress.result import Result
 from gossamer.compress.settings import Settings
-from gossamer.compress.trial import Job, Trial, artifact_name, calibration, run_trial, scorer
+from gossamer.compress.trial import Job, Trial, artifact_name, calibration, plan_removal, run_trial, scorer
 from gossamer.coupling.kept import keep_table
 from gossamer.coupling.predict import Predictor
 from gossamer.data.source import as_data
@@ -22,7 +22,6 @@ from gossamer.errors import ConfigError
 from gossamer.files import read_json, write_json
 from gossamer.plan.budget import Budget
 from gossamer.plan.edits import KeepChannels
-from gossamer.plan.pruning import plan_pruning
 from gossamer.plan.score import Scores
 from gossamer.program.bundle import save
 from gossamer.program.capture import Adapter, capture
@@ -167,7 +166,7 @@ def _predictor(job: Job, trials: Sequence[Trial], scores: Callable[[], Scores]) 
     last = max(trials, key=lambda trial: trial.removed_ratio).report
 
     def enough(ratio: float) -> bool:
-        params, macs = _predicted_cost(job.program, scores(), ratio)
+        params, macs = _predicted_cost(job, scores(), ratio)
         saved = (last.compressed.params - params) * _bytes_per_parameter(last)
         size_bytes = last.compressed.size_bytes - saved
         latency_ms = last.compressed.latency_ms * (macs / max(last.compressed.macs, 1)) ** 0.8  # latency falls slower than MACs
@@ -182,9 +181,9 @@ def _bytes_per_parameter(report: Report) -> float:
     return min(report.compressed.size_bytes / max(report.compressed.params, 1), 1.0)
 
 
-def _predicted_cost(program: Program, scores: Scores, ratio: float) -> tuple[int, int]:
-    plan = plan_pruning(program, scores, ratio)
+def _predicted_cost(job: Job, scores: Scores, ratio: float) -> tuple[int, int]:
+    plan = plan_removal(job.program, scores, ratio, job.settings.target)
     kept = {edit.group: np.array(edit.keep) for edit in plan.edits if isinstance(edit, KeepChannels)}
     table = keep_table(scores.analysis, kept)
-    predictor = Predictor(program, scores.analysis)
+    predictor = Predictor(job.program, scores.analysis)
     return predictor.params(table), predictor.macs(table)

@@ -17,6 +17,7 @@ from gossamer.plan.plan import Plan
 from gossamer.plan.pruning import plan_pruning
 from gossamer.plan.quantization import plan_quantization
 from gossamer.plan.score import Scores, score
+from gossamer.plan.spec import specs
 from gossamer.program.bundle import load, save
 from gossamer.program.program import Program
 from gossamer.progress import OnProgress
@@ -87,7 +88,7 @@ def run_trial(job: Job, removed_ratio: float, folder: Path, scores: Callable[[],
     if done.exists():
         return Trial(removed_ratio, Report.from_dict(read_json(done, "report")), folder)
     program, settings = job.program, job.settings
-    pruning = plan_pruning(program, scores(), removed_ratio) if removed_ratio else Plan((), program.digest)
+    pruning = plan_removal(program, scores(), removed_ratio, settings.target) if removed_ratio else Plan((), program.digest)
     pruned = _fine_tune(job, apply(program, pruning), folder) if pruning.edits else program
     quantization = plan_quantization(pruned, calibration(job.data), target=settings.target, on_progress=job.on_progress)
     quantized = apply(pruned, quantization)
@@ -110,6 +111,15 @@ def run_trial(job: Job, removed_ratio: float, folder: Path, scores: Callable[[],
     write_json(folder / "errors.json", value_errors(quantized, pruned, calibration(job.data)))
     write_json(done, report.to_dict())  # last: a folder with a report is a finished trial
     return Trial(removed_ratio, report, folder)
+
+
+def plan_removal(program: Program, scores: Scores, removed_ratio: float, target: str) -> Plan:
+    """A pruning plan whose widths suit the target's kernels, as far as the network is wide enough to have a choice."""
+    sizes = [group.size for group in scores.analysis.groups if group.prunable]
+    multiple = specs[target].width_multiple
+    while multiple > 1 and sum(size for size in sizes if size >= 2 * multiple) < 0.75 * sum(sizes):
+        multiple //= 2
+    return plan_pruning(program, scores, removed_ratio, multiple=multiple)
 
 
 def _fine_tune(job: Job, pruned: Program, folder: Path) -> Program:

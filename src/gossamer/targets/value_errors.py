@@ -34,7 +34,7 @@ def value_errors(quantized: Program, reference: Program, data: Any, *, samples: 
     left = samples
     with torch.inference_mode():
         for inputs, _ in as_batches(data, what="reference", batch_size=CHUNK):
-            for chunk in zip(*(tensor.split(CHUNK if _any_batch(quantized) else tensor.shape[0]) for tensor in inputs), strict=True):
+            for chunk in zip(*(torch.split(tensor, CHUNK if _any_batch(quantized) else tensor.shape[0]) for tensor in inputs), strict=True):
                 float_program.run(*_moved(chunk, float_program), observe=dict.fromkeys(names, energies.note))
                 quantized.run(*_moved(chunk, quantized), observe=dict.fromkeys(names, energies.compare))
                 left -= chunk[0].shape[0]
