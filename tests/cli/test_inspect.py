@@ -11,6 +11,7 @@ from rich.console import Console
 from torch import nn
 from typer.testing import CliRunner
 
+from gossamer.cli.command import picked
 from gossamer.cli.inspect import MOST_ROWS, structure_view
 from gossamer.cli.main import app
 from gossamer.program.capture import capture
@@ -22,7 +23,17 @@ def mine(monkeypatch):
     module = ModuleType("my_nets")
     module.net = lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 26 * 26, 10))
     module.refused = Refused
+    module.two = Two
     monkeypatch.setitem(sys.modules, "my_nets", module)
+
+
+class Two(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.small, self.large = nn.Linear(3, 2), nn.Linear(3, 5)
+
+    def forward(self, x):
+        return {"small": self.small(x), "large": (self.small(x), self.large(x))[1]}
 
 
 class Refused(nn.Module):
@@ -45,6 +56,16 @@ def test_shape_from_input_or_data(source):
     assert structure["model"] == "my_nets:net"
 
 
+def test_output_picks_the_tensor_that_counts():
+    structure = json.loads(run("my_nets:two", "--input", "3", "--output", "large", "--json").stdout)
+    assert [layer["output_shape"] for layer in structure["layers"]] == [[1, 5]]
+
+
+@pytest.mark.parametrize(("text", "value"), [(None, None), ("logits", "logits"), ("1", 1), ("-1", -1)])
+def test_output_is_a_key_or_an_index(text, value):
+    assert picked(text) == value
+
+
 def test_table():
     done = run("my_nets:net", "--input", "1x28x28")
     for text in ("27,090 params", "4 of 14 channels can be removed", "conv2d", "4x26x26", "it reaches the network's output"):
@@ -58,6 +79,7 @@ def test_table():
         (["my_nets:net", "--input", "1x2y"], "--input must be sizes joined by x"),
         (["my_nets:net", "--input", "0x2"], "--input must be sizes joined by x"),
         (["my_nets:net", "--input", "1x5x5"], "cannot capture the model"),
+        (["my_nets:two", "--input", "3"], "returns a dict with the keys ['large', 'small'], not one tensor"),
         (["my_nets:refused", "--input", "3"], "test_inspect.py:"),
         (["nowhere.gossamer"], "does not exist"),
         (["my_nets"], "model must be package.module:factory"),

@@ -25,6 +25,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed of everything random; same seed, same machine, same result.")]
 ThreadsOption = Annotated[int, typer.Option(min=1, help="Threads of the runtime when latency is measured.")]
+PickOption = Annotated[
+    str | None,
+    typer.Option("--output", help="Key or index of the tensor that counts, for a model that returns more than one.", show_default=False),
+]
 FolderArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Folder that `gossamer compress -o OUT` wrote.", show_default=False)]
 DATA_HELP = "mnist (5,000 digits of this package), mnist:DIR, images:DIR?size=224, or package.module:loaders."
 MODEL_HELP = "package.module:factory, timm:NAME, torchvision:NAME, or a .gossamer file."
@@ -33,6 +37,11 @@ MODEL_HELP = "package.module:factory, timm:NAME, torchvision:NAME, or a .gossame
 def messages() -> Console:
     """The console for people while something runs: standard error."""
     return Console(stderr=True)
+
+
+def picked(output: str | None) -> str | int | None:
+    """The key or index that --output names."""
+    return int(output) if output is not None and output.removeprefix("-").isdigit() else output
 
 
 def show(view: Any) -> None:

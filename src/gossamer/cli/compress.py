@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,10 +17,12 @@ from gossamer.cli.command import (
     MODEL_HELP,
     DebugOption,
     JsonOption,
+    PickOption,
     SeedOption,
     ThreadsOption,
     command,
     messages,
+    picked,
     show,
     show_json,
 )
@@ -27,7 +30,7 @@ from gossamer.cli.progress_view import shown_progress
 from gossamer.compress.loop import compress as run_compress
 from gossamer.compress.result import Result
 from gossamer.compress.settings import Settings
-from gossamer.data.models import load_model
+from gossamer.data.models import NamedModel, load_model
 from gossamer.data.named import load_data
 from gossamer.data.source import Data
 from gossamer.data.user_code import resolve
@@ -56,7 +59,8 @@ def compress(
     min_size_ratio: Annotated[float | None, typer.Option(help="Size of the original's file / size of the artifact.")] = None,
     max_latency_ms: Annotated[float | None, typer.Option(help="Latency of a batch on this machine.")] = None,
     metric: MetricOption = "top1",
-    epochs: Annotated[int, typer.Option(min=0, help="Fine-tuning after channels are removed; 0 for none.")] = _DEFAULT.epochs,
+    output: PickOption = None,
+    epochs: Annotated[int, typer.Option(min=0, help="Epochs of fine-tuning after channels are removed; 0 for none.")] = _DEFAULT.epochs,
     trials: Annotated[int, typer.Option(min=1, help="How many candidates are tried at most.")] = _DEFAULT.trials,
     batch: Annotated[int, typer.Option(min=1, help="Samples per call when latency is measured.")] = _DEFAULT.batch,
     threads: ThreadsOption = _DEFAULT.threads,
@@ -76,27 +80,35 @@ def compress(
     torch.manual_seed(seed)
     named = load_model(model, weights)
     source = load_data(data)
-    result = compress_into(out, named.module, source, budget, settings, metric=find_metric(metric), fresh=fresh)
+    result = compress_into(out, named, source, budget, settings, metric=find_metric(metric), output=picked(output), fresh=fresh)
     return lambda: report_result(result, out, json=json)
 
 
 def compress_into(
-    out: Path, model: Any, data: Data, budget: Budget, settings: Settings, *, metric: Any = "top1", fresh: bool = False
+    out: Path,
+    model: NamedModel,
+    data: Data,
+    budget: Budget,
+    settings: Settings,
+    *,
+    metric: Any = "top1",
+    output: str | int | None = None,
+    fresh: bool = False,
 ) -> Result:
     """Compress with progress on standard error, keep trials in OUT/work, and save everything in OUT."""
     work = out / WORK
     if fresh and (work / "run.json").exists():
         shutil.rmtree(work)
+    options: dict[str, Any] = {"metric": metric, "output": output, "work_dir": work, "settings": settings}
     with shown_progress(messages()) as on_progress:
         try:
-            result = run_compress(
-                model, data, settings.target, budget, metric=metric, work_dir=work, settings=settings, on_progress=on_progress
-            )
+            result = run_compress(model.module, data, settings.target, budget, on_progress=on_progress, **options)
         except ConfigError as error:
             if error.name == "work_dir":
                 rule = "a folder of the same run, or a new one; add --fresh to throw away what is kept there"
                 raise ConfigError("OUT", str(out), rule) from error
             raise
+    result = replace(result, model=model.name)
     result.save(out)
     return result
 

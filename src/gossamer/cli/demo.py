@@ -13,6 +13,7 @@ from gossamer.cli.progress_view import shown_progress
 from gossamer.compress.settings import Settings
 from gossamer.data.digits_cnn import train_digits
 from gossamer.data.mnist import mnist
+from gossamer.data.models import NamedModel
 from gossamer.plan.budget import Budget
 
 BUDGET = Budget(max_drop_points=0.5, min_speedup=2.5, min_size_ratio=8)
@@ -35,5 +36,5 @@ def demo(
     data = mnist()
     with shown_progress(messages()) as on_progress:
         model = train_digits(data, seed=seed, on_progress=on_progress)
-    result = compress_into(out, model, data, BUDGET, Settings(seed=seed, threads=threads), fresh=True)
+    result = compress_into(out, NamedModel("DigitsCNN", model), data, BUDGET, Settings(seed=seed, threads=threads), fresh=True)
     return lambda: report_result(result, out, json=json)

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gossamer.batches import as_batches
-from gossamer.cli.command import DATA_HELP, MODEL_HELP, DebugOption, JsonOption, command, show, show_json
+from gossamer.cli.command import DATA_HELP, MODEL_HELP, DebugOption, JsonOption, PickOption, command, picked, show, show_json
 from gossamer.data.models import NamedModel, load_model
 from gossamer.data.named import load_data
 from gossamer.errors import ConfigError
@@ -31,6 +31,7 @@ def inspect(
     weights: Annotated[Path | None, typer.Option(help="A .safetensors file with the model's weights.")] = None,
     data: Annotated[str | None, typer.Option(help=f"Where the input's shape comes from: {DATA_HELP}")] = None,
     shape: Annotated[str | None, typer.Option("--input", help="Shape of one input without the batch, such as 3x224x224.")] = None,
+    output: PickOption = None,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> Callable[[], bool]:
@@ -40,7 +41,10 @@ def inspect(
     """
     torch.manual_seed(0)
     named = load_model(model, weights)
-    program = named.module if isinstance(named.module, Program) else capture(named.module, example_inputs(named, data, shape))
+    if isinstance(named.module, Program):
+        program = named.module
+    else:
+        program = capture(named.module, example_inputs(named, data, shape), output=picked(output))
     structure = describe(program)
 
     def report() -> bool:
