@@ -186,6 +186,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Inputs]] = {
     "cat": (lambda x, y: torch.cat([x, y, x], 1), PAIR),
     "stack": (lambda x, y: torch.stack([x, y], 1) + torch.stack([y, x], -1).movedim(-1, 1), PAIR),
     "split": (lambda x: x.split(4, 1)[0] + x.split([2, 4], 1)[1] + x.chunk(2, -1)[0].repeat(1, 1, 2)[:, :4], TOKENS),
+    "tensor_split": (lambda x: x.tensor_split((2, 4), 1)[1] + x.tensor_split(3, 1)[2], TOKENS),
     "unbind": (lambda x: x.unbind(1)[0] + x.unbind(1)[-1], TOKENS),
     "slice": (lambda x: x[:, 1:5:2] + x[:, -2:] + x.narrow(1, 2, 2) + x[:, 3:5, :], TOKENS),
     "slice steps": (lambda x: x[:, ::2, 1:7:3] + x[:, :3, 0, None], TOKENS),
