@@ -55,7 +55,8 @@ class Draft:
     def constant(self, value: Array, *, name: str = "c") -> str:
         """The name of an initializer with these contents."""
         value = np.asarray(value)
-        key = (value.dtype.str, value.shape, hashlib.sha256(value.tobytes()).digest())
+        content = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+        key = (value.dtype.str, value.shape, hashlib.sha256(content.data).digest())
         if key not in self._constants:
             fresh = self.fresh(name)
             self.initializers[fresh] = value

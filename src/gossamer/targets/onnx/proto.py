@@ -68,18 +68,22 @@ def to_bytes(draft: Draft, inputs: Sequence[Port], outputs: Sequence[Port]) -> b
     Raises: MissingRuntime without the onnx package; ConfigError for weights above 2 GB, the format's limit.
     """
     try:
-        from onnx import helper, numpy_helper
+        from onnx import ModelProto, helper
     except ImportError as error:
         raise MissingRuntime("onnx", "writing ONNX files", "pip install onnx") from error
-    nodes = [helper.make_node(node.op, node.inputs, node.outputs, **dict(node.attributes)) for node in draft.nodes]
-    ports = [[helper.make_tensor_value_info(p.name, onnx_dtype(p.dtype), p.shape) for p in side] for side in (inputs, outputs)]
     size = sum(value.nbytes for value in draft.initializers.values())
     if size > LIMIT_BYTES:
         raise ConfigError(
             "the size of the weights", f"{size / 1e9:.2f} GB", f"at most {LIMIT_BYTES / 1e9:.2f} GB, what one ONNX file holds"
         )
-    constants = [numpy_helper.from_array(np.asarray(value, order="C"), name) for name, value in draft.initializers.items()]
-    graph = helper.make_graph(nodes, "g", *ports, initializer=constants)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="gossamer")
+    model = ModelProto(ir_version=IR_VERSION, producer_name="gossamer", opset_import=[helper.make_opsetid("", OPSET)])
+    graph = model.graph  # filled in place: onnx.helper's own functions copy the weights three times
+    graph.name = "g"
+    graph.node.extend(helper.make_node(node.op, node.inputs, node.outputs, **dict(node.attributes)) for node in draft.nodes)
+    for side, ports in ((graph.input, inputs), (graph.output, outputs)):
+        side.extend(helper.make_tensor_value_info(port.name, onnx_dtype(port.dtype), port.shape) for port in ports)
+    for name, value in draft.initializers.items():
+        data_type = helper.np_dtype_to_tensor_dtype(value.dtype)
+        graph.initializer.add(name=name, dims=value.shape, data_type=data_type, raw_data=value.tobytes())
     data: bytes = model.SerializeToString()
     return data
