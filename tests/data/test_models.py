@@ -164,10 +164,17 @@ def test_timm(monkeypatch):
     made = load_model("timm:tiny?num_classes=7")
     assert made.input_shape == (3, 32, 32)
     assert made.module.out_features == 7
+    assert made.notes == ("timm:tiny?num_classes=7 has random weights: no --weights were given, and nothing is downloaded",)
     with pytest.raises(ConfigError, match="timm model must be a name that timm has .*did you mean 'tiny'"):
         load_model("timm:tinyy")
     with pytest.raises(UserCodeError, match="making timm:tiny.*ValueError"):
         load_model("timm:tiny?num_classes=abc")
+
+
+def test_given_weights_need_no_note(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "timm", fake_timm())
+    save_file({"weight": torch.zeros(7, 3), "bias": torch.zeros(7)}, tmp_path / "w.safetensors")
+    assert load_model("timm:tiny?num_classes=7", tmp_path / "w.safetensors").notes == ()
 
 
 def fake_torchvision() -> tuple[ModuleType, ModuleType]:

@@ -79,7 +79,10 @@ def compress(
     settings = Settings(target=target, epochs=epochs, trials=trials, batch=batch, threads=threads, seed=seed)
     torch.manual_seed(seed)
     named = load_model(model, weights)
+    for note in named.notes:
+        messages().print(Text(f"Note: {note}.", style="yellow"), soft_wrap=True)
     source = load_data(data)
+    source = replace(source, notes=(*source.notes, *named.notes))
     result = compress_into(out, named, source, budget, settings, metric=find_metric(metric), output=picked(output), fresh=fresh)
     return lambda: report_result(result, out, json=json)
 

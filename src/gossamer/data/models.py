@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +23,15 @@ _FORMS = "package.module:factory, timm:NAME, torchvision:NAME, or a .gossamer fi
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NamedModel:
-    """A model and, where its maker states it, the shape of one input without the batch axis."""
+    """A model and, where its maker states it, the shape of one input without the batch axis.
+
+    notes  what the user should know, in plain words; reports show it
+    """
 
     name: str
     module: nn.Module
     input_shape: tuple[int, ...] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def load_model(text: str, weights: str | Path | None = None) -> NamedModel:
@@ -54,6 +58,9 @@ def load_model(text: str, weights: str | Path | None = None) -> NamedModel:
             model = NamedModel(text, _from_user(text))
     if weights is not None:
         load_weights(model.module, Path(weights))
+    elif kind in ("timm", "torchvision"):
+        note = f"{text} has random weights: no --weights were given, and nothing is downloaded"
+        return replace(model, notes=(note,))
     return model
 
 
