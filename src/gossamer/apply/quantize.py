@@ -26,6 +26,21 @@ def quantize_program(program: Program, edits: Sequence[Edit], target: str) -> Pr
     Raises: PlanError for a program that is quantized already, and for edits that name what it does not have.
     """
     check_float(program)
+    folded = restructure(program, edits)
+    quantizers = {edit.value: edit.quantizer for edit in edits if isinstance(edit, QuantizeValue)}
+    known = {*folded.graph.inputs, *folded.graph.by_name, *folded.graph.state_names}
+    if not quantizers.keys() <= known:
+        raise PlanError(f"the plan quantizes {sorted(quantizers.keys() - known)[0]!r}, which this network does not have.")
+    state = round_weights(folded, [edit for edit in edits if isinstance(edit, RoundWeight)], quantizers)
+    graph, state = shift_biases(folded.graph, state, [edit for edit in edits if isinstance(edit, ShiftBias)])
+    return folded.with_graph(graph, state, quantizers=quantizers, target=target)
+
+
+def restructure(program: Program, edits: Sequence[Edit]) -> Program:
+    """A copy with the edits made that leave a float network's outputs as they are: folded batch norms, split gates.
+
+    Raises: PlanError for edits that name what the network does not have.
+    """
     folds = tuple(edit.node for edit in edits if isinstance(edit, FoldBatchNorm))
     missing = set(folds) - set(foldable_batch_norms(program))
     if missing:
@@ -34,14 +49,7 @@ def quantize_program(program: Program, edits: Sequence[Edit], target: str) -> Pr
     gates = tuple(edit.node for edit in edits if isinstance(edit, SplitGate))
     if not set(gates) <= set(gated_activations(folded)):
         raise PlanError(f"the plan splits {sorted(gates)[0]!r}, which is no gated activation of this network.")
-    folded = split_gates(folded, gates)
-    quantizers = {edit.value: edit.quantizer for edit in edits if isinstance(edit, QuantizeValue)}
-    known = {*folded.graph.inputs, *folded.graph.by_name, *folded.graph.state_names}
-    if not quantizers.keys() <= known:
-        raise PlanError(f"the plan quantizes {sorted(quantizers.keys() - known)[0]!r}, which this network does not have.")
-    state = round_weights(folded, [edit for edit in edits if isinstance(edit, RoundWeight)], quantizers)
-    graph, state = shift_biases(folded.graph, state, [edit for edit in edits if isinstance(edit, ShiftBias)])
-    return folded.with_graph(graph, state, quantizers=quantizers, target=target)
+    return split_gates(folded, gates)
 
 
 def check_float(program: Program) -> None:

@@ -86,8 +86,8 @@ def conv_columns(
         at = start * stride[axis] - padding[axis] + (tap * dilation[axis]).unsqueeze(1)
         inside &= (at >= 0) & (at < sizes[axis])
         index += at.clamp(0, sizes[axis] - 1) * torch.Size(sizes[axis + 1 :]).numel()
-    picked = x.flatten(2).index_select(2, index.reshape(-1).to(x.device)).reshape(batch, groups, -1, index.shape[1])
+    pixels = x.movedim(1, -1).reshape(batch, -1, channels)  # no copy where the channels are last in memory
+    picked = pixels.index_select(1, index.reshape(-1).to(x.device)).reshape(batch, *index.shape, groups, channels // groups)
     if not inside.all():
-        mask = inside.to(x.device, x.dtype).repeat(channels // groups, 1)
-        picked = picked * mask
-    return picked.permute(1, 2, 0, 3).flatten(2)
+        picked = picked * inside.to(x.device, x.dtype)[:, :, None, None]
+    return picked.permute(3, 4, 1, 0, 2).flatten(3).flatten(1, 2)

@@ -21,7 +21,7 @@ def pack_steps(steps: Tensor) -> str:
     whole = steps.to(torch.int8)
     if not torch.equal(whole.to(steps.dtype), steps):
         raise PlanError("code steps of a plan must be whole numbers in [-128, 127]; choose larger scales.")
-    return base64.b85encode(zlib.compress(whole.cpu().contiguous().numpy().tobytes(), 1)).decode()
+    return base64.b64encode(zlib.compress(whole.cpu().contiguous().numpy().tobytes(), 1)).decode()
 
 
 def unpack_steps(text: str, shape: tuple[int, ...]) -> Tensor:
@@ -29,7 +29,7 @@ def unpack_steps(text: str, shape: tuple[int, ...]) -> Tensor:
     size = int(np.prod(shape, dtype=np.int64))
     try:
         inflate = zlib.decompressobj()
-        data = inflate.decompress(base64.b85decode(text.encode("ascii")), size + 1)  # never more, whatever the text says
+        data = inflate.decompress(base64.b64decode(text.encode("ascii"), validate=True), size + 1)  # never more, whatever the text says
     except (ValueError, zlib.error, binascii.Error) as error:
         raise PlanError(f"the plan holds damaged code steps ({error}); make it again.") from error
     if len(data) != size:

@@ -18,7 +18,7 @@ from gossamer.numerics.affine import Quantizer, from_range
 from gossamer.numerics.formats import IntFormat, PerAxis, PerTensor
 from gossamer.registry import Registry
 
-BINS = 4096  # of a histogram, half of them for negative values
+BINS = 2048  # of a histogram, half of them for negative values
 SAMPLES = 16384  # elements of one batch that enter a histogram
 _LOWEST_EXPONENT = -140
 
@@ -75,7 +75,7 @@ def extremes(state: Spread, batch: Tensor) -> Spread:
     """Lowest and highest value seen. NaN stays NaN."""
     if batch.numel() == 0:
         return state
-    low, high = torch.aminmax(batch.detach())
+    low, high = torch.aminmax(_in_memory_order(batch.detach()))
     return Spread(_least(state.low, float(low)), _most(state.high, float(high)), state.counts, state.exponent)
 
 
@@ -85,7 +85,7 @@ def histogram(state: Spread, batch: Tensor) -> Spread:
     if seen.is_empty or not seen.is_finite:
         return merge(state, seen)
     exponent = max(_exponent_for(seen), state.exponent)
-    flat = _spaced(batch.detach().reshape(-1))
+    flat = _spaced(_in_memory_order(batch.detach()))
     limit = math.ldexp(BINS // 2, exponent)
     counts = torch.histc(flat.to(torch.float32), BINS, -limit, limit)
     return merge(state, Spread(seen.low, seen.high, counts.to(torch.float64), exponent))
@@ -96,7 +96,7 @@ def full_range(state: Spread, fmt: IntFormat, symmetric: bool) -> tuple[float, f
     return state.low, state.high
 
 
-def least_error_range(state: Spread, fmt: IntFormat, symmetric: bool, *, power: float = 2.0, steps: int = 60) -> tuple[float, float]:
+def least_error_range(state: Spread, fmt: IntFormat, symmetric: bool, *, power: float = 2.4, steps: int = 40) -> tuple[float, float]:
     """The range with the least sum of |rounding and clipping error|^power over the histogram.
 
     Searched along shrinking both ends together, then each end alone; never worse than the full range on the histogram.
@@ -210,6 +210,13 @@ def _coarser(state: Spread, exponent: int) -> Tensor | None:
         quarter = BINS // 4
         counts = torch.nn.functional.pad(counts.reshape(-1, 2).sum(1), (quarter, quarter))
     return counts
+
+
+def _in_memory_order(batch: Tensor) -> Tensor:
+    """All elements as one axis, without a copy where channels are first or last in memory."""
+    if batch.dim() == 4 and batch.is_contiguous(memory_format=torch.channels_last):
+        batch = batch.permute(0, 2, 3, 1)
+    return batch.reshape(-1)
 
 
 def _spaced(flat: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from gossamer.batches import Batches
 from gossamer.errors import DataError
 from gossamer.numerics.moments import Moments, add_moments, conv_columns, linear_columns, moments_of
-from gossamer.numerics.ranges import Spread, check_spread, range_methods
+from gossamer.numerics.ranges import Spread, check_spread, extremes, range_methods
 from gossamer.plan.placement import Layer, Placement
 from gossamer.program.graph import Graph
 from gossamer.program.ops import bind, op_of
@@ -21,10 +21,10 @@ from gossamer.program.ops.kinds import Convolution
 from gossamer.program.program import Program
 from gossamer.progress import OnProgress, Progress, silent
 
-CHUNK_ELEMENTS = 2**19  # of the inputs of one run: values then stay in the processor's cache, which pays for more calls
+CHUNK_ELEMENTS = 5 * 2**16  # of the inputs of one run: values then stay in the processor's cache, which pays for more calls
 WIDEST = 1536  # inputs of a layer's weight up to which second moments are collected: their cost grows with the square
-SAMPLES_PER_COLUMN = 4  # input vectors that moments are taken from, for each number in one, spread over the data
-FEWEST_SAMPLES = 1024
+SAMPLES_PER_COLUMN = 2  # input vectors that moments are taken from, for each number in one, spread over the data
+FEWEST_SAMPLES = 768
 PENDING_ELEMENTS = 2**20  # input vectors of a layer that wait to be multiplied, since large products are faster
 
 
@@ -52,15 +52,16 @@ def calibrate(
     total = len(batches)
     expected = total * batches.first()[0][0].shape[0] or 128
     watch = _Watch(program, placement, ranges, second_moments, expected)
-    program = program.copy().eval()
+    program = program.copy().eval().to(memory_format=torch.channels_last)
     with torch.inference_mode():
         for done, (inputs, _) in enumerate(batches):
             on_progress(Progress("calibrate", done, total))
-            for chunk in _chunks(program, inputs):
+            for chunk in chunks(program, inputs):
+                watch.note_inputs(program, chunk)
                 program.run(*chunk, observe=watch.observers)
     on_progress(Progress("calibrate", total, total))
     seen = watch.finish()
-    _check(program, seen.spreads)
+    _check(program, watch.inputs, seen.spreads)
     return seen
 
 
@@ -69,6 +70,7 @@ class _Watch:
 
     def __init__(self, program: Program, placement: Placement, ranges: str, second: bool, expected: int) -> None:
         self.spreads = {name: Spread() for group in placement.groups for name in group.roots}
+        self.inputs: dict[str, Spread] = {}
         self.moments: dict[str, Moments] = {}
         self._pending: dict[str, list[Tensor]] = {}
         self.observers: dict[str, Callable[[str, Any], None]] = {}
@@ -82,6 +84,12 @@ class _Watch:
             self._readers.setdefault(bind(self._graph.by_name[layer.node])["input"].name, []).append(layer)
         for name in {*self.spreads, *self._readers}:
             self.observers[name] = self._observe
+
+    def note_inputs(self, program: Program, chunk: tuple[Tensor, ...]) -> None:
+        """See whether the data varies at all."""
+        for spec, tensor in zip(program.inputs, chunk, strict=False):
+            if tensor.is_floating_point():
+                self.inputs[spec.name] = extremes(self.inputs.get(spec.name, Spread()), tensor)
 
     def _observe(self, name: str, value: Any) -> None:
         if name in self.spreads:
@@ -143,24 +151,28 @@ def _per_axis(value: Any, dims: int) -> tuple[int, ...]:
     return values * dims if len(values) == 1 else values
 
 
-def _chunks(program: Program, inputs: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
+def chunks(program: Program, inputs: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
     """Parts of a batch; a network captured with a fixed batch gets all of it."""
     inputs = tuple(tensor.to(program.device) for tensor in inputs)
     number = inputs[0].shape[0] if inputs and inputs[0].dim() else 0
     size = max(1, CHUNK_ELEMENTS * number // max(1, sum(tensor.numel() for tensor in inputs)))
     splits = number > size and all(spec.shape and spec.shape[0] is None for spec in program.inputs)
     if not splits or any(tensor.shape[:1] != (number,) for tensor in inputs):
-        yield inputs
+        yield tuple(map(_channels_last, inputs))
         return
     for start in range(0, number, size):
-        yield tuple(tensor[start : start + size] for tensor in inputs)
+        yield tuple(_channels_last(tensor[start : start + size]) for tensor in inputs)
 
 
-def _check(program: Program, spreads: Mapping[str, Spread]) -> None:
-    for spec in program.inputs:
-        seen = spreads.get(spec.name)
-        if seen is not None and seen.low == seen.high:
-            raise DataError(f"the calibration data never varies (every number of {spec.name!r} is {seen.low:g}); give real samples.")
+def _channels_last(tensor: Tensor) -> Tensor:
+    """The same numbers, in the memory order in which layers and samples of positions are fastest."""
+    return tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+
+
+def _check(program: Program, inputs: Mapping[str, Spread], spreads: Mapping[str, Spread]) -> None:
+    for name, seen in inputs.items():
+        if seen.low == seen.high:
+            raise DataError(f"the calibration data never varies (every number of {name!r} is {seen.low:g}); give real samples.")
     for name, seen in spreads.items():
         node = program.graph.by_name.get(name)
         place = f" of {node.module}" if node is not None and node.module else ""

@@ -40,7 +40,7 @@ def plan_quantization(
     *,
     weights: str = "int8",
     activations: str = "uint8",
-    ranges: str = "min-max",
+    ranges: str = "mse",
     weight_ranges: str = "min-max",
     rounding: str = "second-order",
     bias_correction: bool = True,
@@ -79,7 +79,7 @@ def plan_quantization(
     second = rounding == "second-order"
     seen = calibrate(prepared, batches, placement, ranges=ranges, second_moments=second, on_progress=on_progress)
     values = _value_quantizers(placement, seen, formats.activations, ranges)
-    rounded = _Rounding(prepared, values, seen.moments, formats.weights, weight_ranges, second, bias_correction)
+    rounded = _Rounding(prepared.state, values, seen.moments, formats.weights, weight_ranges, second, bias_correction)
     layers = tuple(rounded.edits(placement.layers, on_progress))
     return Plan(
         edits=(*edits, *(QuantizeValue(name, quantizer) for name, quantizer in values.items()), *layers),
@@ -146,7 +146,7 @@ def _value_quantizers(placement: Placement, seen: Calibration, fmt: IntFormat, r
 class _Rounding:
     """Chooses codes of weights and shifts of biases, one layer at a time."""
 
-    program: Program
+    state: Mapping[str, Tensor]
     values: Mapping[str, Quantizer]
     moments: Mapping[str, Moments]
     fmt: IntFormat
@@ -172,7 +172,7 @@ class _Rounding:
         on_progress(Progress("round weights", len(layers), len(layers)))
 
     def _weight(self, layer: Layer) -> Tensor:
-        return self.program.state[layer.weight].detach()
+        return self.state[layer.weight].detach()
 
     def _quantizer(self, layer: Layer, sharers: list[Layer]) -> Quantizer:
         """Scales from the weight, made larger where the bias would not fit into int32 codes of scale(source) * scale."""
@@ -180,7 +180,7 @@ class _Rounding:
         scale = torch.tensor(chosen.scale, dtype=torch.float64)
         for user in sharers:
             if user.bias is not None:
-                bias = self.program.state[user.bias].detach().abs().to("cpu", torch.float64)
+                bias = self.state[user.bias].detach().abs().to("cpu", torch.float64)
                 scale = torch.maximum(scale, bias / (self.values[user.source].scale[0] * _BIAS_LIMIT))
         return Quantizer(self.fmt, PerAxis(0), tuple(scale.to(torch.float32).tolist()), chosen.zero_point)
 
