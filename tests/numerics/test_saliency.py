@@ -5,36 +5,61 @@ import torch
 
 from gossamer.numerics.saliency import criteria
 
+WEIGHT_NORMS = ["l1", "l2", "fpgm", "bn_scale", "activation"]
+DETERMINISTIC = [name for name in criteria.names() if name != "random"]
+
 
 def example(seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(6, 10, generator=generator), torch.randn(6, 10, generator=generator)
 
 
+def measured(name, rows, evidence):
+    return criteria[name].measure(rows, evidence if criteria[name].needs else None, torch.Generator().manual_seed(1))
+
+
 @pytest.mark.parametrize("name", criteria.names())
 def test_contract(name):
-    criterion = criteria[name]
-    rows, grads = example()
-    kept = rows.clone(), grads.clone()
-    result = criterion.measure(rows, grads, torch.Generator().manual_seed(1))
+    rows, evidence = example()
+    kept = rows.clone(), evidence.clone()
+    result = measured(name, rows, evidence)
     assert result.shape == (6,)
     assert torch.isfinite(result).all()
     assert torch.equal(rows, kept[0])
-    assert torch.equal(grads, kept[1])
+    assert torch.equal(evidence, kept[1])
     assert criteria.entry(name).source
 
 
-@pytest.mark.parametrize("name", [name for name in criteria.names() if name != "random"])
+@pytest.mark.parametrize("name", DETERMINISTIC)
 def test_order_is_kept_under_permutation(name):
-    rows, grads = example()
+    rows, evidence = example()
     order = torch.tensor([3, 1, 5, 0, 2, 4])
-    measure = criteria[name].measure
-    generator = torch.Generator()
-    assert torch.allclose(measure(rows, grads, generator)[order], measure(rows[order], grads[order], generator))
+    assert torch.allclose(measured(name, rows, evidence)[order], measured(name, rows[order], evidence[order]))
 
 
-@pytest.mark.parametrize("name", ["l1", "l2"])
+@pytest.mark.parametrize("name", DETERMINISTIC)
+def test_order_of_a_units_weights_does_not_matter(name):
+    rows, evidence = example()
+    order = torch.randperm(10, generator=torch.Generator().manual_seed(3))
+    assert torch.allclose(measured(name, rows, evidence), measured(name, rows[:, order], evidence[:, order]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["l1", "l2", "lamp", "bn_scale", "activation", "fisher", "hessian", "stability"])
 def test_zero_weights_matter_least(name):
-    rows, grads = example()
+    rows, evidence = example()
     rows[2] = 0
-    assert int(criteria[name].measure(rows, grads, torch.Generator()).argmin()) == 2
+    assert int(measured(name, rows, evidence.abs()).argmin()) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "power"), [*((name, 1) for name in WEIGHT_NORMS), ("taylor", 1), ("lamp", 0), ("fisher", 2), ("hessian", 2), ("stability", 2)]
+)
+def test_scale_of_the_weights(name, power):
+    rows, evidence = example()
+    assert torch.allclose(measured(name, 3 * rows, evidence), 3**power * measured(name, rows, evidence), rtol=1e-4, atol=1e-5)
+
+
+def test_lamp_by_hand():
+    """Squared norms 1, 4, 4, 16: each over the sum of those that are not smaller."""
+    rows = torch.tensor([[2.0], [1.0], [-2.0], [4.0]])
+    assert measured("lamp", rows, None).tolist() == pytest.approx([4 / 24, 1 / 25, 4 / 24, 1.0])

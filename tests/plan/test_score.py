@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch import nn
 
-from gossamer.errors import ConfigError, DataError
+from gossamer.errors import ConfigError, DataError, PlanError
+from gossamer.numerics.saliency import criteria
 from gossamer.plan.score import score
 from gossamer.program.capture import capture
 from networks import RandomNetwork
@@ -86,3 +87,168 @@ def test_loss_must_be_callable():
     _, program = two_layers()
     with pytest.raises(ConfigError, match="loss must be a function"):
         score(program, "taylor", data(), loss="cross")
+
+
+def with_norm():
+    """conv - batch norm - tanh - linear, smooth, so that second derivatives are not zero."""
+    torch.manual_seed(3)
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.Tanh(), nn.Flatten(), nn.Linear(16, 3)).eval()
+    nn.init.uniform_(network[1].weight, 0.5, 1.5)
+    return network, capture(network, torch.zeros(2, 2, 4, 4))
+
+
+@pytest.mark.parametrize("name", criteria.names())
+def test_every_criterion_scores_every_structure(name):
+    program = capture(RandomNetwork(("residual", "gate", "concat", "shuffle"), 8, False, 0).eval(), torch.zeros(2, 3, 8, 8))
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.randn(8, 3, 8, 8, generator=generator), torch.randint(0, 5, (8,), generator=generator)
+    scores = score(program, name, samples)
+    again = score(program, name, samples)
+    for group in scores.analysis.groups:
+        values = scores.values[group.name]
+        assert values.shape == (group.size,)
+        assert not np.isnan(values).any()
+        assert np.isfinite(values).all() or name == "bn_scale" or not group.prunable or group.size == 1
+        assert np.array_equal(values, again.values[group.name])
+
+
+@pytest.mark.parametrize("name", [name for name in criteria.names() if name != "random"])
+def test_scores_follow_the_channels(name):
+    """The same network with its channels in another order has the same scores in that order."""
+    _, program = with_norm()
+    order = torch.tensor([2, 0, 3, 1])
+    shuffled = program.copy()
+    with torch.no_grad():
+        for key in ("0.weight", "0.bias", "1.weight", "1.bias", "1.running_mean", "1.running_var"):
+            shuffled.state[key].copy_(program.state[key][order])
+        shuffled.state["4.weight"].view(3, 4, 4).copy_(program.state["4.weight"].view(3, 4, 4)[:, order])
+    x, y = data()
+    batches = [(x, y)] * (32 if criteria[name].needs in ("curvature", "response", "squared gradient") else 1)
+    loose = 0.4 if criteria[name].needs in ("curvature", "response", "squared gradient") else 1e-4  # estimated with random signs
+    expected, got = score(program, name, batches).values["0"][order.numpy()], score(shuffled, name, batches).values["0"]
+    assert np.allclose(got, expected, rtol=loose, atol=loose * np.abs(expected).max())
+
+
+def per_sample_gradients(network, x, y):
+    for k in range(len(x)):
+        loss = nn.functional.cross_entropy(network(x[k : k + 1]), y[k : k + 1])
+        yield torch.autograd.grad(loss, [network[0].weight, network[4].weight])
+
+
+def units(*tensors):
+    """Rows of the units of with_norm(): of the convolution's weight, and of the linear layer's."""
+    conv, linear = tensors
+    return conv.flatten(1), linear.reshape(3, 4, 4).movedim(1, 0).flatten(1)
+
+
+def test_fisher_equals_the_squared_gradients_of_single_samples():
+    network, program = with_norm()
+    x, y = data()
+    squares = [
+        sum(parts) / len(x) for parts in zip(*(([g.square() for g in grads]) for grads in per_sample_gradients(network, x, y)), strict=True)
+    ]
+    weights = units(network[0].weight.detach(), network[4].weight.detach())
+    expected = sum((w.square() * s).sum(1) / 2 for w, s in zip(weights, units(*squares), strict=True))
+    got = score(program, "fisher", [(x, y)] * 64).values["0"]
+    assert got == pytest.approx(expected.numpy(), rel=0.25)
+    own = score(program, "fisher", [(x, y)] * 64, nn.functional.cross_entropy).values["0"]
+    assert own == pytest.approx(got, rel=1e-4)
+
+
+def test_hessian_equals_the_exact_trace():
+    network, program = with_norm()
+    x, y = data()
+
+    def loss_of(conv, linear):
+        features = torch.tanh(
+            nn.functional.batch_norm(
+                nn.functional.conv2d(x, conv, network[0].bias),
+                network[1].running_mean,
+                network[1].running_var,
+                network[1].weight,
+                network[1].bias,
+            )
+        )
+        return nn.functional.cross_entropy(features.flatten(1) @ linear.t() + network[4].bias, y)
+
+    weights = network[0].weight.detach(), network[4].weight.detach()
+    blocks = torch.autograd.functional.hessian(loss_of, weights)
+    diagonals = [blocks[k][k].reshape(w.numel(), w.numel()).diagonal().reshape(w.shape) for k, w in enumerate(weights)]
+    expected = sum(w.square().sum(1) * h.mean(1) / 2 for w, h in zip(units(*weights), units(*diagonals), strict=True))
+    got = score(program, "hessian", [(x, y)] * 500).values["0"]
+    assert got == pytest.approx(expected.detach().numpy(), abs=0.15 * float(expected.abs().max()))
+
+
+def test_stability_predicts_the_change_of_the_outputs():
+    """Random steps of a thousandth of a channel's weights change the outputs by as much as the score says."""
+    _, program = with_norm()
+    x, _ = data()
+    values = score(program, "stability", [x] * 64).values["0"]
+    generator = torch.Generator().manual_seed(5)
+    step, draws = 1e-2, 60
+    for channel in range(4):
+        change = 0.0
+        for _ in range(draws):
+            for part in ("0.weight", "4.weight"):
+                moved = program.copy()
+                with torch.no_grad():
+                    weight = moved.state[part]
+                    rows = weight[channel] if part == "0.weight" else weight.view(3, 4, 4)[:, channel]
+                    noise = torch.randn(rows.shape, generator=generator)
+                    rows += step * rows.norm() * noise / rows.numel() ** 0.5
+                    change += float((moved(x).double() - program(x).double()).square().sum(1).mean()) / draws
+        assert change / step**2 == pytest.approx(values[channel], rel=0.3)
+
+
+def test_bn_scale_is_the_size_of_the_scale():
+    network, program = with_norm()
+    with torch.no_grad():
+        program.state["1.weight"][2] *= -1
+    scores = score(program, "bn_scale")
+    assert scores.values["0"] == pytest.approx(network[1].weight.detach().numpy())
+    assert np.isinf(scores.values["4"]).all()
+
+
+def test_activation_equals_the_mean_size_over_the_data():
+    network, program = with_norm()
+    x, _ = data()
+    seen = network[:3](x).abs().mean((0, 2, 3)).detach()
+    assert score(program, "activation", [x[:20], x[20:30], x[30:]]).values["0"] == pytest.approx((seen / seen.mean()).numpy(), rel=1e-4)
+
+
+def test_norms_are_needed_for_their_scales():
+    with pytest.raises(PlanError, match="'bn_scale' looks at scales of channels, and this network has none"):
+        score(two_layers()[1], "bn_scale")
+
+
+@pytest.mark.parametrize(("name", "what"), [("activation", "activations"), ("stability", "runs of the network"), ("hessian", "gradients")])
+def test_data_are_asked_for(name, what):
+    with pytest.raises(DataError, match=f"'{name}' needs {what}"):
+        score(two_layers()[1], name)
+
+
+@pytest.mark.parametrize("name", ["fisher", "hessian"])
+def test_labels_are_asked_for(name):
+    with pytest.raises(DataError, match="no targets"):
+        score(two_layers()[1], name, data()[0])
+
+
+@pytest.mark.parametrize("name", ["activation", "stability"])
+def test_labels_are_not_needed(name):
+    assert np.isfinite(score(two_layers()[1], name, data()[0]).values["0"]).all()
+
+
+def test_other_outputs_need_a_loss():
+    program = capture(nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 2, 1)).eval(), torch.zeros(2, 2, 4, 4))
+    x = data()[0]
+    with pytest.raises(DataError, match="cross-entropy needs outputs of shape"):
+        score(program, "taylor", data())
+    score(program, "fisher", (x, x[:, :, :2, :2]), nn.functional.mse_loss)
+
+
+def test_nan_weights_are_told():
+    _, program = two_layers()
+    with torch.no_grad():
+        program.state["0.weight"][0] = torch.nan
+    with pytest.raises(DataError, match="'l2' gives NaN for '0'"):
+        score(program, "l2")

@@ -1,13 +1,14 @@
-"""How much a channel matters: pure functions of the weights (and gradients) that belong to each channel.
+"""How much a channel matters: pure functions of what belongs to each channel, and the table of named criteria.
 
-Each takes `rows` (units, elements): row k holds all elements of one weight that go when unit k goes; `grads` of the
-same shape, or None; and a Generator for those that draw. Each returns (units,), larger is more important.
+Each takes `rows` (units, elements): row k holds all elements of one carrier of unit k (a weight's, by default); `evidence`
+of the same shape, or None; and a Generator for those that draw. Each returns (units,), larger is more important.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,43 +20,99 @@ Measure = Callable[[Tensor, Tensor | None, torch.Generator], Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Criterion:
-    """A measure and what it needs. `relative`: values of different layers are comparable only after division by
-    the mean of their group. `signed`: contributions of a unit's weights are summed first, their size taken last."""
+    """A measure, what it is taken over, and what it needs.
+
+    carriers  what carries a unit: the "weights" of two or more axes that it is an axis of, the "scales" of norms over it, or
+              the "activations" that layers read (then rows hold each position's mean size, and data is needed)
+    needs     evidence per weight: the "gradient" of the summed loss; its "squared gradient", mean over samples; the
+              "curvature", diagonal of the mean loss's Hessian; the "response", mean over samples of the squared change of
+              the outputs per unit change of the weight (needs no labels); or "" for none
+    combine   how the carriers of a unit make one number. "relative": the mean, after division of each carrier by its own
+              mean, for values that are not comparable between layers; "mean"; "sum"; "size of sum", its absolute value
+    """
 
     measure: Measure
-    needs_gradient: bool = False
-    relative: bool = True
-    signed: bool = False
+    carriers: Literal["weights", "scales", "activations"] = "weights"
+    needs: Literal["", "gradient", "squared gradient", "curvature", "response"] = ""
+    combine: Literal["relative", "mean", "sum", "size of sum"] = "relative"
 
 
 criteria: Registry[Criterion] = Registry("criterion")
 
 
-def _l1(rows: Tensor, grads: Tensor | None, generator: torch.Generator) -> Tensor:
+def _l1(rows: Tensor, evidence: Tensor | None, generator: torch.Generator) -> Tensor:
     return rows.abs().sum(1)
 
 
-def _l2(rows: Tensor, grads: Tensor | None, generator: torch.Generator) -> Tensor:
+def _l2(rows: Tensor, evidence: Tensor | None, generator: torch.Generator) -> Tensor:
     return rows.square().sum(1).sqrt()
 
 
-def _random(rows: Tensor, grads: Tensor | None, generator: torch.Generator) -> Tensor:
+def _mean_size(rows: Tensor, evidence: Tensor | None, generator: torch.Generator) -> Tensor:
+    return rows.abs().mean(1)
+
+
+def _random(rows: Tensor, evidence: Tensor | None, generator: torch.Generator) -> Tensor:
     return torch.rand(rows.shape[0], generator=generator).to(rows)
 
 
-def _geometric_median(rows: Tensor, grads: Tensor | None, generator: torch.Generator) -> Tensor:
+def _geometric_median(rows: Tensor, evidence: Tensor | None, generator: torch.Generator) -> Tensor:
     return torch.cdist(rows, rows).sum(1)
 
 
-def _taylor(rows: Tensor, grads: Tensor | None, generator: torch.Generator) -> Tensor:
-    assert grads is not None
-    return (rows * grads).sum(1)
+def _layer_adaptive(rows: Tensor, evidence: Tensor | None, generator: torch.Generator) -> Tensor:
+    """Squared norm over the sum of all squared norms that are not smaller. Equal norms get equal scores."""
+    squared = rows.to(torch.float64).square().sum(1)
+    ordered, order = squared.sort()
+    remaining = ordered.flip(0).cumsum(0).flip(0)
+    first = torch.searchsorted(ordered, ordered)  # of those that are equal
+    scores = torch.zeros_like(squared)
+    scores[order] = ordered / remaining[first].clamp_min(torch.finfo(torch.float64).tiny)
+    return scores
+
+
+def _first_order(rows: Tensor, evidence: Tensor | None, generator: torch.Generator) -> Tensor:
+    return (rows * _given(evidence)).sum(1)
+
+
+def _second_order(rows: Tensor, evidence: Tensor | None, generator: torch.Generator) -> Tensor:
+    return (rows.square() * _given(evidence)).sum(1) / 2
+
+
+def _random_step(rows: Tensor, evidence: Tensor | None, generator: torch.Generator) -> Tensor:
+    """E[sum of evidence * step^2] over random steps as long as the unit's weights, in all directions alike."""
+    return rows.square().sum(1) * _given(evidence).mean(1)
+
+
+def _half_random_step(rows: Tensor, evidence: Tensor | None, generator: torch.Generator) -> Tensor:
+    return _random_step(rows, evidence, generator) / 2
+
+
+def _given(evidence: Tensor | None) -> Tensor:
+    assert evidence is not None, "the criterion was called without the evidence that it needs"
+    return evidence
 
 
 criteria.add("l1", source="Li et al. 2017, arXiv:1608.08710")(Criterion(_l1))
 criteria.add("l2", source="group norm as in Fang et al. 2023 (DepGraph), arXiv:2301.12900, section 3.3")(Criterion(_l2))
 criteria.add("fpgm", source="He et al. 2019 (geometric median), arXiv:1811.00250")(Criterion(_geometric_median))
-criteria.add("taylor", source="Molchanov et al. 2019, arXiv:1906.10771")(
-    Criterion(_taylor, needs_gradient=True, relative=False, signed=True)
+criteria.add("lamp", source="Lee et al. 2021, arXiv:2010.07611; per channel instead of per weight")(
+    Criterion(_layer_adaptive, combine="mean")
+)
+criteria.add("bn_scale", source="Liu et al. 2017 (network slimming), arXiv:1708.06519")(
+    Criterion(_mean_size, carriers="scales", combine="mean")
+)
+criteria.add("activation", source="mean size of activations, as in Molchanov et al. 2017, arXiv:1611.06440, section 2.2")(
+    Criterion(_mean_size, carriers="activations")
+)
+criteria.add("taylor", source="Molchanov et al. 2019, arXiv:1906.10771")(Criterion(_first_order, needs="gradient", combine="size of sum"))
+criteria.add("fisher", source="LeCun et al. 1990 (optimal brain damage) with the Fisher diagonal of Theis et al. 2018, arXiv:1801.05787")(
+    Criterion(_second_order, needs="squared gradient", combine="sum")
+)
+criteria.add("hessian", source="Yu et al. 2022 (Hessian-aware pruning), arXiv:2101.08940; Hutchinson's estimate of the diagonal")(
+    Criterion(_half_random_step, needs="curvature", combine="sum")
+)
+criteria.add("stability", source="our own: expected squared change of the outputs under random steps of relative size")(
+    Criterion(_random_step, needs="response", combine="sum")
 )
 criteria.add("random", source="the control")(Criterion(_random))

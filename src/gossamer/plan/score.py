@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gossamer.batches import as_batches, check_labels
+from gossamer.batches import as_batches
 from gossamer.coupling import Analysis, Group, analyse
-from gossamer.coupling import labels as lab
-from gossamer.errors import ConfigError, DataError
+from gossamer.errors import ConfigError, DataError, PlanError
 from gossamer.numerics.saliency import Criterion, criteria
+from gossamer.plan.evidence import Loss, activation_sizes, gather
+from gossamer.plan.members import Member, activation_members, scale_members, unit_rows, weight_members
 from gossamer.program.program import Program
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Carriers = Mapping[str, list[Member]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,108 +30,77 @@ class Scores:
     analysis: Analysis
 
 
-@dataclass(frozen=True, eq=False)
-class Member:
-    """A parameter axis that carries a group: `positions` of the axis belong to it, `units` says to which unit."""
-
-    parameter: str
-    axis: int
-    positions: np.ndarray
-    units: np.ndarray
-
-
 def score(program: Program, criterion: str = "l2", batches: Any = None, loss: Loss | None = None, *, seed: int = 0) -> Scores:
     """Score all units of all groups. Reads only.
 
     criterion  a name from numerics.saliency.criteria
-    batches    data in any form that gossamer takes; needed by criteria that use gradients
-    loss       (outputs, target) -> scalar for those; cross-entropy by default
+    batches    data in any form that gossamer takes; needed by criteria that use gradients or activations
+    loss       (outputs, target) -> scalar for those that use a loss; cross-entropy by default. For "fisher" it is called
+               with one sample at a time
 
-    Raises: ConfigError for an unknown criterion (names the nearest); DataError when it needs data and has none.
+    A group without any carrier of the criterion (such as "bn_scale" where no norm follows) is infinitely important: the
+    criterion says nothing about it, so it goes last.
+    Raises: ConfigError for an unknown criterion (names the nearest); DataError when it needs data or targets and has none,
+    or finds NaN; PlanError for a network that has nothing the criterion could look at.
     """
     chosen = criteria[criterion]
+    if loss is not None and not callable(loss):
+        raise ConfigError("loss", loss, "a function (outputs, target) -> scalar, or None for cross-entropy")
+    _check_data(criterion, chosen, batches)
     analysis = analyse(program)
-    grads = _gradients(program, criterion, batches, loss) if chosen.needs_gradient else {}
+    carriers, sources = _carriers(program, analysis, chosen, batches)
+    if analysis.groups and not any(carriers.values()):
+        raise PlanError(f"the criterion {criterion!r} looks at {chosen.carriers} of channels, and this network has none; use another one.")
+    evidence = gather(chosen.needs, program, as_batches(batches, what="scoring"), loss, seed) if chosen.needs else {}
     generator = torch.Generator().manual_seed(seed)
-    carriers = members(program, analysis)
-    values = {group.name: _score_group(program, group, carriers[group.name], chosen, grads, generator) for group in analysis.groups}
+    values = {group.name: _score_group(group, carriers[group.name], chosen, sources, evidence, generator) for group in analysis.groups}
+    for name, found in values.items():
+        if np.isnan(found).any():
+            raise DataError(f"the criterion {criterion!r} gives NaN for {name!r}; check the weights, the data and the loss for NaN.")
     return Scores(criterion, values, analysis)
 
 
+def _check_data(name: str, criterion: Criterion, batches: Any) -> None:
+    if batches is not None:
+        return
+    if criterion.carriers == "activations":
+        raise DataError(f"the criterion {name!r} needs activations; pass batches= (labels are not needed).")
+    if criterion.needs == "response":
+        raise DataError(f"the criterion {name!r} needs runs of the network; pass batches= (labels are not needed).")
+    if criterion.needs:
+        raise DataError(f"the criterion {name!r} needs gradients; pass batches= (and loss=, unless it is cross-entropy).")
+
+
+def _carriers(program: Program, analysis: Analysis, criterion: Criterion, batches: Any) -> tuple[Carriers, Mapping[str, Tensor]]:
+    """The members of each group, and the tensors that they are axes of."""
+    match criterion.carriers:
+        case "scales":
+            return scale_members(program, analysis), program.state
+        case "activations":
+            members = activation_members(program, analysis)
+            names = {member.name for entries in members.values() for member in entries}
+            return members, activation_sizes(program, analysis, names, as_batches(batches, what="scoring"))
+    return weight_members(program, analysis), program.state
+
+
 def _score_group(
-    program: Program, group: Group, carriers: list[Member], criterion: Criterion, grads: Mapping[str, Tensor], generator: torch.Generator
+    group: Group,
+    carriers: list[Member],
+    criterion: Criterion,
+    sources: Mapping[str, Tensor],
+    evidence: Mapping[str, Tensor],
+    generator: torch.Generator,
 ) -> np.ndarray:
-    """Mean over the weights that carry the group, each divided by its own mean where the criterion is relative."""
+    if not carriers:
+        return np.full(group.size, np.inf)
     total = torch.zeros(group.size, dtype=torch.float64)
     for member in carriers:
-        rows = unit_rows(program.state[member.parameter].detach(), member, group.size)
-        grad = unit_rows(grads[member.parameter], member, group.size) if member.parameter in grads else None
-        value = criterion.measure(rows, grad, generator).to(torch.float64).cpu()
-        if criterion.relative:
+        rows = unit_rows(sources[member.name].detach(), member, group.size)
+        found = unit_rows(evidence[member.name], member, group.size) if member.name in evidence else None
+        value = criterion.measure(rows, found, generator).to(torch.float64).cpu()
+        if criterion.combine == "relative":
             value = value / value.mean().clamp_min(torch.finfo(torch.float64).tiny)
         total += value
-    if criterion.signed:
-        return total.abs().numpy()
-    return (total / max(len(carriers), 1)).numpy()
-
-
-def members(program: Program, analysis: Analysis) -> Mapping[str, list[Member]]:
-    """For each group the weights of two or more axes that carry it: (parameter, axis, positions, unit of each)."""
-    group_of = np.full(analysis.atom_count, -1, dtype=np.int64)
-    unit_of = np.zeros(analysis.atom_count, dtype=np.int64)
-    for number, group in enumerate(analysis.groups):
-        group_of[group.units] = number
-        unit_of[group.units] = np.arange(group.size)
-    found: dict[str, dict[tuple[str, int], Member]] = {group.name: {} for group in analysis.groups}
-    for name, factors in analysis.factors.items():
-        tensor = program.state[name]
-        if not isinstance(tensor, nn.Parameter) or tensor.dim() < 2:
-            continue
-        for factor in factors:
-            for axis in lab.varying(factor):
-                vector = lab.vector(factor, axis)
-                owners = group_of[vector]
-                for number in np.unique(owners[owners >= 0]).tolist():
-                    positions = np.flatnonzero(owners == number)
-                    found[analysis.groups[number].name][name, axis] = Member(name, axis, positions, unit_of[vector[positions]])
-    return {group: list(entries.values()) for group, entries in found.items()}
-
-
-def unit_rows(tensor: Tensor, member: Member, count: int) -> Tensor:
-    """All elements of each unit as one row, (count, elements); units with fewer elements are padded with zeros."""
-    order = np.argsort(member.units, kind="stable")
-    owned = member.units[order]
-    picked = tensor.index_select(member.axis, torch.from_numpy(member.positions[order]).to(tensor.device))
-    flat = picked.movedim(member.axis, 0).flatten(1).float()
-    counts = np.bincount(owned, minlength=count)
-    if (counts == counts[0]).all():
-        return flat.reshape(count, -1)
-    place = np.arange(len(order)) - np.concatenate([[0], np.cumsum(counts)[:-1]])[owned]
-    rows = flat.new_zeros(count, int(counts.max()), flat.shape[1])
-    rows[torch.from_numpy(owned), torch.from_numpy(place)] = flat
-    return rows.flatten(1)
-
-
-def _gradients(program: Program, criterion: str, batches: Any, loss: Loss | None) -> Mapping[str, Tensor]:
-    """Gradient of the summed loss over all batches, in evaluation mode, on a copy."""
-    if batches is None:
-        raise DataError(f"the criterion {criterion!r} needs gradients; pass batches= (and loss=, unless it is cross-entropy).")
-    if loss is not None and not callable(loss):
-        raise ConfigError("loss", loss, "a function (outputs, target) -> scalar, or None for cross-entropy")
-    copy = program.copy().eval()
-    with torch.enable_grad():
-        for inputs, target in as_batches(batches, what="scoring"):
-            outputs = copy(*inputs)
-            if loss is None:
-                labels = check_labels(target, outputs.shape[-1], "scoring")
-                value = nn.functional.cross_entropy(outputs, labels, reduction="sum")
-            else:
-                if target is None:
-                    raise DataError("the scoring data has no targets; give batches of (inputs, target).")
-                value = loss(outputs, target)
-            torch.autograd.backward(value)
-    return {
-        name: tensor.grad if tensor.grad is not None else torch.zeros_like(tensor)
-        for name, tensor in copy.state.items()
-        if isinstance(tensor, nn.Parameter)
-    }
+    if criterion.combine in ("relative", "mean"):
+        total /= len(carriers)
+    return (total.abs() if criterion.combine == "size of sum" else total).numpy()
