@@ -1,8 +1,10 @@
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from torch import nn
 
+from gossamer.apply.engine import apply
 from gossamer.coupling import analyse
 from gossamer.coupling import labels as lab
 from gossamer.coupling.kept import keep_table
@@ -65,7 +67,7 @@ def test_grouped_convolution_removes_equal_positions_of_every_block():
     assert groups["1"].size == 6
 
 
-def test_reduction_over_channels_freezes_them():
+def reducing(reduce):
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
@@ -73,11 +75,23 @@ def test_reduction_over_channels_freezes_them():
 
         def forward(self, x):
             y = self.conv(x)
-            return self.head(y / y.sum(1, keepdim=True))
+            return self.head(y * reduce(y))
 
-    group = groups_of(Net(), (3, 4, 4))["conv"]
+    return Net()
+
+
+def test_maximum_over_channels_freezes_them():
+    group = groups_of(reducing(lambda y: y.amax(1, keepdim=True)), (3, 4, 4))["conv"]
     assert not group.prunable
-    assert "sum runs along the axis" in group.reason
+    assert "amax runs along the axis" in group.reason
+
+
+@pytest.mark.parametrize("name", ["sum", "mean"])
+def test_sum_and_mean_over_channels_are_proven(name):
+    """To a sum, removed channels are zeros; a mean is taken over those that stay."""
+    program = capture(reducing(lambda y: getattr(y, name)(1, keepdim=True)).eval(), torch.zeros(2, 3, 4, 4))
+    small = apply(program, plan_pruning(program, score(program, "random"), 0.5))
+    assert small.state["conv.weight"].shape[0] == 4
 
 
 def test_adding_the_network_input_freezes():
@@ -118,8 +132,6 @@ def test_flatten_maps_channels_to_columns():
 @settings(max_examples=8)
 @given(networks())
 def test_prediction_equals_the_cost_of_the_pruned_network(network):
-    from gossamer.apply.engine import apply
-
     program = capture(network, torch.zeros(2, 3, 8, 8))
     scores = score(program, "random", seed=1)
     plan = plan_pruning(program, scores, 0.5)
