@@ -151,23 +151,43 @@ def test_what_must_not_be_refused():
         assert torch.equal(got, want), name
 
 
-@pytest.mark.parametrize(
-    "graph",
-    [
-        chain(("aten.clone.default", X), ("aten.select.int", N0, 0, 1), ("aten.fill_.Scalar", N1, 5.0), outputs=("n0",)),
-        chain(("aten.clone.default", X), ("aten.view.default", N0, (16,)), ("aten.relu_.default", N0), outputs=("n1",)),
-        chain(("aten.clone.default", X), ("aten.detach.default", N0), ("aten.relu_.default", N0), outputs=("n1", "n2")),
-        chain(("aten.clone.default", X), ("aten.dropout.default", N0, 0.5, False), ("aten.relu_.default", N1), outputs=("n0", "n2")),
-        chain(
-            ("aten.clone.default", X),
-            ("aten.relu_.default", N0),
-            ("aten.view.default", N0, (16,)),
-            ("aten.neg_.default", N1),
-            outputs=("n2",),
-        ),
-    ],
-)
-def test_writes_that_another_value_shows_are_refused(graph):
+WRITES_THROUGH_VIEWS = [
+    chain(("aten.clone.default", X), ("aten.select.int", N0, 0, 1), ("aten.fill_.Scalar", N1, 5.0), outputs=("n0",)),
+    chain(("aten.clone.default", X), ("aten.view.default", N0, (16,)), ("aten.relu_.default", N0), outputs=("n1",)),
+    chain(("aten.clone.default", X), ("aten.detach.default", N0), ("aten.relu_.default", N0), outputs=("n1", "n2")),
+    chain(
+        ("aten.clone.default", X),
+        ("aten.relu_.default", N0),
+        ("aten.view.default", N0, (16,)),
+        ("aten.neg_.default", N1),
+        outputs=("n2", "n1"),
+    ),
+    chain(
+        ("aten.clone.default", X),
+        ("aten.slice.Tensor", N0, 0, 1, 3),
+        ("aten.slice.Tensor", N1, 1, 0, 2),
+        ("aten.transpose.int", N0, 0, 1),
+        ("aten.neg_.default", Ref("n2")),
+        ("aten.permute.default", N0, (-1, 0)),
+        ("aten.add_.Scalar", Ref("n5"), 0.5),
+        ("aten.select.int", Ref("n4"), 1, 1),
+        ("aten.exp.default", Ref("n7")),
+        ("aten.copy_.default", Ref("n2"), Ref("n8")),
+        outputs=("n0", "n1", "n2", "n3", "n4", "n5", "n7"),
+    ),
+]
+
+
+@pytest.mark.parametrize("graph", WRITES_THROUGH_VIEWS)
+def test_writes_through_views_reach_the_base_and_its_other_views(graph):
+    x = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
+    for got, want in zip(run_normal(functional(graph), x), run_raw(graph, x), strict=True):
+        assert torch.equal(got, want)
+
+
+def test_writes_through_views_without_an_inverse_are_refused():
+    nodes = ("aten.clone.default", X), ("aten.dropout.default", N0, 0.5, False), ("aten.relu_.default", N1)
+    graph = chain(*nodes, outputs=("n0", "n2"))
     graph = replace(graph, nodes=tuple(replace(node, source="model.py:7") for node in graph.nodes))
     with pytest.raises(CaptureError, match=r"at model.py:7: \w+_ writes into memory that 'n\d' also shows; use the form .* new tensor"):
         functional(graph)

@@ -35,11 +35,21 @@ def _pointwise(context: Context, node: Node) -> Any:
     operands = [name for name in node.uses if isinstance(context.metas.get(name), TensorMeta)]
     carried = [(name, context.labels(name)) for name in operands]
     wide = [(name, labels, lab.squash(labels.expand(shape))) for name, labels in carried]
+    last = {max(lab.varying(labels)) for _, _, labels in wide if lab.varying(labels)}
     result = lab.empty(shape)
     for name, narrow, labels in wide:
-        result = _meet(context, result, labels)
+        if any(_repeats(narrow, len(shape), axis) for axis in last):
+            context.freeze(narrow, f"{node.module or node.name} repeats it along the axis that carries another value")
+        else:
+            result = _meet(context, result, labels)
         _require_carrier(context, node, name, narrow, [other for _, _, other in wide])
     return result
+
+
+def _repeats(narrow: Tensor, rank: int, axis: int) -> bool:
+    """Whether broadcasting repeats one position of an operand along that axis of the result."""
+    own = axis - (rank - narrow.dim())
+    return own < 0 or narrow.shape[own] == 1
 
 
 def _meet(context: Context, left: Tensor, right: Tensor) -> Tensor:
@@ -50,9 +60,12 @@ def _meet(context: Context, left: Tensor, right: Tensor) -> Tensor:
 
 
 def _require_carrier(context: Context, node: Node, name: str, narrow: Tensor, others: list[Tensor]) -> None:
-    """An operand that fills an axis without carrying its atoms cannot shrink with them, so they must stay."""
+    """An operand that fills an axis without carrying its atoms cannot shrink with them, so they must stay.
+
+    Of several axes that carry labels, all but the last are merged in the end: only the last counts.
+    """
     for other in others:
-        axes = lab.varying(other)
+        axes = lab.varying(other)[-1:]
         offset = other.dim() - narrow.dim()
         fills = [axis for axis in axes if axis >= offset and narrow.shape[axis - offset] > 1]
         if not fills:
@@ -216,6 +229,24 @@ def _softmax(context: Context, node: Node) -> Tensor:
     return labels
 
 
+def _insert(context: Context, node: Node) -> Tensor:
+    """Part of one axis replaced: along all other axes both carry the same."""
+    bound = bind(node)
+    base, part = (context.labels(bound[name].name) for name in ("self", "src"))
+    axis = bound["dim"] % base.dim()
+    if part.dim() < base.dim():
+        part = part.unsqueeze(axis)
+    shape = base.shape
+    if any(axis in lab.varying(labels) for labels in (base, part)):
+        for labels in (base, part):
+            context.freeze(labels, f"{node.op.split('.')[1]} writes along the axis that carries it in {node.module or node.name}")
+        return lab.empty(shape)
+    base, part = (lab.squash(labels.narrow(axis, 0, 1).expand(shape)) for labels in (base, part))
+    _require_carrier(context, node, bound["src"].name, part, [base])
+    _require_carrier(context, node, bound["self"].name, base, [part])
+    return _meet(context, base, part)
+
+
 def _opaque(context: Context, node: Node) -> Any:
     for name in node.uses:
         for labels in _tensors_of(context, name):
@@ -259,6 +290,7 @@ RULES: Mapping[type, Rule] = {
     k.Pool: _pool,
     k.Reduction: _reduction,
     k.Softmax: _softmax,
+    k.Insert: _insert,
     k.Factory: _nothing,
     k.Scalar: _scalar,
     k.Mixing: _opaque,

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from gossamer.errors import CaptureError, ParityError
 from gossamer.program.graph import Arg, Graph, Node, Ref
+from gossamer.program.inline import inline_subgraphs
 from gossamer.program.normal_form import normalize, written_values
 from gossamer.program.ops.table import SCALAR_FUNCTIONS
 from gossamer.program.program import InputSpec, Program
@@ -221,6 +222,7 @@ def _user_line(error: BaseException) -> str:
 
 
 def _to_program(exported: ExportedProgram, argument_names: Mapping[str, str], dynamic_batch: bool) -> Program:
+    inline_subgraphs(exported)
     signature = exported.graph_signature
     source = {
         spec.arg.name: spec.target for spec in signature.input_specs if spec.kind is not InputKind.USER_INPUT and spec.target is not None

@@ -13,6 +13,7 @@ import torch
 from gossamer.errors import CaptureError
 from gossamer.program.graph import Arg, Graph, Node, Ref, rename_uses
 from gossamer.program.ops.table import SCALAR_FUNCTIONS
+from gossamer.program.write_back import Views, functional_twin
 
 # ops that return their argument's numbers unchanged
 _COPIES = frozenset(
@@ -25,7 +26,7 @@ _SPLITS = frozenset(f"aten.{name}" for name in "split.Tensor split_with_sizes.de
 
 
 def normalize(graph: Graph) -> Graph:
-    """Bring a graph from torch.export into the normal form. Raises CaptureError for writes through a view."""
+    """Bring a graph from torch.export into the normal form. Raises CaptureError for writes that cannot be made functional."""
     return without_copies(views_as_reshapes(functional(without_checks(graph)))).without_dead_code()
 
 
@@ -35,25 +36,57 @@ def without_checks(graph: Graph) -> Graph:
 
 
 def functional(graph: Graph) -> Graph:
-    """Replace each in-place op by its functional twin; later readers of the written value read the result instead."""
+    """Replace each in-place op by its functional twin; later readers of the written value read the result instead.
+
+    A write through a view also goes into its base, and the other views of that base are taken anew.
+    """
     current: dict[str, str] = {}  # written value -> the value that holds its new content
     memory = _places(graph)
+    views = Views(graph)
     made = set(graph.inputs)
     nodes = []
+    last_read = {name: position for position, node in enumerate(graph.nodes) for name in node.uses}
+    last_read |= dict.fromkeys(graph.outputs, len(graph.nodes))
     for position, raw in enumerate(graph.nodes):
         node = rename_uses(raw, current)
-        twin = _functional_twin(node.op)
+        twin = functional_twin(node.op)
         if twin is not None:
-            written = node.args[0].name
-            same = {old for old, new in current.items() if new == written} | {written}
-            later = {name for other in graph.nodes[position + 1 :] for name in other.uses} | set(graph.outputs)
-            _check_not_shown(raw, memory, (later & made) - same)
-            node = _as_functional(node, twin)
+            written = raw.args[0].name
+            same = {old for old, new in current.items() if new == node.args[0].name} | {written, node.args[0].name}
+            place = memory[written]
+            shown = sorted(n for n in made if last_read.get(n, -1) > position and n not in same and memory[n].overlaps(place))
+            node = _as_functional(node, twin, through_view=bool(shown))
             current |= dict.fromkeys(same, node.name)
-        made.add(node.name)
+            if shown:
+                nodes.append(node)
+                nodes += _write_back(raw, shown, memory, views, current)
+                made.add(raw.name)
+                continue
+        made.add(raw.name)
         nodes.append(node)
     outputs = tuple(current.get(name, name) for name in graph.outputs)
     return Graph(graph.inputs, tuple(nodes), outputs)
+
+
+def _write_back(raw: Node, shown: list[str], memory: Mapping[str, _Place], views: Views, current: dict[str, str]) -> list[Node]:
+    """Bring the base of a written view, and all other views of it that are read later, up to date."""
+    written = raw.args[0].name
+    root = memory[written].root
+    chain = views.chain(written, root)
+    others = {name: views.chain(name, root) for name in shown if name != root}
+    if chain is None or None in others.values():
+        raise CaptureError(
+            f"{raw.op.split('.')[1]} writes into memory that {shown[0]!r} also shows",
+            line=raw.source,
+            way_out="use the form of that operation that returns a new tensor",
+        )
+    nodes = views.put(chain, current.get(root, root), current[written], raw.source) if chain else []
+    current[root] = nodes[-1].name if nodes else current[written]
+    for name, other in others.items():
+        again = views.take(other or (), current[root])
+        current[name] = again[-1].name if again else current[root]
+        nodes += again
+    return nodes
 
 
 def written_values(graph: Graph) -> dict[str, str]:
@@ -62,27 +95,18 @@ def written_values(graph: Graph) -> dict[str, str]:
     made = {node.name for node in graph.nodes}
     written: dict[str, str] = {}
     for node in graph.nodes:
-        if _functional_twin(node.op) is not None and (root := memory[node.args[0].name].root) not in made:
+        if functional_twin(node.op) is not None and (root := memory[node.args[0].name].root) not in made:
             written.setdefault(root, node.source)
     return written
 
 
-def _as_functional(node: Node, twin: str) -> Node:
-    if node.op == "aten.copy_.default":  # x.copy_(y) is y, broadcast to x
+def _as_functional(node: Node, twin: str, through_view: bool) -> Node:
+    if node.op == "aten.copy_.default" and not through_view:  # x.copy_(y) is y, broadcast to x
         return replace(node, op="aten.expand_as.default", args=(node.args[1], node.args[0]), kwargs=())
     if node.op in ("aten.zero_.default", "aten.fill_.Scalar"):
         value = 0 if node.op == "aten.zero_.default" else node.args[1]
         return replace(node, op="aten.full_like.default", args=(node.args[0], value), kwargs=())
     return replace(node, op=twin)
-
-
-def _functional_twin(op: str) -> str | None:
-    """ "aten.relu_.default" -> "aten.relu.default"; None for an op that does not write."""
-    namespace, _, rest = op.partition(".")
-    base, _, overload = rest.partition(".")
-    if namespace != "aten" or not base.endswith("_") or base.endswith("__"):
-        return None
-    return f"aten.{base[:-1]}.{overload}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,18 +145,6 @@ def _shares_memory(op: str) -> bool:
     base, _, overload = rest.partition(".")
     schema = getattr(getattr(getattr(torch.ops, namespace), base), overload)._schema
     return op.startswith(_PASSING) or (schema.arguments[:1] != [] and schema.arguments[0].alias_info is not None)
-
-
-def _check_not_shown(node: Node, memory: Mapping[str, _Place], read_later: set[str]) -> None:
-    """A write is harmless when no other value over that memory, made before the write, is read after it."""
-    place = memory[node.args[0].name]
-    clash = sorted(name for name in read_later if memory[name].overlaps(place))
-    if clash:
-        raise CaptureError(
-            f"{node.op.split('.')[1]} writes into memory that {clash[0]!r} also shows",
-            line=node.source,
-            way_out="use the form of that operation that returns a new tensor",
-        )
 
 
 def views_as_reshapes(graph: Graph) -> Graph:

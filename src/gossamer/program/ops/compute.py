@@ -5,6 +5,7 @@ from gossamer.program.ops.kinds import (
     BatchNorm,
     Convolution,
     Embedding,
+    Insert,
     Linear,
     MatMul,
     Mixing,
@@ -67,6 +68,8 @@ add("cumsum.default", Softmax(), onnx="CumSum")
 add("softmax.int _softmax.default", Softmax(), onnx="Softmax")
 add("log_softmax.int", Softmax(), onnx="LogSoftmax")
 
+add("slice_scatter.default select_scatter.default", Insert(), onnx="Insert")
+
 # they run and export; what they do to pruned channels is not known yet
 add("prelu.default", Opaque(), onnx="PRelu")
 add("glu.default", Opaque(), onnx="Glu")
@@ -81,7 +84,4 @@ add("gru.input", Opaque(), onnx="GRU", training="train")
 add("rnn_tanh.input rnn_relu.input", Opaque(), onnx="RNN", training="train")
 add("diff.default", Opaque(), onnx="Difference")
 add("_weight_norm.default", Opaque(), onnx="WeightNorm")
-add("slice_scatter.default select_scatter.default", Opaque(), onnx="Insert")
-add("copy.default", Opaque(), onnx="Copy")
-add("fill.Scalar fill.Tensor zero.default", Opaque(), onnx="Full")
 add("tensor_split.indices tensor_split.sections", Opaque(), onnx="Split")

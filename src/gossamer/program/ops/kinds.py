@@ -75,6 +75,11 @@ class Softmax:
 
 
 @dataclass(frozen=True, slots=True)
+class Insert:
+    """self with a part of axis `dim` replaced by src; moves data only."""
+
+
+@dataclass(frozen=True, slots=True)
 class Factory:
     """Makes a tensor from sizes alone; carries nothing that can be pruned. `sizes` names arguments with literal sizes."""
 
@@ -109,6 +114,7 @@ Kind = (
     | Pool
     | Reduction
     | Softmax
+    | Insert
     | Factory
     | Scalar
     | Mixing

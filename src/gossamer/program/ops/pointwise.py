@@ -64,6 +64,8 @@ add("to.dtype to.dtype_layout to.device to.other _to_copy.default type_as.defaul
 add("floor_divide.default div.Tensor_mode div.Scalar_mode", Pointwise(), onnx="Modulo")
 add("remainder.Scalar remainder.Tensor fmod.Scalar fmod.Tensor", Pointwise(), onnx="Modulo")
 add("zeros_like.default ones_like.default full_like.default", Pointwise(), onnx="Full")
+add("copy.default", Pointwise(), onnx="Copy")
+add("fill.Scalar fill.Tensor zero.default", Pointwise(), onnx="Full")
 add("clamp.Tensor clamp_min.Tensor clamp_max.Tensor", Pointwise(), onnx="Clamp")
 add("addcmul.default addcdiv.default", Pointwise(), onnx="AddProduct")
 add("lerp.Scalar lerp.Tensor", Pointwise(), onnx="Lerp")

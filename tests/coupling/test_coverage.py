@@ -1,0 +1,91 @@
+"""Small networks, each with one thing that some architecture does. Oracle: `apply` proves that masked == removed."""
+
+import pytest
+import torch
+from torch import nn
+
+from gossamer.apply.engine import apply
+from gossamer.plan.pruning import plan_pruning
+from gossamer.plan.score import score
+from gossamer.program.capture import capture
+
+
+def pruned_groups(network, shape=(3, 8, 8)):
+    """Names of the groups that lose half of their channels, after a removal that proves itself."""
+    torch.manual_seed(0)
+    program = capture(network.eval(), torch.randn(2, *shape))
+    scores = score(program, "l1")
+    plan = plan_pruning(program, scores, 0.5, mode="layerwise")
+    small = apply(program, plan)
+    assert small.cost().params < program.cost().params
+    return {edit.group for edit in plan.edits}
+
+
+class MaskedWindows(nn.Module):
+    """Swin of torchvision: a mask that is filled through slices."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        mask = x.new_zeros((8, 8))
+        for count, rows in enumerate((slice(0, -4), slice(-4, -2), slice(-2, None))):
+            for columns in (slice(0, 4), slice(4, 8)):
+                mask[rows, columns] = count + 0.5
+        return self.head(x * mask)
+
+
+class WrittenParts(nn.Module):
+    """Data written into a part of a value that stays the same size."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.other, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        y = self.stem(x).relu()
+        y[:, :, 2:4] = self.other(x)[:, :, 2:4]
+        y[:, :, :, 0] = self.other(x)[:, :, :, 1]
+        return self.head(y)
+
+
+class NoGradPart(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        with torch.enable_grad(), torch.autocast("cpu", enabled=False):
+            x = self.stem(x)
+        return self.head(x.relu())
+
+
+class RepeatedFactors(nn.Module):
+    """A scalar, a gate of one channel, and a temperature per head, all broadcast along the axis that is pruned."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.gate, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 1, 3, padding=1), nn.Conv2d(8, 2, 1)
+        self.scale, self.temperature = nn.Parameter(torch.tensor([0.7])), nn.Parameter(torch.rand(2, 1, 1))
+
+    def forward(self, x):
+        x = self.stem(x) * self.scale
+        x = x * self.gate(x).sigmoid()
+        x = x.reshape(-1, 2, 4, 64) * self.temperature
+        return self.head(x.reshape(-1, 8, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("network", "groups"),
+    [
+        (MaskedWindows, {"stem"}),
+        (WrittenParts, {"stem"}),
+        (NoGradPart, {"stem"}),
+        (RepeatedFactors, {"stem"}),
+    ],
+)
+def test_removal_is_proven(network, groups):
+    torch.manual_seed(1)
+    assert pruned_groups(network()) == groups
