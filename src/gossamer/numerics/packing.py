@@ -14,7 +14,7 @@ from gossamer.errors import PlanError
 
 
 def pack_steps(steps: Tensor) -> str:
-    """Text for whole numbers in [-128, 127]: int8 in order, deflated, base64. About one bit for each when most are 0.
+    """Text for whole numbers in [-128, 127]: int8 in order, deflated, base64. One or two bits for each when most are 0.
 
     Raises: PlanError for numbers outside that range.
     """

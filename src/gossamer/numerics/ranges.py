@@ -23,7 +23,7 @@ SAMPLES = 16384  # elements of one batch that enter a histogram
 _LOWEST_EXPONENT = -140
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Spread:
     """What is known of a value: extremes over everything seen, and counts of a sample of it.
 

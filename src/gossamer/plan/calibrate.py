@@ -28,7 +28,7 @@ FEWEST_SAMPLES = 768
 PENDING_ELEMENTS = 2**20  # input vectors of a layer that wait to be multiplied, since large products are faster
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Calibration:
     """What was seen: the spread of each root value, the moments of each layer's inputs."""
 
@@ -52,7 +52,9 @@ def calibrate(
     total = len(batches)
     expected = total * batches.first()[0][0].shape[0] or 128
     watch = _Watch(program, placement, ranges, second_moments, expected)
-    program = program.copy().eval().to(memory_format=torch.channels_last)
+    program = program.copy().eval()
+    for parameter in program.parameters():
+        parameter.data = _channels_last(parameter.data)
     with torch.inference_mode():
         for done, (inputs, _) in enumerate(batches):
             on_progress(Progress("calibrate", done, total))

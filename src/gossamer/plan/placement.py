@@ -138,6 +138,8 @@ class Site:
     def why_float(self, node: Node) -> str:
         """Why a node cannot run on codes, or "" when it can."""
         name = op_of(node).onnx
+        if name in self.spec.absorbed_ops:
+            return "it is free only right behind an op on integers that nothing else reads"
         if name not in self.spec.integer_ops:
             return f"{self.spec.name} has no integer kernel for {name or node.op}"
         if not all(self.is_float(result) for result in self.results(node)):

@@ -17,7 +17,7 @@ from gossamer.program.ops import bind, function
 from gossamer.registry import Registry
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class CodeCall:
     """One op on codes.
 

@@ -36,7 +36,7 @@ def simulate(program: Program, *inputs: Tensor) -> Any:
     return outputs[0] if len(outputs) == 1 else outputs
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Simulated:
     """outputs: real values; codes: of every quantized value, whole numbers in float32."""
 

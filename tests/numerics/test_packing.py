@@ -1,0 +1,47 @@
+import base64
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis.extra.numpy import array_shapes, arrays
+
+from gossamer.errors import PlanError
+from gossamer.numerics.packing import pack_steps, unpack_steps
+
+
+@given(arrays(np.int8, array_shapes(max_dims=4, max_side=6)))
+def test_packed_and_unpacked_is_the_same(values):
+    steps = torch.from_numpy(values).to(torch.float32)
+    text = pack_steps(steps)
+    assert text.isascii()
+    assert torch.equal(unpack_steps(text, tuple(steps.shape)).to(torch.float32), steps)
+
+
+def test_mostly_zero_steps_take_less_than_two_bits_each():
+    steps = (torch.rand(100_000, generator=torch.Generator().manual_seed(0)) < 0.05).float()
+    assert len(pack_steps(steps)) < 100_000 / 4
+
+
+@pytest.mark.parametrize("value", [0.5, 200.0, float("nan")])
+def test_only_small_whole_numbers_are_packed(value):
+    with pytest.raises(PlanError, match="whole numbers in \\[-128, 127\\]"):
+        pack_steps(torch.tensor([value]))
+
+
+@pytest.mark.parametrize("text", ["not base64 at all!", "AAAA", "ü"])
+def test_damaged_text_is_refused(text):
+    with pytest.raises(PlanError, match="damaged code steps"):
+        unpack_steps(text, (3,))
+
+
+def test_other_shapes_are_refused():
+    with pytest.raises(PlanError, match="holds 4 code steps for a weight of shape \\(2, 3\\)"):
+        unpack_steps(pack_steps(torch.zeros(4)), (2, 3))
+
+
+def test_a_text_that_inflates_without_end_is_not_inflated():
+    bomb = base64.b64encode(zlib.compress(bytes(10_000_000))).decode()
+    with pytest.raises(PlanError, match="holds 4 code steps"):
+        unpack_steps(bomb, (3,))
