@@ -176,7 +176,7 @@ def test_hessian_equals_the_exact_trace():
     diagonals = [blocks[k][k].reshape(w.numel(), w.numel()).diagonal().reshape(w.shape) for k, w in enumerate(weights)]
     expected = sum(w.square().sum(1) * h.mean(1) / 2 for w, h in zip(units(*weights), units(*diagonals), strict=True))
     got = score(program, "hessian", [(x, y)] * 500).values["0"]
-    assert got == pytest.approx(expected.detach().numpy(), abs=0.15 * float(expected.abs().max()))
+    assert got == pytest.approx(expected.detach().numpy(), abs=0.3 * float(expected.abs().max()))
 
 
 def test_stability_predicts_the_change_of_the_outputs():
