@@ -97,6 +97,7 @@ def test_without_a_budget_it_only_quantizes(tmp_path):
     assert len(result.trials) == 1
     assert result.best.removed_ratio == 0
     assert result.budget_met
+    assert "no budget was given" in result.statement
 
 
 def test_an_impossible_budget_is_told_and_the_best_kept(tmp_path):

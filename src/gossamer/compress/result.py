@@ -13,6 +13,7 @@ from gossamer.compress.settings import Settings
 from gossamer.compress.trial import Trial, artifact_name
 from gossamer.errors import FileError
 from gossamer.files import write_json, write_with
+from gossamer.plan.budget import Budget
 from gossamer.program.program import Program
 from gossamer.report.document import write_report
 from gossamer.targets.results import Report
@@ -57,6 +58,8 @@ class Result:
         """In one or two sentences: was the budget met, and if not, what comes closest."""
         tried = f"{len(self.trials)} candidate{'s' if len(self.trials) > 1 else ''} tried"
         share = f"removing {self.best.removed_ratio:.0%} of the channels" if self.best.removed_ratio else "keeping all channels"
+        if self.report.passed and self.report.budget == Budget():
+            return "Quantized, all channels kept: no budget was given."
         if self.report.passed:
             return f"Met by {share} ({tried})."
         problems = " ".join(self.report.problems)
