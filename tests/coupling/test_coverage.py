@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from gossamer.apply.engine import apply
@@ -77,6 +78,29 @@ class RepeatedFactors(nn.Module):
         return self.head(x.reshape(-1, 8, 8, 8))
 
 
+class Standardized(nn.Module):
+    """nf_resnet: a weight that is computed from state, between plain layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.mid, self.tail, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 6, 1), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x):
+        weight = self.mid.weight
+        flat = F.batch_norm(weight.reshape(1, 8, -1), None, None, training=True)
+        x = F.conv2d(self.stem(x), flat.reshape_as(weight), self.mid.bias)
+        return self.head(self.tail(x))
+
+
+class PooledWithPlaces(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        return self.head(F.adaptive_max_pool2d(self.stem(x), 4))
+
+
 @pytest.mark.parametrize(
     ("network", "groups"),
     [
@@ -84,6 +108,8 @@ class RepeatedFactors(nn.Module):
         (WrittenParts, {"stem"}),
         (NoGradPart, {"stem"}),
         (RepeatedFactors, {"stem"}),
+        (Standardized, {"tail"}),
+        (PooledWithPlaces, {"stem"}),
     ],
 )
 def test_removal_is_proven(network, groups):

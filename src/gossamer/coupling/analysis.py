@@ -15,7 +15,9 @@ from gossamer.coupling.atoms import Atoms
 from gossamer.coupling.context import Context
 from gossamer.coupling.groups import Group, find_groups
 from gossamer.coupling.rules import RULES
-from gossamer.program.ops import op_of
+from gossamer.program.graph import Graph, Node, Ref
+from gossamer.program.ops import bind, op_of
+from gossamer.program.ops.kinds import Convolution, Linear
 from gossamer.program.program import Program
 from gossamer.program.shapes import Meta, TensorMeta, infer_shapes
 
@@ -88,6 +90,7 @@ def analyse(program: Program) -> Analysis:
 def _propagate(program: Program) -> Context:
     metas = infer_shapes(program, batch=1)
     context = Context(Atoms(), program.graph, metas, {}, {}, {}, dict(_integer_state(program)))
+    context.computing = _sources_of_weights(program.graph)
     for spec in program.inputs:
         meta = metas[spec.name]
         assert isinstance(meta, TensorMeta)
@@ -98,6 +101,26 @@ def _propagate(program: Program) -> Context:
     for name in program.graph.outputs:
         context.freeze(context.labels(name), "it reaches the network's output")
     return context
+
+
+def _sources_of_weights(graph: Graph) -> frozenset[str]:
+    """State read only on the way to weights that other nodes compute from state alone, such as standardized ones."""
+    inside: set[str] = set()  # results that need no input and are read only inside or as a weight
+    constant = {*graph.state_names}
+    for node in graph.nodes:
+        if node.uses and all(name in constant for name in node.uses):
+            constant.add(node.name)
+    nodes = [node for node in graph.nodes if node.name in constant]
+    for name in [*(node.name for node in reversed(nodes)), *graph.state_names]:
+        users = graph.users.get(name, ())
+        if name not in graph.outputs and all(user.name in inside or (name in graph.by_name and _weighs(user, name)) for user in users):
+            inside.add(name)
+    return frozenset(inside & set(graph.state_names))
+
+
+def _weighs(node: Node, name: str) -> bool:
+    kind = op_of(node).kind
+    return isinstance(kind, (Convolution, Linear)) and bind(node)["weight"] == Ref(name) != bind(node)["input"]
 
 
 def _integer_state(program: Program) -> Mapping[str, Tensor]:

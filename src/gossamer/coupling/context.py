@@ -20,7 +20,7 @@ from gossamer.program.shapes import Meta, TensorMeta
 class Context:
     """What the pass knows so far. `blocks` are labels of axes that a grouped op splits, for the rectangle rule;
     `renormalised` lists norms with the axis of their input that carries labels and goes into their statistics; `contracted` names, for products of two values, the
-    operand in which zeros equal a removal."""
+    operand in which zeros equal a removal; `computing` names state that goes only into weights which other nodes compute: never removed."""
 
     atoms: Atoms
     graph: Graph
@@ -32,6 +32,7 @@ class Context:
     blocks: list[Tensor] = field(default_factory=list)
     renormalised: list[tuple[str, int]] = field(default_factory=list)
     contracted: dict[str, str] = field(default_factory=dict)
+    computing: frozenset[str] = frozenset()
 
     def meta(self, name: str) -> TensorMeta:
         """Shape and dtype of a tensor value."""
@@ -46,6 +47,8 @@ class Context:
             assert isinstance(found, Tensor), f"{name} is not one tensor"
             return found
         meta = self.meta(name)
+        if name in self.computing:
+            return lab.empty(meta.shape)
         if name in self.factors and len(self.factors[name]) > 1:  # also the weight of a contraction
             for factor in self.factors[name]:
                 self.freeze(factor, "its weight is also used in another way")

@@ -64,6 +64,8 @@ def _computed_weight(context: Context, node: Node, channels: np.ndarray, shape: 
     for name in node.uses:
         if isinstance(context.values.get(name), Tensor):
             context.freeze(context.values[name], reason)
+    count = context.meta(bind(node)["weight"].name).shape[0]
+    context.freeze(context.atoms.fresh(count, node.module or node.name), reason)
     return lab.empty(shape)
 
 

@@ -187,6 +187,9 @@ def _pool(context: Context, node: Node) -> Any:
     small = labels
     for axis in range(first, labels.dim()):
         small = small.narrow(axis, 0, 1)
+    meta = context.metas[node.name]
+    if isinstance(meta, tuple):  # with the places of the maxima
+        return tuple(lab.squash(small.expand(item.shape)) if isinstance(item, TensorMeta) else item for item in meta)
     return lab.squash(small.expand(context.meta(node.name).shape))
 
 
