@@ -84,7 +84,11 @@ def shift_biases(graph: Graph, state: dict[str, Tensor], edits: Sequence[ShiftBi
         weight = state[bound["weight"].name]
         shift = torch.tensor(edit.shift, dtype=torch.float64, device=weight.device)
         old = bound["bias"]
-        bias = state[old.name].detach().to(torch.float64) if isinstance(old, Ref) else torch.zeros_like(shift)
+        bias = (
+            state[old.name].detach().to(torch.float64)
+            if isinstance(old, Ref)
+            else torch.zeros(weight.shape[0], dtype=torch.float64, device=weight.device)
+        )
         if shift.shape != bias.shape:
             raise PlanError(f"the plan shifts {len(edit.shift)} biases of {edit.node!r}, which has {len(bias)}.")
         own = isinstance(old, Ref) and graph.sole_user(old.name) is not None

@@ -106,3 +106,9 @@ def from_range(low: Tensor, high: Tensor, fmt: IntFormat, granularity: Granulari
     if not symmetric:
         zero = torch.clamp(torch.round(fmt.lo - low / scale.to(torch.float64)), fmt.lo, fmt.hi)
     return Quantizer(fmt, granularity, tuple(scale.tolist()), tuple(int(z) for z in zero.tolist()))
+
+
+def clips_like(quantizer: Quantizer, low: float | None, high: float | None) -> bool:
+    """Whether coding a value clips it exactly like clamp(low, high), so that the clamp can be left out."""
+    limits = torch.tensor([-torch.inf if low is None else low, torch.inf if high is None else high])
+    return quantize(limits, quantizer).tolist() == [quantizer.format.lo, quantizer.format.hi]

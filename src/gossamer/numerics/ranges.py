@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from gossamer.errors import DataError
-from gossamer.numerics.affine import Quantizer, from_range
+from gossamer.numerics.affine import Quantizer, clips_like, from_range
 from gossamer.numerics.formats import IntFormat, PerAxis, PerTensor
 from gossamer.registry import Registry
 
@@ -159,6 +159,17 @@ def choose_quantizer(state: Spread, fmt: IntFormat, method: str, *, symmetric: b
     check_spread(state, what)
     low, high = range_methods[method].choose(state, fmt, symmetric)
     return from_range(torch.tensor(low), torch.tensor(high), fmt, PerTensor(), symmetric=symmetric)
+
+
+def fit_clamp(quantizer: Quantizer, low: float | None, high: float | None) -> Quantizer:
+    """The same quantizer, with its scale a few roundings smaller where only then its codes clip like clamp(low, high)."""
+    fitted = quantizer
+    for _ in range(4):
+        if clips_like(fitted, low, high):
+            return fitted
+        scale = torch.nextafter(torch.tensor(fitted.scale), torch.zeros(len(fitted.scale)))
+        fitted = replace(fitted, scale=tuple(scale.tolist()))
+    return quantizer
 
 
 def choose_weight_quantizer(weight: Tensor, fmt: IntFormat, method: str, *, axis: int = 0) -> Quantizer:

@@ -12,19 +12,21 @@ from torch import Tensor
 
 from gossamer.batches import as_batches
 from gossamer.errors import ConfigError, PlanError
-from gossamer.numerics.affine import Quantizer, dequantize, quantize
+from gossamer.numerics.affine import Quantizer, clips_like, dequantize, quantize
 from gossamer.numerics.formats import IntFormat, PerAxis, PerTensor, parse_format
 from gossamer.numerics.moments import Moments
 from gossamer.numerics.packing import pack_steps
-from gossamer.numerics.ranges import choose_quantizer, choose_weight_quantizer, merge, range_methods, weight_range_methods
+from gossamer.numerics.ranges import choose_quantizer, choose_weight_quantizer, fit_clamp, merge, range_methods, weight_range_methods
 from gossamer.numerics.rounding import second_order_codes
 from gossamer.plan.calibrate import Calibration, calibrate
 from gossamer.plan.edits import Edit, FoldBatchNorm, QuantizeValue, RoundWeight, ShiftBias, SplitGate
 from gossamer.plan.placement import Layer, Placement, place_quantizers
-from gossamer.plan.plan import Plan
+from gossamer.plan.plan import Frozen, Plan
 from gossamer.plan.spec import TargetSpec, specs
+from gossamer.program.clamps import clip_limits
 from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
 from gossamer.program.gates import gated_activations, split_gates
+from gossamer.program.graph import Graph
 from gossamer.program.ops import op_of
 from gossamer.program.program import Program
 from gossamer.progress import OnProgress, Progress, silent
@@ -78,7 +80,7 @@ def plan_quantization(
     batches = as_batches(calibration, what="calibration")
     second = rounding == "second-order"
     seen = calibrate(prepared, batches, placement, ranges=ranges, second_moments=second, on_progress=on_progress)
-    values = _value_quantizers(placement, seen, formats.activations, ranges)
+    values = _value_quantizers(prepared.graph, placement, seen, formats.activations, ranges)
     rounded = _Rounding(prepared.state, values, seen.moments, formats.weights, weight_ranges, second, bias_correction)
     layers = tuple(rounded.edits(placement.layers, on_progress))
     return Plan(
@@ -86,7 +88,7 @@ def plan_quantization(
         model_digest=program.digest,
         weights_digest=program.weights_digest(),
         target=target,
-        frozen=placement.frozen,
+        frozen=(*placement.frozen, *_not_absorbed(prepared.graph, placement, values)),
     )
 
 
@@ -129,7 +131,7 @@ def _prepare(program: Program, spec: TargetSpec) -> tuple[Program, tuple[Edit, .
     return prepared, edits
 
 
-def _value_quantizers(placement: Placement, seen: Calibration, fmt: IntFormat, ranges: str) -> dict[str, Quantizer]:
+def _value_quantizers(graph: Graph, placement: Placement, seen: Calibration, fmt: IntFormat, ranges: str) -> dict[str, Quantizer]:
     """The quantizer of each value, one for each group."""
     quantizers: dict[str, Quantizer] = {}
     for group in placement.groups:
@@ -138,8 +140,25 @@ def _value_quantizers(placement: Placement, seen: Calibration, fmt: IntFormat, r
         else:
             spread = reduce(merge, (seen.spreads[name] for name in group.roots))
             quantizer = choose_quantizer(spread, fmt, ranges, symmetric=False, what=f"the value {group.roots[0]!r}")
+            limits = _absorbed_limits(graph, placement, group.roots[0])
+            quantizer = fit_clamp(quantizer, *limits) if limits is not None and len(group.roots) == 1 else quantizer
         quantizers.update(dict.fromkeys(group.values, quantizer))
     return quantizers
+
+
+def _absorbed_limits(graph: Graph, placement: Placement, name: str) -> tuple[float | None, float | None] | None:
+    """Limits of a clamp whose result has the codes of the op before it; None for any other value."""
+    node = graph.by_name.get(name)
+    return clip_limits(node) if node is not None and node.uses and node.uses[0] in placement.integer else None
+
+
+def _not_absorbed(graph: Graph, placement: Placement, quantizers: Mapping[str, Quantizer]) -> Iterator[Frozen]:
+    """Clamps that codes shared with other values cannot replace: they and the op before them stay float."""
+    for name, quantizer in quantizers.items():
+        limits = _absorbed_limits(graph, placement, name)
+        if limits is not None and not clips_like(quantizer, *limits) and graph.by_name[name].uses[0] not in quantizers:
+            node = graph.by_name[graph.by_name[name].uses[0]]
+            yield Frozen(f"{node.module or node.name} ({op_of(node).onnx})", f"the codes of {name!r} do not clip like it")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gossamer.errors import DataError, PlanError, UnsupportedOp
-from gossamer.numerics.affine import Quantizer, dequantize, quantize
+from gossamer.numerics.affine import clips_like, dequantize, quantize
 from gossamer.plan.placement import Site, has_weight, inference_graph
 from gossamer.plan.spec import specs
 from gossamer.program.clamps import clip_limits
@@ -24,6 +24,7 @@ from gossamer.program.shapes import infer_shapes
 from gossamer.targets.float32_kernels import CodeCall, Kernel, kernels, pass_on
 
 Array = npt.NDArray[Any]
+_REQUANTIZATION = "float32-half-even"  # what the kernels of float32_kernels compute
 
 
 def simulate(program: Program, *inputs: Tensor) -> Any:
@@ -51,7 +52,7 @@ class Simulator:
         if not program.quantizers:
             raise PlanError("the network is not quantized, so there are no integers to simulate; call it instead.")
         spec = specs[program.target]
-        if spec.requantization != "float32-half-even":
+        if spec.requantization != _REQUANTIZATION:
             raise UnsupportedOp(spec.requantization, "", needed="simulation", way_out="choose a target with float32 requantization")
         self.program = program
         self._state = {name: tensor.detach().cpu() for name, tensor in program.state.items()}
@@ -110,7 +111,7 @@ class Simulator:
             return name in spec.float_result_ops and results == (node.name,)
         if results[0] != node.name:
             limits = clip_limits(self._site.graph.by_name[results[0]])
-            return limits is not None and _clips_like(quantizers[results[0]], *limits)
+            return limits is not None and clips_like(quantizers[results[0]], *limits)
         return True
 
 
@@ -174,9 +175,3 @@ class _Walk:
         inputs = {name: (self._codes[name], self._quantizers[name]) for name in simulator._site.inputs(node)}
         numbers = {name: self._values[name] for name in node.uses if name in self._values}
         return CodeCall(node, inputs, simulator._state, self._quantizers, numbers, self._quantizers.get(results[0]))
-
-
-def _clips_like(quantizer: Quantizer, low: float | None, high: float | None) -> bool:
-    """Whether codes clip a value exactly like clamp(low, high)."""
-    limits = torch.tensor([-torch.inf if low is None else low, torch.inf if high is None else high])
-    return quantize(limits, quantizer).tolist() == [quantizer.format.lo, quantizer.format.hi]

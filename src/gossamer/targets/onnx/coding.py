@@ -7,11 +7,11 @@ value, never per reader: duplicated pairs kept 7 of 8 residual additions of a Re
 from __future__ import annotations
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from gossamer.errors import PlanError, UnsupportedOp
 from gossamer.numerics.affine import Quantizer, quantize
+from gossamer.numerics.affine import clips_like as clips_like
 from gossamer.numerics.formats import IntFormat, PerAxis
 from gossamer.targets.onnx.draft import Array, Draft
 
@@ -71,13 +71,6 @@ def bias_codes(bias: Tensor, scales: Array) -> Array:
             f"the bias of channel {channel} does not fit int32 at its layer's scale; give that channel's weight a larger scale."
         )
     return codes.astype(np.int32)
-
-
-def clips_like(quantizer: Quantizer, low: float | None, high: float | None) -> bool:
-    """Whether coding a value clips it exactly like clamp(low, high) would, so that the clamp can be left out."""
-    limits = torch.tensor([low if low is not None else -float("inf"), high if high is not None else float("inf")])
-    codes = quantize(limits, quantizer)
-    return bool(codes[0] == quantizer.format.lo) and bool(codes[1] == quantizer.format.hi)
 
 
 def _parameters(draft: Draft, quantizer: Quantizer) -> tuple[str, str, int | None]:
