@@ -15,6 +15,7 @@ from gossamer.program.ops import kinds as k
 
 
 def convolution(context: Context, node: Node) -> Tensor:
+    """Output channels are new atoms, input channels meet the weight's second axis; depthwise ones pass through."""
     bound = bind(node)
     transposed = op_of(node).kind == k.Convolution(transposed=True)
     shape = context.meta(node.name).shape
@@ -70,6 +71,7 @@ def _computed_weight(context: Context, node: Node, channels: np.ndarray, shape: 
 
 
 def linear(context: Context, node: Node) -> Tensor:
+    """Output features are new atoms, input features meet the weight's columns."""
     bound = bind(node)
     shape = context.meta(node.name).shape
     data = context.labels(bound["input"].name)
@@ -91,6 +93,7 @@ def linear(context: Context, node: Node) -> Tensor:
 
 
 def embedding(context: Context, node: Node) -> Tensor:
+    """The columns of the table are new atoms; its rows stay."""
     weight = bind(node)["weight"].name
     shape = context.meta(weight).shape
     out = context.atoms.fresh(shape[1], node.module or weight)
