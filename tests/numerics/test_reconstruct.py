@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from gossamer.numerics.reconstruct import refit
+from gossamer.numerics.reconstruct import bias_only, refit, refit_by_holdout
 
 
 def problem(samples, inputs=6, outputs=3, groups=2, seed=0):
@@ -53,3 +53,34 @@ def test_arguments_stay():
     before = [tensor.clone() for tensor in arguments]
     refit(*arguments)
     assert all(map(torch.equal, arguments, before))
+
+
+def test_plenty_of_samples_are_fitted_with_little_damping():
+    weight, x, y = problem(60)
+    assert all(map(torch.equal, refit_by_holdout(weight, x, y), refit(weight, x, y)))
+
+
+@pytest.mark.parametrize("samples", [1, 3, 9, 30])
+def test_noise_is_not_fitted(samples):
+    """Outputs that have nothing to do with the inputs, and weights that are right up to noise: the weights stay, about."""
+    weight, x, noise = problem(samples)
+    new, bias = refit_by_holdout(weight, x, weight @ x + 0.5 + 10 * noise)
+    _, fresh, _ = problem(200, seed=1)
+    wrong = (new - weight) @ fresh + bias.unsqueeze(2) - 0.5
+    fitted, shift = refit(weight, x, weight @ x + 0.5 + 10 * noise)
+    assert wrong.square().mean() <= ((fitted - weight) @ fresh + shift.unsqueeze(2) - 0.5).square().mean() * (1 + 1e-9)
+
+
+def test_few_samples_that_agree_are_fitted():
+    weight, x, _ = problem(30)
+    truth = weight + 1
+    new, bias = refit_by_holdout(weight, x, truth @ x)
+    assert (new - truth).abs().max() < 0.1
+    assert bias.abs().max() < 0.3
+
+
+def test_bias_only_makes_the_means_equal():
+    weight, x, y = problem(7)
+    same, bias = bias_only(weight, x, y)
+    assert torch.equal(same, weight)
+    assert torch.allclose((same @ x + bias.unsqueeze(2)).mean(2), y.mean(2))

@@ -18,7 +18,7 @@ from gossamer.errors import DataError
 from gossamer.program.program import Program
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-PROBES = 32  # random sign vectors that squares are estimated with, at least, over all batches together
+PROBES = 16  # random sign vectors that squares are estimated with, at least, over all batches together
 
 
 def gather(needs: str, program: Program, batches: Batches, loss: Loss | None, seed: int) -> Mapping[str, Tensor]:

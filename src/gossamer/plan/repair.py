@@ -19,7 +19,7 @@ from gossamer.batches import Batches
 from gossamer.coupling import analyse
 from gossamer.coupling.kept import keep_table, state_keeps
 from gossamer.errors import ConfigError, DataError, PlanError
-from gossamer.numerics.reconstruct import refit
+from gossamer.numerics.reconstruct import bias_only, refit_by_holdout
 from gossamer.plan.columns import has_columns, layer_columns
 from gossamer.plan.edits import KeepChannels
 from gossamer.plan.plan import Frozen, Plan
@@ -193,11 +193,9 @@ class _Targets:
                 y = y.reshape(len(x), matrix.shape[1], -1)
                 if not torch.isfinite(x).all() or not torch.isfinite(y).all():
                     raise DataError(f"the calibration data makes NaN or infinite values at {node.name!r}; clean the data or the weights.")
+                new, shift = (refit_by_holdout if method == "least_squares" else bias_only)(matrix, x, y)
                 if method == "least_squares":
-                    new, shift = refit(matrix, x, y)
                     walk.change(name, new.reshape(weight.shape))
-                else:
-                    shift = (y - matrix @ x).mean(2)
                 walk.shift(node, shift.flatten())
 
         return run
