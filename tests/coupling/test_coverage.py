@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gossamer.apply.engine import apply
+from gossamer.coupling import analyse
 from gossamer.plan.pruning import plan_pruning
 from gossamer.plan.score import score
 from gossamer.program.capture import capture
@@ -99,6 +100,35 @@ class PooledWithPlaces(nn.Module):
 
     def forward(self, x):
         return self.head(F.adaptive_max_pool2d(self.stem(x), 4))
+
+
+class Rotary(nn.Module):
+    """Attention with rotary embeddings, neighbours in pairs (EVA) or halves (Llama)."""
+
+    def __init__(self, half):
+        super().__init__()
+        self.half = half
+        self.qkv, self.proj = nn.Linear(8, 48), nn.Linear(16, 2)
+        self.register_buffer("table", torch.rand(5, 16))
+
+    def rotate(self, x):
+        cos, sin = self.table.tensor_split(2, -1)
+        if self.half:
+            return x * cos + torch.cat([-x[..., 4:], x[..., :4]], -1) * sin
+        return x * cos + torch.stack([-x[..., 1::2], x[..., ::2]], -1).reshape(x.shape) * sin
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).reshape(-1, 5, 3, 2, 8).permute(2, 0, 3, 1, 4).unbind(0)
+        y = F.scaled_dot_product_attention(self.rotate(q), self.rotate(k), v)
+        return self.proj(y.transpose(1, 2).reshape(-1, 5, 16)).mean(1)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_rotated_pairs_stay_together(half):
+    program = capture(Rotary(half).eval(), torch.randn(2, 5, 8))
+    analysis = analyse(program)
+    assert [group.size for group in analysis.groups if group.prunable] == [4]  # pairs of widths, of all heads at once
+    assert pruned_groups(Rotary(half), (5, 8)) == {"qkv"}
 
 
 @pytest.mark.parametrize(

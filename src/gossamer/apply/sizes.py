@@ -71,7 +71,7 @@ def _slice(node: Node, analysis: Analysis, table: np.ndarray) -> Node:
     labels = _source_labels(analysis, bound["self"])
     axis = bound["dim"] % labels.dim()
     vector = axis_keeps(labels, table).get(axis)
-    if vector is None:
+    if vector is None or bound["step"] != 1:  # a slice with steps takes the same of each block, up to the end
         return node
 
     def moved(position: Arg, default: int) -> Arg:
@@ -133,6 +133,8 @@ _RULES: Mapping[str, Callable[[Node, Analysis, np.ndarray], Node]] = {
     "aten.split.Tensor": _split,
     "aten.split_with_sizes.default": _split,
     "aten.chunk.default": _split,
+    "aten.tensor_split.indices": _split,
+    "aten.tensor_split.sections": _split,
     "aten.slice.Tensor": _slice,
     "aten.narrow.default": _narrow,
     "aten.layer_norm.default": _layer_norm,

@@ -23,7 +23,8 @@ ORDERLY = frozenset(
     for name in (
         "reshape.default view.default flatten.using_ints unflatten.int squeeze.dim squeeze.dims squeeze.default unsqueeze.default "
         "expand.default expand_as.default permute.default transpose.int t.default numpy_T.default movedim.int movedim.intlist "
-        "cat.default concat.default stack.default split.Tensor split_with_sizes.default chunk.default unbind.int"
+        "cat.default concat.default stack.default split.Tensor split_with_sizes.default chunk.default unbind.int "
+        "tensor_split.indices tensor_split.sections"
     ).split()
 )
 PADS = ("aten.constant_pad_nd.default", "aten.pad.default")
@@ -152,6 +153,8 @@ def _check_order(context: Context, node: Node, sources: Mapping[str, Any]) -> No
     """
     if node.op in ("aten.slice.Tensor", "aten.narrow.default") and bind(node).get("step", 1) == 1:
         return
+    if node.op == "aten.slice.Tensor" and _keeps_blocks(context, node, next(iter(sources.values()))):
+        return
     merged = {name: _last_axis_only(labels) if isinstance(labels, Tensor) else labels for name, labels in sources.items()}
     before = [_sequence(item) for item in merged.values() if isinstance(item, Tensor)]
     result = _move(context, node, merged)
@@ -160,6 +163,20 @@ def _check_order(context: Context, node: Node, sources: Mapping[str, Any]) -> No
         if not any(np.array_equal(after, other) for other in before):
             for other in before:
                 context.freeze(other, f"{node.op.split('.')[1]} moves its positions in {node.module or node.name}")
+
+
+def _keeps_blocks(context: Context, node: Node, labels: Tensor) -> bool:
+    """Every step-th position of whole blocks, as rotary embeddings take them: positions of one block stay together."""
+    bound = bind(node)
+    axis, step = bound["dim"] % labels.dim(), bound["step"]
+    if axis not in lab.varying(labels):
+        return True
+    start, end, size = bound["start"] or 0, bound["end"], labels.shape[axis]
+    if size % step or not isinstance(start, int) or not 0 <= start < step or not (end is None or (isinstance(end, int) and end >= size)):
+        return False
+    moved = np.moveaxis(lab.essence(labels), axis, -1)
+    context.atoms.merge_along(moved.reshape(*moved.shape[:-1], size // step, step), moved.ndim)
+    return True
 
 
 def _sequence(labels: Tensor) -> np.ndarray:
