@@ -5,6 +5,7 @@ from torch import nn
 
 from gossamer.errors import ConfigError, DataError, PlanError
 from gossamer.numerics.saliency import criteria
+from gossamer.plan import evidence
 from gossamer.plan.score import score
 from gossamer.program.capture import capture
 from networks import RandomNetwork
@@ -252,3 +253,11 @@ def test_nan_weights_are_told():
         program.state["0.weight"][0] = torch.nan
     with pytest.raises(DataError, match="'l2' gives NaN for '0'"):
         score(program, "l2")
+
+
+@pytest.mark.parametrize("name", ["taylor", "activation"])
+def test_large_batches_are_worked_on_in_parts(name, monkeypatch):
+    _, program = with_norm()
+    whole = score(program, name, data()).values["0"]
+    monkeypatch.setattr(evidence, "MEMORY_BYTES", 5000)
+    assert score(program, name, data()).values["0"] == pytest.approx(whole, rel=1e-4)

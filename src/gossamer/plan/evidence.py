@@ -11,14 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gossamer.batches import Batches, check_labels
+from gossamer.batches import Batch, Batches, check_labels
 from gossamer.coupling import Analysis
 from gossamer.coupling import labels as lab
 from gossamer.errors import DataError
 from gossamer.program.program import Program
+from gossamer.program.shapes import TensorMeta, infer_shapes
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 PROBES = 16  # random sign vectors that squares are estimated with, at least, over all batches together
+MEMORY_BYTES = 2**30  # of results held for a backward pass; larger batches are worked on in parts
 
 
 def gather(needs: str, program: Program, batches: Batches, loss: Loss | None, seed: int) -> Mapping[str, Tensor]:
@@ -36,8 +38,9 @@ def gather(needs: str, program: Program, batches: Batches, loss: Loss | None, se
         generator = torch.Generator().manual_seed(seed)
         draws = math.ceil(PROBES / max(len(batches), 1))
         samples = 0
-        for inputs, target in batches:
-            outputs = copy(*(tensor.to(copy.device) for tensor in inputs))
+        most = max(1, MEMORY_BYTES // max(1, (2 + 2 * (needs == "curvature")) * _bytes_per_sample(program)))
+        for inputs, target in _parts(program, batches, most):
+            outputs = copy(*inputs)
             samples += inputs[0].shape[0]
             for squares in method(outputs, target, loss, unique, generator, draws):
                 for total, part in zip(totals, squares, strict=True):
@@ -63,11 +66,33 @@ def activation_sizes(program: Program, analysis: Analysis, names: Iterable[str],
     watchers = dict.fromkeys(names, watch)
     copy = program.copy().eval()
     with torch.inference_mode():
-        for inputs, _ in batches:
+        for inputs, _ in _parts(program, batches, max(1, MEMORY_BYTES // max(1, _bytes_per_sample(program)))):
             batch = inputs[0].shape[0]
             samples += batch
-            copy.run(*(tensor.to(copy.device) for tensor in inputs), observe=watchers)
+            copy.run(*inputs, observe=watchers)
     return {name: total / samples for name, total in totals.items()}
+
+
+def _bytes_per_sample(program: Program) -> int:
+    """Bytes of all results together: what a backward pass holds."""
+    metas = infer_shapes(program, batch=1)
+    results = (metas[node.name] for node in program.graph.nodes)
+    return sum(meta.size_bytes for meta in results if isinstance(meta, TensorMeta))
+
+
+def _parts(program: Program, batches: Batches, most: int) -> Iterator[Batch]:
+    """Batches of at most `most` samples, on the network's device; of a network of fixed batch size as they come."""
+    fixed = any(not spec.shape or spec.shape[0] is not None for spec in program.inputs)
+    for inputs, target in batches:
+        inputs = tuple(tensor.to(program.device) for tensor in inputs)
+        target = None if target is None else target.to(program.device)
+        count = inputs[0].shape[0] if inputs[0].dim() else 1
+        if fixed or count <= most:
+            yield inputs, target
+            continue
+        for start in range(0, count, most):
+            part = slice(start, start + most)
+            yield tuple(tensor[part] for tensor in inputs), None if target is None else target[part]
 
 
 Parts = Iterator[list[Tensor]]

@@ -36,7 +36,7 @@ def score(program: Program, criterion: str = "l2", batches: Any = None, loss: Lo
     criterion  a name from numerics.saliency.criteria
     batches    data in any form that gossamer takes; needed by criteria that use gradients or activations
     loss       (outputs, target) -> scalar for those that use a loss; cross-entropy by default. For "fisher" it is called
-               with one sample at a time
+               with one sample at a time, for others with parts of batches that are too large to work on at once
 
     A group without any carrier of the criterion (such as "bn_scale" where no norm follows) is infinitely important: the
     criterion says nothing about it, so it goes last.
