@@ -12,8 +12,10 @@ from torch import nn
 
 from gossamer.apply.engine import apply
 from gossamer.errors import DataError, PlanError, UnsupportedOp
-from gossamer.numerics.affine import quantize
+from gossamer.numerics.affine import Quantizer, quantize
 from gossamer.numerics.distance import sqnr_db
+from gossamer.numerics.formats import IntFormat, PerTensor
+from gossamer.numerics.integer import add_codes
 from gossamer.plan.quantization import plan_quantization
 from gossamer.program.capture import capture
 from gossamer.targets.simulate import Simulator, simulate
@@ -145,3 +147,33 @@ def test_a_rounding_without_simulation_is_refused(monkeypatch):
     monkeypatch.setattr("gossamer.targets.simulate._REQUANTIZATION", "other")
     with pytest.raises(UnsupportedOp, match="no simulation rule for float32-half-even"):
         simulate(program, torch.randn(2, 4))
+
+
+def test_additions_are_exact_over_all_codes():
+    """The kernel alone, for random scales and zero points: every pair of codes."""
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    names = ["a", "sa", "za", "b", "sb", "zb", "sc", "zc"]
+    kinds = {"s": TensorProto.FLOAT}
+    ports = [helper.make_tensor_value_info(name, kinds.get(name[0], TensorProto.UINT8), ["n"] if name in "ab" else []) for name in names]
+    node = helper.make_node("QLinearAdd", names, ["c"], domain="com.microsoft")
+    graph = helper.make_graph([node], "g", ports, [helper.make_tensor_value_info("c", TensorProto.UINT8, ["n"])])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    random = np.random.default_rng(0)
+    left, right = (codes.reshape(-1).astype(np.uint8) for codes in np.meshgrid(np.arange(256), np.arange(256)))
+    for _ in range(20):
+        scales = [np.float32(2.0 ** random.uniform(-6, 2)) for _ in range(2)]
+        scales.append(np.float32(sum(scales) * random.uniform(0.5, 1.2)))
+        zeros = random.integers(0, 256, 3).astype(np.uint8)
+        values = [left, scales[0], zeros[0], right, scales[1], zeros[1], scales[2], zeros[2]]
+        got = session.run(None, {name: np.asarray(value) for name, value in zip(names, values, strict=True)})[0]
+        quantizers = [
+            Quantizer(IntFormat(bits=8, signed=False), PerTensor(), (float(s),), (int(z),)) for s, z in zip(scales, zeros, strict=True)
+        ]
+        found = add_codes(torch.from_numpy(left).float(), torch.from_numpy(right).float(), tuple(quantizers))
+        assert np.abs(found.numpy() - got).max() <= 1  # what is promised
+        if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512"):  # with fused multiply-add
+            assert (found.numpy() == got).all()

@@ -67,8 +67,9 @@ def add_codes(left: Tensor, right: Tensor, quantizers: tuple[Quantizer, Quantize
     step = np.float32(result.scale[0])
     ratios = [np.float32(q.scale[0]) / step for q in (one, two)]
     zeros = [np.float32(q.zero_point[0]) for q in (one, two)]
-    fixed = np.float32(result.zero_point[0]) - (ratios[0] * zeros[0] + ratios[1] * zeros[1])
-    inner = _fused(right, ratios[1], torch.tensor(fixed))
+    # the compiler of ONNX Runtime fuses one of these products, too: found on 20 million sums
+    offset = np.float32(np.float64(ratios[0]) * np.float64(zeros[0]) + np.float64(ratios[1] * zeros[1]))
+    inner = _fused(right, ratios[1], torch.tensor(np.float32(result.zero_point[0]) - offset))
     return _saturate(_fused(left, ratios[0], inner), result)
 
 
