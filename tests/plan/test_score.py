@@ -6,6 +6,7 @@ from torch import nn
 from gossamer.errors import ConfigError, DataError, PlanError
 from gossamer.numerics.saliency import criteria
 from gossamer.plan import evidence
+from gossamer.plan.pruning import plan_pruning
 from gossamer.plan.score import score
 from gossamer.program.capture import capture
 from networks import RandomNetwork
@@ -261,3 +262,10 @@ def test_large_batches_are_worked_on_in_parts(name, monkeypatch):
     whole = score(program, name, data()).values["0"]
     monkeypatch.setattr(evidence, "MEMORY_BYTES", 5000)
     assert score(program, name, data()).values["0"] == pytest.approx(whole, rel=1e-4)
+
+
+def test_groups_without_a_norm_go_last():
+    network = nn.Sequential(nn.Conv2d(2, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3))
+    program = capture(network.eval(), torch.zeros(2, 2, 4, 4))
+    plan = plan_pruning(program, score(program, "bn_scale"), 0.4)
+    assert [edit.group for edit in plan.edits] == ["0"]
