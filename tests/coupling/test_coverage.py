@@ -102,6 +102,16 @@ class PooledWithPlaces(nn.Module):
         return self.head(F.adaptive_max_pool2d(self.stem(x), 4))
 
 
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.recurrent = nn.Conv1d(3, 8, 1), nn.LSTM(8, 6, batch_first=True)
+        self.hidden, self.head = nn.Linear(6, 8), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.head(self.hidden(self.recurrent(self.stem(x).transpose(1, 2))[0]).relu())
+
+
 class Rotary(nn.Module):
     """Attention with rotary embeddings, neighbours in pairs (EVA) or halves (Llama)."""
 
@@ -123,6 +133,37 @@ class Rotary(nn.Module):
         return self.proj(y.transpose(1, 2).reshape(-1, 5, 16)).mean(1)
 
 
+class ProductsPerChannel(nn.Module):
+    """bat_resnext: each channel is multiplied with a matrix of its own, which carries nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.mid, self.head = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 8, 1), nn.Conv2d(8, 2, 1)
+        self.register_buffer("table", torch.randint(3, (8, 1, 1)))
+
+    def forward(self, x):
+        return self.head(self.mid(self.stem(x)) @ self.table.float().expand(8, 8, 8))
+
+
+class Gated(nn.Module):
+    """A gated linear unit behind PReLUs, with one slope and with one per channel."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 16, 1), nn.Conv2d(8, 2, 1)
+        self.one, self.each = nn.PReLU(), nn.PReLU(16)
+
+    def forward(self, x):
+        return self.head(F.glu(self.each(self.one(self.stem(x))), 1))
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes")
+def test_recurrent_layers_are_counted_and_stay():
+    assert pruned_groups(Recurrent(), (3, 5)) == {"hidden"}
+    program = capture(Recurrent().eval(), torch.randn(2, 3, 5))
+    assert program.cost().macs == 5 * (3 * 8 + 24 * (8 + 6) + 6 * 8 + 8 * 2)
+
+
 @pytest.mark.parametrize("half", [False, True])
 def test_rotated_pairs_stay_together(half):
     program = capture(Rotary(half).eval(), torch.randn(2, 5, 8))
@@ -140,6 +181,8 @@ def test_rotated_pairs_stay_together(half):
         (RepeatedFactors, {"stem"}),
         (Standardized, {"tail"}),
         (PooledWithPlaces, {"stem"}),
+        (Gated, {"stem"}),
+        (ProductsPerChannel, {"stem"}),
     ],
 )
 def test_removal_is_proven(network, groups):

@@ -156,7 +156,16 @@ def _product(context: Context, node: Node, left: Tensor, right: Tensor, shape: S
             return _give_up(context, node, tuple(carrying), shape)
         _give_up(context, node, tuple(labels for labels in carrying if labels is not outer[0]), shape)
         return outer[0]
+    if carrying and _is_stopped(carrying[0], right if carrying[0] is passing[0] else left):
+        return _give_up(context, node, tuple(carrying), shape)
     return carrying[0] if carrying else lab.empty(shape)
+
+
+def _is_stopped(labels: Tensor, other: Tensor) -> bool:
+    """Whether labels of the result lie along a batch axis that the other operand fills without carrying them."""
+    axis = max(lab.varying(labels), default=labels.dim())
+    own = axis - (labels.dim() - other.dim())
+    return axis < labels.dim() - 2 and own >= 0 and other.shape[own] > 1
 
 
 def _inner(context: Context, labels: Tensor) -> np.ndarray:

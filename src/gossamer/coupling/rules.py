@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gossamer.coupling import contract, norms
 from gossamer.coupling import labels as lab
-from gossamer.coupling.context import Context, aligned
+from gossamer.coupling.context import Context, aligned, feature
 from gossamer.program.graph import Node, Ref, map_refs
 from gossamer.program.ops import bind, function, op_of
 from gossamer.program.ops import kinds as k
@@ -249,6 +249,22 @@ def _softmax(context: Context, node: Node) -> Tensor:
     return labels
 
 
+def _glu(context: Context, node: Node) -> Tensor:
+    """Both halves lose the same positions."""
+    bound = bind(node)
+    labels = context.labels(bound["self"].name)
+    first, second = labels.chunk(2, bound["dim"])
+    return _meet(context, lab.squash(first), lab.squash(second))
+
+
+def _channel_scale(context: Context, node: Node) -> Tensor:
+    bound = bind(node)
+    labels = context.labels(bound["self"].name)
+    if context.meta(bound["weight"].name).numel > 1:
+        context.tie_vector(bound["weight"], feature(context, labels, 1))
+    return labels
+
+
 def _insert(context: Context, node: Node) -> Tensor:
     """Part of one axis replaced: along all other axes both carry the same."""
     bound = bind(node)
@@ -311,8 +327,11 @@ RULES: Mapping[type, Rule] = {
     k.Reduction: _reduction,
     k.Softmax: _softmax,
     k.Insert: _insert,
+    k.Glu: _glu,
+    k.ChannelScale: _channel_scale,
     k.Factory: _nothing,
     k.Scalar: _scalar,
+    k.Recurrent: _opaque,
     k.Mixing: _opaque,
     k.Opaque: _opaque,
 }

@@ -12,7 +12,7 @@ from torch import nn
 from gossamer.errors import UnsupportedOp
 from gossamer.program.graph import Node, Ref
 from gossamer.program.ops import bind, op_of
-from gossamer.program.ops.kinds import Attention, Convolution, Linear, MatMul, Opaque
+from gossamer.program.ops.kinds import Attention, Convolution, Linear, MatMul, Opaque, Recurrent
 from gossamer.program.shapes import Meta, TensorMeta, infer_shapes, tensor_meta
 
 if TYPE_CHECKING:
@@ -71,6 +71,9 @@ def node_macs(node: Node, metas: Mapping[str, Meta]) -> int:
             query, key, value = shape("query"), shape("key"), shape("value")
             scores = torch.Size(query[:-1]).numel() * key[-2]
             return scores * (query[-1] + value[-1])
+        case Recurrent():
+            weights = [tensor_meta(metas, ref.name) for ref in bind(node)["params"]]
+            return torch.Size(shape("input")[:-1]).numel() * sum(weight.numel for weight in weights if len(weight.shape) == 2)
     return 0
 
 

@@ -3,14 +3,17 @@
 from gossamer.program.ops.kinds import (
     Attention,
     BatchNorm,
+    ChannelScale,
     Convolution,
     Embedding,
+    Glu,
     Insert,
     Linear,
     MatMul,
     Mixing,
     Opaque,
     Pool,
+    Recurrent,
     Reduction,
     Softmax,
     StatisticsNorm,
@@ -70,17 +73,18 @@ add("log_softmax.int", Softmax(), onnx="LogSoftmax")
 
 add("slice_scatter.default select_scatter.default", Insert(), onnx="Insert")
 
+add("glu.default", Glu(), onnx="Glu")
+add("prelu.default", ChannelScale(), onnx="PRelu")
+
 # they run and export; what they do to pruned channels is not known yet
-add("prelu.default", Opaque(), onnx="PRelu")
-add("glu.default", Opaque(), onnx="Glu")
 add("einsum.default", Opaque(), onnx="Einsum")
 add("addmm.default baddbmm.default", Opaque(), onnx="AddMatMul")
 add("triu.default tril.default", Opaque(), onnx="Trilu")
 add("grid_sampler.default", Opaque(), onnx="GridSample")
 add("topk.default", Opaque(), onnx="TopK")
 add("col2im.default", Mixing(), onnx="Col2Im")
-add("lstm.input", Opaque(), onnx="LSTM", training="train")
-add("gru.input", Opaque(), onnx="GRU", training="train")
-add("rnn_tanh.input rnn_relu.input", Opaque(), onnx="RNN", training="train")
+add("lstm.input", Recurrent(), onnx="LSTM", training="train")
+add("gru.input", Recurrent(), onnx="GRU", training="train")
+add("rnn_tanh.input rnn_relu.input", Recurrent(), onnx="RNN", training="train")
 add("diff.default", Opaque(), onnx="Difference")
 add("_weight_norm.default", Opaque(), onnx="WeightNorm")

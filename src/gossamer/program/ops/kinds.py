@@ -80,6 +80,16 @@ class Insert:
 
 
 @dataclass(frozen=True, slots=True)
+class Glu:
+    """The first half of axis `dim` times the sigmoid of the second half."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelScale:
+    """self (N, C, *S) and a weight (C,) or (1,) that scales its negative part."""
+
+
+@dataclass(frozen=True, slots=True)
 class Factory:
     """Makes a tensor from sizes alone; carries nothing that can be pruned. `sizes` names arguments with literal sizes."""
 
@@ -89,6 +99,11 @@ class Factory:
 @dataclass(frozen=True, slots=True)
 class Scalar:
     """Arithmetic on sizes, or picking one result out of several."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recurrent:
+    """LSTM, GRU, RNN: input (N, T, I) or (T, N, I), all weights in one list; whatever it touches is frozen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +130,11 @@ Kind = (
     | Reduction
     | Softmax
     | Insert
+    | Glu
+    | ChannelScale
     | Factory
     | Scalar
+    | Recurrent
     | Mixing
     | Opaque
 )
