@@ -21,6 +21,7 @@ NAMES = {
     "load",
     "plan_pruning",
     "plan_quantization",
+    "repair",
     "save",
     "score",
     "simulate",

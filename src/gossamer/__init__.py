@@ -1,6 +1,7 @@
 """Makes trained PyTorch networks small and fast, and proves it."""
 
 from gossamer.apply.engine import apply as apply
+from gossamer.apply.repair import repair as repair
 from gossamer.compress.loop import compress as compress
 from gossamer.compress.result import Result as Result
 from gossamer.compress.settings import Settings as Settings
@@ -38,6 +39,7 @@ __all__ = [
     "load",
     "plan_pruning",
     "plan_quantization",
+    "repair",
     "save",
     "score",
     "simulate",

@@ -207,3 +207,17 @@ def test_numpy_arrays_are_taken(tmp_path):
     arrays = {"calibration": inputs.astype(np.float64), "validation": (inputs, target)}
     result = gs.compress(network(), arrays, settings=gs.Settings(trials=1), work_dir=tmp_path)
     assert result.report.samples == 96
+
+
+def test_without_training_data_weights_are_refitted(tmp_path):
+    """Calibration alone: the refitted network is closer to the original than the one that was only cut."""
+    parts = data()
+    arrays = {"calibration": parts["train"][0], "validation": parts["validation"]}
+    budget = gs.Budget(min_size_ratio=4.5)
+    result = gs.compress(network(), arrays, budget=budget, settings=gs.Settings(trials=2, batch=8), work_dir=tmp_path)
+    trial = result.trials[-1]
+    program, x = result.original.program, parts["validation"][0]
+    cut = gs.apply(program, trial.plans["pruning"])
+    error = {name: float((net(x) - program(x)).detach().norm()) for name, net in {"cut": cut, "refitted": trial.pruned}.items()}
+    assert trial.removed_ratio > 0
+    assert error["refitted"] < 0.7 * error["cut"]

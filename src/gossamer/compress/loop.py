@@ -50,7 +50,7 @@ def compress(
 
     model     any nn.Module that torch.export captures, or a Program; left as it is
     data      Data(train, calibration, validation) or a mapping with these keys; each part an iterable of
-              (inputs, target) batches, a Dataset, or arrays. Without train nothing is fine-tuned
+              (inputs, target) batches, a Dataset, or arrays. Without train, weights are refitted on calibration data
     budget    limits on the artifact; without one, quantization only is tried and reported
     metric    a name ("top1", "top5") or a function (outputs, targets) -> float, higher is better
     output    for a model that returns more than one tensor: key, index or function, see `capture`

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gossamer.apply.engine import apply
+from gossamer.apply.repair import repair
 from gossamer.batches import Batches, as_batches
 from gossamer.compress.settings import Settings
 from gossamer.data.source import Data
@@ -89,7 +90,7 @@ def run_trial(job: Job, removed_ratio: float, folder: Path, scores: Callable[[],
         return Trial(removed_ratio, Report.from_dict(read_json(done, "report")), folder)
     program, settings = job.program, job.settings
     pruning = plan_removal(program, scores(), removed_ratio, settings.target) if removed_ratio else Plan((), program.digest)
-    pruned = _fine_tune(job, apply(program, pruning), folder) if pruning.edits else program
+    pruned = _recover(job, apply(program, pruning), pruning, folder) if pruning.edits else program
     quantization = plan_quantization(pruned, calibration(job.data), target=settings.target, on_progress=job.on_progress)
     quantized = apply(pruned, quantization)
     artifact = export(quantized, folder / artifact_name(settings.target), target=settings.target)
@@ -122,9 +123,10 @@ def plan_removal(program: Program, scores: Scores, removed_ratio: float, target:
     return plan_pruning(program, scores, removed_ratio, multiple=multiple)
 
 
-def _fine_tune(job: Job, pruned: Program, folder: Path) -> Program:
+def _recover(job: Job, pruned: Program, pruning: Plan, folder: Path) -> Program:
+    """Win accuracy back: by fine-tuning with training data, else by refitting weights on calibration data."""
     if job.data.train is None or not job.settings.epochs:
-        return pruned
+        return repair(pruned, job.program, pruning, calibration(job.data), on_progress=job.on_progress)
     return fit(
         pruned,
         as_batches(job.data.train, what="training", shuffle=True),
