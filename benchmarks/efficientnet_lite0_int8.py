@@ -131,7 +131,8 @@ def main() -> None:
     rows = [row(method, logits, latency, seconds, sizes) for method in METHODS]
     setting = (
         f"{CALIBRATION} crops of 5 photos to calibrate, {2 * EVALUATION} crops of these and 5 other photos to evaluate; batch 1, "
-        "latency in turns; calibration is the time from the captured network (theirs: from the FP32 file) to the INT8 file."
+        "median latency in turns; calibration is the time from the captured network (theirs: from the FP32 file) to the INT8 file, "
+        "ours on one thread, theirs on as many as it takes."
     )
     facts = header(("torch", "onnxruntime", "numpy"), threads=THREADS, seed=SEED, n=2 * EVALUATION, setting=setting)
     write("efficientnet_lite0_int8", {**facts, "rows": rows})
@@ -152,6 +153,8 @@ def row(method: str, logits: dict[str, Tensor], latency: Any, seconds: dict[str,
         "sqnr_db": round(sqnr_db(true, got), 2),
         "speedup": round(fp32_ms / own_ms, 3),
         "latency_ms": round(own_ms, 3),
+        "latency_p10_ms": round(latency.of[method].p10_ms, 3),
+        "latency_p90_ms": round(latency.of[method].p90_ms, 3),
         "fp32_latency_ms": round(fp32_ms, 3),
         "seconds": round(seconds[method], 2),
         "size_bytes": sizes[method],
