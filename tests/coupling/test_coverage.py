@@ -145,6 +145,20 @@ class ProductsPerChannel(nn.Module):
         return self.head(self.mid(self.stem(x)) @ self.table.float().expand(8, 8, 8))
 
 
+class ZeroedBias(nn.Module):
+    """Swin V2 of torchvision: the keys' part of a bias is set to zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.head = nn.Linear(3, 12), nn.Linear(4, 2)
+
+    def forward(self, x):
+        bias = self.qkv.bias.clone()
+        bias[4:8].zero_()
+        q, k, v = F.linear(x, self.qkv.weight, bias).chunk(3, -1)
+        return self.head(F.scaled_dot_product_attention(q, k, v).mean(1))
+
+
 class Gated(nn.Module):
     """A gated linear unit behind PReLUs, with one slope and with one per channel."""
 
@@ -162,6 +176,10 @@ def test_recurrent_layers_are_counted_and_stay():
     assert pruned_groups(Recurrent(), (3, 5)) == {"hidden"}
     program = capture(Recurrent().eval(), torch.randn(2, 3, 5))
     assert program.cost().macs == 5 * (3 * 8 + 24 * (8 + 6) + 6 * 8 + 8 * 2)
+
+
+def test_a_zeroed_part_of_a_bias_is_removed_with_the_rest():
+    assert pruned_groups(ZeroedBias(), (5, 3)) == {"qkv"}
 
 
 @pytest.mark.parametrize("half", [False, True])

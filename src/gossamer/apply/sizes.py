@@ -136,6 +136,7 @@ _RULES: Mapping[str, Callable[[Node, Analysis, np.ndarray], Node]] = {
     "aten.tensor_split.indices": _split,
     "aten.tensor_split.sections": _split,
     "aten.slice.Tensor": _slice,
+    "aten.slice_scatter.default": _slice,
     "aten.narrow.default": _narrow,
     "aten.layer_norm.default": _layer_norm,
     "aten.rms_norm.default": _layer_norm,
