@@ -276,7 +276,8 @@ def _insert(context: Context, node: Node) -> Tensor:
     if any(axis in lab.varying(labels) for labels in (base, part)):
         sources = {bound["self"].name: base, bound["src"].name: part}
         written = _move(context, node, sources) if node.op == "aten.slice_scatter.default" and bound["step"] == 1 else None
-        if written is not None and np.array_equal(*map(context.atoms.find, aligned(written, base))):
+        after, before = aligned(base if written is None else written, base)
+        if written is not None and np.array_equal(context.atoms.find(after), context.atoms.find(before)):
             return base  # what is written goes where its own positions are, such as zeros in a part of a bias
         for labels in (base, part):
             context.freeze(labels, f"{node.op.split('.')[1]} writes along the axis that carries it in {node.module or node.name}")
