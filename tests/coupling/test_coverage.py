@@ -159,6 +159,19 @@ class ZeroedBias(nn.Module):
         return self.head(F.scaled_dot_product_attention(q, k, v).mean(1))
 
 
+class EinsumAttention(nn.Module):
+    """MaxViT of torchvision: attention written as sums of products."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.head = nn.Linear(3, 24), nn.Linear(8, 2)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).reshape(-1, 5, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind(0)
+        y = torch.einsum("bhij, bhjd -> bhid", torch.einsum("bhid, bhjd -> bhij", q, k).softmax(-1), v)
+        return self.head(y.transpose(1, 2).reshape(-1, 5, 8)).mean(1)
+
+
 class Gated(nn.Module):
     """A gated linear unit behind PReLUs, with one slope and with one per channel."""
 
@@ -176,6 +189,11 @@ def test_recurrent_layers_are_counted_and_stay():
     assert pruned_groups(Recurrent(), (3, 5)) == {"hidden"}
     program = capture(Recurrent().eval(), torch.randn(2, 3, 5))
     assert program.cost().macs == 5 * (3 * 8 + 24 * (8 + 6) + 6 * 8 + 8 * 2)
+
+
+def test_attention_written_as_einsum():
+    assert pruned_groups(EinsumAttention(), (5, 3)) == {"qkv"}
+    assert capture(EinsumAttention().eval(), torch.randn(2, 5, 3)).cost().macs == 5 * 3 * 24 + 2 * 2 * 5 * 5 * 4 + 5 * 8 * 2
 
 
 def test_a_zeroed_part_of_a_bias_is_removed_with_the_rest():

@@ -116,6 +116,32 @@ def matmul(context: Context, node: Node) -> Tensor:
     return _product(context, node, left, right.transpose(-1, -2), shape)
 
 
+def einsum(context: Context, node: Node) -> Tensor:
+    """Two operands that a matrix product can stand for; whatever other sums touch stays."""
+    bound = bind(node)
+    terms, _, out = bound["equation"].replace(" ", "").partition("->")
+    letters = terms.split(",")
+    carriers = tuple(context.labels(ref.name) for ref in bound["tensors"])
+    shape = context.meta(node.name).shape
+    shared = [letter for letter in letters[0] if len(letters) == 2 and letter in letters[1]]
+    inner = [letter for letter in shared if letter not in out]
+    outer = [[letter for letter in term if letter not in shared] for term in letters]
+    batch = [letter for letter in shared if letter in out]
+    plain = all(len(set(term)) == len(term) and term.isalpha() for term in (*letters, out))
+    if not plain or len(letters) != 2 or [len(inner), *map(len, outer)] != [1, 1, 1]:
+        return _give_up(context, node, carriers, shape)
+    left, right = (
+        lab.squash(labels.permute([term.index(letter) for letter in (*batch, *own, *inner)]))
+        for term, own, labels in zip(letters, outer, carriers, strict=True)
+    )
+    made = [*batch, *outer[0], *outer[1]]
+    if sorted(made) != sorted(out):
+        return _give_up(context, node, carriers, shape)
+    context.contracted[node.name] = bound["tensors"][0].name
+    result = _product(context, node, left, right, [shape[out.index(letter)] for letter in made])
+    return lab.squash(result.permute([made.index(letter) for letter in out]))
+
+
 def attention(context: Context, node: Node) -> Tensor:
     """softmax(q k^T) v: queries and keys are contracted over their last axis, values pass through."""
     bound = bind(node)

@@ -324,6 +324,7 @@ RULES: Mapping[type, Rule] = {
     k.Convolution: contract.convolution,
     k.Linear: contract.linear,
     k.MatMul: contract.matmul,
+    k.Einsum: contract.einsum,
     k.Attention: contract.attention,
     k.Embedding: contract.embedding,
     k.BatchNorm: norms.batch_norm,

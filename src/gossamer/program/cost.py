@@ -12,7 +12,7 @@ from torch import nn
 from gossamer.errors import UnsupportedOp
 from gossamer.program.graph import Node, Ref
 from gossamer.program.ops import bind, op_of
-from gossamer.program.ops.kinds import Attention, Convolution, Linear, MatMul, Opaque, Recurrent
+from gossamer.program.ops.kinds import Attention, Convolution, Einsum, Linear, MatMul, Opaque, Recurrent
 from gossamer.program.shapes import Meta, TensorMeta, infer_shapes, tensor_meta
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ def node_macs(node: Node, metas: Mapping[str, Meta]) -> int:
             return tensor_meta(metas, node.name).numel * shape("weight")[1]
         case MatMul(left=left):
             return tensor_meta(metas, node.name).numel * shape(left)[-1]
+        case Einsum():
+            return _einsum_macs(node, metas)
         case Attention():
             query, key, value = shape("query"), shape("key"), shape("value")
             scores = torch.Size(query[:-1]).numel() * key[-2]
@@ -75,6 +77,21 @@ def node_macs(node: Node, metas: Mapping[str, Meta]) -> int:
             weights = [tensor_meta(metas, ref.name) for ref in bind(node)["params"]]
             return torch.Size(shape("input")[:-1]).numel() * sum(weight.numel for weight in weights if len(weight.shape) == 2)
     return 0
+
+
+def _einsum_macs(node: Node, metas: Mapping[str, Meta]) -> int:
+    """The product of the sizes of all letters; an ellipsis stands for the leading axes of the operand that has most."""
+    bound = bind(node)
+    sizes: dict[str, int] = {}
+    leading = 1
+    for term, ref in zip(bound["equation"].replace(" ", "").split("->")[0].split(","), bound["tensors"], strict=True):
+        shape = tensor_meta(metas, ref.name).shape
+        letters = term.replace("...", "")
+        if "..." in term:
+            leading = max(leading, torch.Size(shape[: len(shape) - len(letters)]).numel())
+            shape = shape[len(shape) - len(letters) :]
+        sizes |= {letter: max(size, sizes.get(letter, 1)) for letter, size in zip(letters, shape, strict=True)}
+    return leading * torch.Size(sizes.values()).numel()
 
 
 def _size_bytes(program: Program) -> int:

@@ -5,6 +5,7 @@ from gossamer.program.ops.kinds import (
     BatchNorm,
     ChannelScale,
     Convolution,
+    Einsum,
     Embedding,
     Glu,
     Insert,
@@ -24,6 +25,7 @@ add("conv1d.default conv1d.padding conv2d.default conv2d.padding conv3d.default 
 add("conv_transpose1d.default conv_transpose2d.input conv_transpose3d.input", Convolution(transposed=True), onnx="ConvTranspose")
 add("linear.default", Linear(), onnx="Gemm")
 add("matmul.default", MatMul(right="other"), onnx="MatMul")
+add("einsum.default", Einsum(), onnx="Einsum")
 add("bmm.default mm.default", MatMul(), onnx="MatMul")
 add("scaled_dot_product_attention.default", Attention(), onnx="Attention", training="")
 add("embedding.default", Embedding(), onnx="Gather")
@@ -77,7 +79,6 @@ add("glu.default", Glu(), onnx="Glu")
 add("prelu.default", ChannelScale(), onnx="PRelu")
 
 # they run and export; what they do to pruned channels is not known yet
-add("einsum.default", Opaque(), onnx="Einsum")
 add("addmm.default baddbmm.default", Opaque(), onnx="AddMatMul")
 add("triu.default tril.default", Opaque(), onnx="Trilu")
 add("grid_sampler.default", Opaque(), onnx="GridSample")

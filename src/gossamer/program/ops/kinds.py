@@ -38,6 +38,11 @@ class MatMul:
 
 
 @dataclass(frozen=True, slots=True)
+class Einsum:
+    """Sum of products, named by letters in `equation`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Attention:
     """softmax(q k^T) v with query (B, H, T, d), key (B, H, S, d), value (B, H, S, e)."""
 
@@ -122,6 +127,7 @@ Kind = (
     | Convolution
     | Linear
     | MatMul
+    | Einsum
     | Attention
     | Embedding
     | BatchNorm
