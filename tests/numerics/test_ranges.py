@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from gossamer.errors import ConfigError, DataError
-from gossamer.numerics.affine import dequantize, fake_quantize, quantize
-from gossamer.numerics.formats import IntFormat, PerAxis
+from gossamer.numerics.affine import clips_like, dequantize, fake_quantize, from_range, quantize
+from gossamer.numerics.formats import IntFormat, PerAxis, PerTensor
 from gossamer.numerics.ranges import (
     Spread,
     choose_quantizer,
     choose_weight_quantizer,
+    fit_clamp,
     histogram,
     merge,
     range_methods,
@@ -140,3 +141,15 @@ def test_unknown_method_names_the_nearest():
 
 def test_every_method_names_its_source():
     assert all("arXiv" in entry.source for registry in (range_methods, weight_range_methods) for entry in registry)
+
+
+@given(st.floats(-8, 0, width=32), st.floats(0, 8, width=32), st.integers(4, 8))
+def test_codes_of_a_clamped_value_clip_like_the_clamp(low, high, bits):
+    if high - low < 1e-3:
+        return
+    quantizer = from_range(torch.tensor(low), torch.tensor(high), IntFormat(bits=bits, signed=False), PerTensor(), symmetric=False)
+    fitted = fit_clamp(quantizer, low, high)
+    assert clips_like(fitted, low, high)
+    assert fitted.scale[0] == pytest.approx(quantizer.scale[0], rel=1e-6)
+    narrow = fit_clamp(quantizer, 2 * low - 1, 2 * high + 1)  # codes end before the limits: nothing to fit
+    assert narrow == quantizer
