@@ -12,12 +12,12 @@ from torch import Tensor
 
 from gossamer.batches import Batches
 from gossamer.errors import DataError
-from gossamer.numerics.moments import Moments, add_moments, conv_columns, linear_columns, moments_of
+from gossamer.numerics.moments import Moments, add_moments, moments_of
 from gossamer.numerics.ranges import Spread, check_spread, extremes, range_methods
+from gossamer.plan.columns import columns_at
 from gossamer.plan.placement import Layer, Placement
 from gossamer.program.graph import Graph
-from gossamer.program.ops import bind, op_of
-from gossamer.program.ops.kinds import Convolution
+from gossamer.program.ops import bind
 from gossamer.program.program import Program
 from gossamer.progress import OnProgress, Progress, silent
 
@@ -119,38 +119,10 @@ class _Watch:
         node = self._graph.by_name[layer.node]
         share = value.shape[0] / self._expected  # of all samples
         limit = math.ceil(max(FEWEST_SAMPLES, SAMPLES_PER_COLUMN * self._columns_of(layer)) * share)
-        if not isinstance(op_of(node).kind, Convolution):
-            return linear_columns(value, limit, self._random)
-        bound, kernel = bind(node), self._state[layer.weight].shape[2:]
-        dims = len(kernel)
-        return conv_columns(
-            value,
-            kernel,
-            stride=_per_axis(bound["stride"], dims),
-            padding=_padding(bound, kernel),
-            dilation=_per_axis(bound["dilation"], dims),
-            groups=bound["groups"],
-            limit=limit,
-            generator=self._random,
-        )
+        return columns_at(node, self._state[layer.weight], value, limit, self._random)
 
     def _columns_of(self, layer: Layer) -> int:
         return self._state[layer.weight][0].numel()
-
-
-def _padding(bound: Mapping[str, Any], kernel: torch.Size) -> tuple[int, ...]:
-    """Zeros in front of each axis; "same" in torch puts an odd one behind."""
-    padding = bound["padding"]
-    if padding == "valid":
-        return (0,) * len(kernel)
-    if padding == "same":
-        return tuple(d * (k - 1) // 2 for d, k in zip(_per_axis(bound["dilation"], len(kernel)), kernel, strict=True))
-    return _per_axis(padding, len(kernel))
-
-
-def _per_axis(value: Any, dims: int) -> tuple[int, ...]:
-    values = (value,) if isinstance(value, int) else tuple(value)
-    return values * dims if len(values) == 1 else values
 
 
 def chunks(program: Program, inputs: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:

@@ -22,7 +22,11 @@ def has_columns(node: Node) -> bool:
 
 def layer_columns(node: Node, weight: Tensor, value: Tensor, *, limit: int, seed: int) -> Tensor:
     """Input vectors (G, K, samples), about `limit` of them. The same seed picks the same positions at any width."""
-    generator = torch.Generator().manual_seed(seed)
+    return columns_at(node, weight, value, limit, torch.Generator().manual_seed(seed))
+
+
+def columns_at(node: Node, weight: Tensor, value: Tensor, limit: int, generator: torch.Generator) -> Tensor:
+    """Input vectors (G, K, samples), about `limit` of them, at positions that `generator` picks."""
     if not isinstance(op_of(node).kind, Convolution):
         return linear_columns(value, limit, generator)
     bound, kernel = bind(node), weight.shape[2:]
