@@ -25,12 +25,13 @@ def header(packages: tuple[str, ...], **facts: Any) -> dict[str, Any]:
     }
 
 
-def write(name: str, document: dict[str, Any]) -> Path:
-    """Write benchmarks/results/NAME.json and print it as the last line."""
+def write(name: str, document: dict[str, Any], *, quiet: bool = False) -> Path:
+    """Write benchmarks/results/NAME.json and, unless quiet, print it as the last line."""
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n")
-    print(json.dumps(document))
+    if not quiet:
+        print(json.dumps(document))
     return path
 
 
