@@ -23,8 +23,9 @@ from gossamer.files import read_json, write_json
 from gossamer.plan.budget import Budget
 from gossamer.plan.edits import KeepChannels
 from gossamer.plan.score import Scores
+from gossamer.program.adapt import Adapter
 from gossamer.program.bundle import save
-from gossamer.program.capture import Adapter, capture
+from gossamer.program.capture import capture
 from gossamer.program.program import Program
 from gossamer.progress import OnProgress, Progress, silent
 from gossamer.search.ratio import Tried, next_ratio

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
 import operator
-import os
 import re
 import sys
-import sysconfig
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +19,13 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map
 
 from gossamer.errors import CaptureError, ParityError
+from gossamer.program.adapt import OWN_FOLDER, TORCH_FOLDER, Adapter, adapt, first_line, fresh, user_line
 from gossamer.program.graph import Arg, Graph, Node, Ref
 from gossamer.program.inline import inline_subgraphs
 from gossamer.program.normal_form import normalize, written_values
 from gossamer.program.ops.table import SCALAR_FUNCTIONS
 from gossamer.program.program import InputSpec, Program
 
-Adapter = Callable[[Any], Tensor] | str | int
-_TORCH_FOLDER = f"{Path(torch.__file__).parent}{os.sep}"  # with the separator, or it would cover torchvision
-_OWN_FOLDER = f"{Path(__file__).parents[1]}{os.sep}"
-_STANDARD_FOLDER = sysconfig.get_paths()["stdlib"]
 _SCALAR_NAMES = {function: name for name, function in SCALAR_FUNCTIONS.items()}
 _COMPARISONS = (operator.ge, operator.gt, operator.le, operator.lt, operator.eq, operator.ne)
 _TOLERANCE = 1e-5  # relative
@@ -57,7 +50,7 @@ def capture(
     Raises: CaptureError when torch.export refuses the model (with its reason and the line), when the output is no
     tensor, or a weight is not finite; ParityError when the program computes something else than the model.
     """
-    wrapper, args = _adapt(model, example_inputs, output)
+    wrapper, args = adapt(model, example_inputs, output)
     _check_finite(model)
     _check_norms(model)
     was_training = [module for module in model.modules() if module.training]
@@ -81,63 +74,6 @@ def capture(
     return program
 
 
-class _Adapted(nn.Module):
-    """The user's model with positional arguments only, and its output reduced to one tensor.
-
-    `keywords` are the names that the last arguments are passed on by.
-    """
-
-    def __init__(self, model: nn.Module, keywords: tuple[str, ...], output: Adapter | None) -> None:
-        super().__init__()
-        self.model = model
-        self.keywords = keywords
-        self.output = output
-
-    def forward(self, *args: Any) -> Any:
-        first = len(args) - len(self.keywords)
-        result = self.model(*args[:first], **dict(zip(self.keywords, args[first:], strict=True)))
-        match self.output:
-            case None:
-                return result
-            case str() | int():
-                return result[self.output]
-            case _:
-                return self.output(result)
-
-    @property
-    def input_names(self) -> dict[str, str]:
-        """Names that export gives to the wrapper's arguments -> names in the user's forward."""
-        if self.keywords:
-            return {f"args_{position}": name for position, name in enumerate(self.keywords)}
-        parameters = inspect.signature(self.model.forward).parameters.values()
-        positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        return {f"args_{position}": name for position, name in enumerate(positional)}
-
-
-def _adapt(model: nn.Module, example: Any, output: Adapter | None) -> tuple[_Adapted, tuple[Any, ...]]:
-    """The wrapper and its arguments; a batch of one is doubled, since export takes 1 for a constant."""
-
-    def widen(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.dim() and value.shape[0] == 1:
-            return torch.cat([value, value])
-        return value
-
-    keywords: tuple[str, ...] = ()
-    if isinstance(example, Tensor):
-        args: tuple[Any, ...] = (example,)
-    elif isinstance(example, Mapping):
-        keywords, args = tuple(example), tuple(example.values())
-    else:
-        args = tuple(example)
-    return _Adapted(model, keywords, output), tuple(tree_map(widen, value) for value in args)
-
-
-def _fresh(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Copies, so that a forward that writes into its input does not reach the caller's tensors."""
-    copied: tuple[Any, ...] = tree_map(lambda value: value.clone() if isinstance(value, Tensor) else value, args)
-    return copied
-
-
 def _check_finite(model: nn.Module) -> None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(tensor):
@@ -158,10 +94,10 @@ def _check_norms(model: nn.Module) -> None:
 
 def _run_eager(wrapper: nn.Module, args: tuple[Any, ...]) -> Tensor:
     try:
-        result = wrapper(*_fresh(args))
+        result = wrapper(*fresh(args))
     except Exception as error:
-        reason = f"it fails on the example inputs ({type(error).__name__}: {_first_line(error)})"
-        raise CaptureError(reason, line=_user_line(error), way_out="pass example_inputs of the shape and type it takes") from error
+        reason = f"it fails on the example inputs ({type(error).__name__}: {first_line(error)})"
+        raise CaptureError(reason, line=user_line(error), way_out="pass example_inputs of the shape and type it takes") from error
     if not isinstance(result, Tensor):
         keys = f" with the keys {sorted(map(str, result))}" if isinstance(result, Mapping) else ""
         raise CaptureError(
@@ -172,7 +108,7 @@ def _run_eager(wrapper: nn.Module, args: tuple[Any, ...]) -> Tensor:
 
 
 def _export(wrapper: nn.Module, args: tuple[Any, ...], dynamic_batch: bool) -> ExportedProgram:
-    args = _fresh(args)
+    args = fresh(args)
     shapes = ShapesCollection()  # type: ignore[no-untyped-call]
     for value in tree_leaves(args):
         if dynamic_batch and isinstance(value, Tensor) and value.dim():
@@ -190,35 +126,19 @@ def _export(wrapper: nn.Module, args: tuple[Any, ...], dynamic_batch: bool) -> E
     except Exception as error:
         if dynamic_batch and ("constraint" in str(error).lower() or "specialized" in str(error).lower()):
             fixed = re.search(r"constant \((\d+)\)", str(error))
-            reason = f"its code fixes the batch size to {fixed[1]}" if fixed else f"its code fixes the batch size ({_first_line(error)})"
+            reason = f"its code fixes the batch size to {fixed[1]}" if fixed else f"its code fixes the batch size ({first_line(error)})"
             raise CaptureError(
-                reason, line=_user_line(error), way_out="compute sizes from x.shape[0], or pass dynamic_batch=False"
+                reason, line=user_line(error), way_out="compute sizes from x.shape[0], or pass dynamic_batch=False"
             ) from error
-        reason = f"torch.export refuses it ({type(error).__name__}: {_first_line(error)})"
+        reason = f"torch.export refuses it ({type(error).__name__}: {first_line(error)})"
         raise CaptureError(
-            reason, line=_user_line(error), way_out="write that line with tensor operations whose control flow does not depend on values"
+            reason, line=user_line(error), way_out="write that line with tensor operations whose control flow does not depend on values"
         ) from error
     for limits in exported.range_constraints.values():
         if limits.lower > 2 or limits.upper < _MANY:
             reason = f"its code takes another path for batches outside [{limits.lower}, {limits.upper}]"
             raise CaptureError(reason, way_out="let the code not depend on x.shape[0], or pass dynamic_batch=False")
     return exported
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".:")
-
-
-def _user_line(error: BaseException) -> str:
-    """The innermost line of the traceback that is neither torch's, nor Python's, nor ours."""
-    found = ""
-    for frame in traceback.extract_tb(error.__traceback__):
-        foreign = frame.filename.startswith((_TORCH_FOLDER, _OWN_FOLDER, "<"))
-        standard = frame.filename.startswith(_STANDARD_FOLDER) and "-packages" not in frame.filename
-        if not foreign and not standard:
-            found = f"{frame.filename}:{frame.lineno} ({frame.line})"
-    return found
 
 
 def _to_program(exported: ExportedProgram, argument_names: Mapping[str, str], dynamic_batch: bool) -> Program:
@@ -330,7 +250,7 @@ def _op_name(target: Any, line: str) -> str:
 def _source_line(stack_trace: str) -> str:
     """ "model.py:12" from the innermost frame of an export stack trace."""
     files = [line.strip() for line in stack_trace.splitlines() if line.strip().startswith("File ")]
-    user = [line for line in files if _TORCH_FOLDER not in line and _OWN_FOLDER not in line]
+    user = [line for line in files if TORCH_FOLDER not in line and OWN_FOLDER not in line]
     if not user:
         return ""
     _, path, rest = user[-1].split('"', 2)
@@ -362,7 +282,7 @@ def _check_batch_of_one(program: Program, wrapper: nn.Module, args: tuple[Any, .
 
 
 def _run_program(program: Program, args: tuple[Any, ...]) -> Tensor:
-    tensors = [value for value in tree_leaves(_fresh(args)) if isinstance(value, Tensor)]
+    tensors = [value for value in tree_leaves(fresh(args)) if isinstance(value, Tensor)]
     result: Tensor = program(*tensors)
     return result
 
