@@ -14,6 +14,7 @@ from gossamer.compress.settings import Settings
 from gossamer.data.source import Data
 from gossamer.files import read_json, write_json
 from gossamer.plan.budget import Budget
+from gossamer.plan.constraints import Constraints
 from gossamer.plan.plan import Plan
 from gossamer.plan.pruning import plan_pruning
 from gossamer.plan.quantization import plan_quantization
@@ -120,7 +121,7 @@ def plan_removal(program: Program, scores: Scores, removed_ratio: float, target:
     multiple = specs[target].width_multiple
     while multiple > 1 and sum(size for size in sizes if size >= 2 * multiple) < 0.75 * sum(sizes):
         multiple //= 2
-    return plan_pruning(program, scores, removed_ratio, multiple=multiple)
+    return plan_pruning(program, scores, removed_ratio, constraints=Constraints(multiple=multiple))
 
 
 def _recover(job: Job, pruned: Program, pruning: Plan, folder: Path) -> Program:

@@ -15,11 +15,14 @@ from gossamer.coupling.atoms import Atoms
 from gossamer.coupling.context import Context
 from gossamer.coupling.groups import Group, find_groups
 from gossamer.coupling.rules import RULES
+from gossamer.errors import ConfigError
 from gossamer.program.graph import Graph, Node, Ref
 from gossamer.program.ops import bind, op_of
 from gossamer.program.ops.kinds import Convolution, Linear
 from gossamer.program.program import Program
 from gossamer.program.shapes import Meta, TensorMeta, infer_shapes
+
+GRANULARITIES = ("width", "heads")
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +51,7 @@ class Analysis:
         """The distinct sets of units along the axes of values that carry nothing else: of each, one must stay."""
         found: dict[bytes, np.ndarray] = {}
         for value in self.values.values():
-            for labels in _flat(value):
+            for labels in flat_labels(value):
                 for axis in lab.varying(labels) or range(labels.dim() if labels.numel() else 0):
                     units = np.unique(lab.vector(labels, axis))
                     if units[0] != 0:
@@ -64,9 +67,18 @@ class Analysis:
         return {group.name: group for group in self.groups}
 
 
-def analyse(program: Program) -> Analysis:
-    """Find the coupled groups of a program. Reads only; takes well under a second for common networks."""
-    context = _propagate(program)
+def analyse(program: Program, attention: str = "width") -> Analysis:
+    """Find the coupled groups of a program. Reads only; takes well under a second for common networks.
+
+    attention  what the units of attention are: "width", positions of the width that all heads of a layer share, or
+               "heads", whole heads (a key and value shared by several query heads goes with all of them)
+
+    Raises: ConfigError for another granularity.
+    """
+    if attention not in GRANULARITIES:
+        raise ConfigError("attention", attention, f"one of {', '.join(GRANULARITIES)}")
+    metas = infer_shapes(program, batch=1)
+    context = _propagate(program, metas) if attention == "width" else _propagate_heads(program, metas)
     _make_rectangles(context)
     atoms = context.atoms
 
@@ -76,7 +88,7 @@ def analyse(program: Program) -> Analysis:
         return tuple(final(item) for item in value) if isinstance(value, tuple) else value
 
     return Analysis(
-        groups=find_groups(atoms),
+        groups=find_groups(atoms, context.heads),
         values={name: final(value) for name, value in context.values.items()},
         factors={name: final(value) for name, value in context.factors.items()},
         readers={name: final(value) for name, value in context.readers.items()},
@@ -87,9 +99,30 @@ def analyse(program: Program) -> Analysis:
     )
 
 
-def _propagate(program: Program) -> Context:
-    metas = infer_shapes(program, batch=1)
-    context = Context(Atoms(), program.graph, metas, {}, {}, {}, dict(_integer_state(program)))
+def _propagate_heads(program: Program, metas: Mapping[str, Meta]) -> Context:
+    """Walk until all that belongs to a head is known, each time with the heads found so far merged from the start: rules
+    that look at the width of a head (rotary embeddings, norms of queries) then find nothing there to couple heads by.
+    The last walk starts from all that the one before merged, so that tables of biases are one with their heads when moved."""
+    merged: np.ndarray | None = None
+    heads: list[tuple[np.ndarray, np.ndarray]] = []
+    while True:
+        context = _propagate(program, metas, Atoms(merged), heads)
+        found = Atoms()
+        found.fresh(context.atoms.count - 1, "")
+        for left, right in heads:
+            found.merge(left, right)
+        if merged is not None and np.array_equal(merged, found.representatives):
+            return _propagate(program, metas, Atoms(context.atoms.representatives), heads)
+        merged = found.representatives
+
+
+def _propagate(
+    program: Program,
+    metas: Mapping[str, Meta],
+    atoms: Atoms | None = None,
+    heads: list[tuple[np.ndarray, np.ndarray]] | None = None,
+) -> Context:
+    context = Context(atoms or Atoms(), program.graph, metas, {}, {}, {}, dict(_integer_state(program)), heads=heads)
     context.computing = _sources_of_weights(program.graph)
     for spec in program.inputs:
         meta = metas[spec.name]
@@ -132,17 +165,18 @@ def _make_rectangles(context: Context) -> None:
 
     It keeps equal counts per block wherever a view, a grouped convolution or attention heads split an axis.
     """
-    pending = [labels for value in [*context.values.values(), *context.blocks] for labels in _flat(value) if len(lab.varying(labels)) > 1]
+    pending = [labels for value in [*context.values.values(), *context.blocks] for labels in flat_labels(value) if len(lab.varying(labels)) > 1]
     for labels in (_relabel(labels, context.atoms) for labels in pending):  # merged positions vary no more
         essence = lab.essence(labels)
         for axis in lab.varying(labels)[:-1]:
             context.atoms.merge_along(essence, axis)
 
 
-def _flat(value: Any) -> list[Tensor]:
+def flat_labels(value: Any) -> list[Tensor]:
+    """The label tensors of a result, in order."""
     if isinstance(value, Tensor):
         return [value]
-    return [inner for item in value for inner in _flat(item)] if isinstance(value, tuple) else []
+    return [inner for item in value for inner in flat_labels(item)] if isinstance(value, tuple) else []
 
 
 def _relabel(labels: Tensor, atoms: Atoms) -> Tensor:

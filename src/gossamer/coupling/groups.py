@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +19,8 @@ class Group:
     units   representatives, (size,), in order of position in the first owner
     fixed   (size,) True for units that must stay
     reason  why the fixed ones must stay, or ""
+    places  per owner, the unit (its place in `units`) of each of its output positions
+    unit    what a unit is: "channels", or "heads" of attention
     """
 
     name: str
@@ -25,6 +28,8 @@ class Group:
     units: np.ndarray
     fixed: np.ndarray
     reason: str
+    places: Mapping[str, np.ndarray]
+    unit: str = "channels"
 
     @property
     def size(self) -> int:
@@ -37,12 +42,14 @@ class Group:
         return not bool(self.fixed.all())
 
 
-def find_groups(atoms: Atoms) -> tuple[Group, ...]:
+def find_groups(atoms: Atoms, heads: Sequence[tuple[np.ndarray, np.ndarray]] | None = None) -> tuple[Group, ...]:
     """Units whose atoms are positions of one axis belong to one group; axes that share a unit share a group.
 
+    heads  atoms that were merged so that whole heads are units
     Positions that no layer makes (of a scale or a table that stands alone) cannot be removed and are left out.
     """
     reasons = atoms.frozen()
+    whole = np.unique(np.concatenate([atoms.find(np.ravel(left)) for left, _ in heads])) if heads else np.zeros(0, np.int64)
     home: dict[int, int] = {}  # unit -> number of the block list that holds it
     members: dict[int, list[tuple[str, np.ndarray]]] = {}
     for number, (owner, block) in enumerate(atoms.blocks):
@@ -55,13 +62,16 @@ def find_groups(atoms: Atoms) -> tuple[Group, ...]:
             for root in others.tolist():
                 home[root] = target
     found = (entries for _, entries in sorted(members.items()))
-    return tuple(_group(entries, reasons) for entries in found if not all(owner.startswith("state ") for owner, _ in entries))
+    return tuple(_group(entries, reasons, whole) for entries in found if not all(owner.startswith("state ") for owner, _ in entries))
 
 
-def _group(entries: list[tuple[str, np.ndarray]], reasons: dict[int, str]) -> Group:
+def _group(entries: list[tuple[str, np.ndarray]], reasons: dict[int, str], heads: np.ndarray) -> Group:
     units = np.array(list(dict.fromkeys(int(root) for _, roots in entries for root in roots)), dtype=np.int64)
     why = [reasons.get(int(unit), "") for unit in units]
     owners = tuple(dict.fromkeys(owner for owner, _ in entries))
     fixed = np.array([bool(reason) for reason in why])
     name = next((owner for owner in owners if not owner.startswith("state ")), owners[0])
-    return Group(name, owners, units, fixed, next((reason for reason in why if reason), ""))
+    number = {int(unit): place for place, unit in enumerate(units)}
+    unit = "heads" if np.isin(units, heads[heads != 0]).any() else "channels"
+    places = {owner: np.array([number[root] for root in roots.tolist()]) for owner, roots in reversed(entries)}
+    return Group(name, owners, units, fixed, next((reason for reason in why if reason), ""), places, unit)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from torch import Tensor
 
 from gossamer.coupling import labels as lab
-from gossamer.coupling.analysis import Analysis
-from gossamer.program.cost import node_macs
-from gossamer.program.graph import Ref
+from gossamer.coupling.analysis import Analysis, flat_labels
+from gossamer.coupling.kept import kept_shape
+from gossamer.program.constants import fold_weights
+from gossamer.program.cost import Buffer, buffers, flat_metas, node_macs, peak_of
+from gossamer.program.graph import Node, Ref
 from gossamer.program.ops import bind, op_of
-from gossamer.program.ops.kinds import Convolution, Linear
+from gossamer.program.ops.kinds import Convolution, Linear, Recurrent
 from gossamer.program.program import Program
+from gossamer.program.shapes import TensorMeta
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,19 +38,28 @@ class _Tensor:
 
 
 class Predictor:
-    """Counts parameters and MACs for a keep table (see coupling.kept.keep_table)."""
+    """Counts what Cost counts, for a keep table (see coupling.kept.keep_table), computed weights stored as plain ones."""
 
     def __init__(self, program: Program, analysis: Analysis) -> None:
+        program = fold_weights(program)
+        self._program = program
+        self._analysis = analysis
         tensors = {name: _describe(tensor.shape, analysis.factors.get(name, ())) for name, tensor in program.state.items()}
         unique = {id(tensor): name for name, tensor in program.named_parameters(remove_duplicate=False)}
         self._parameters = [tensors[name] for name in unique.values() if name in tensors]
+        distinct = {id(tensor): name for name, tensor in program.state.items()}
+        self._stored = [(tensors[name], program.state[name].element_size()) for name in distinct.values()]
         self._fixed_macs = 0
         self._layers: list[tuple[_Tensor, float]] = []  # (weight, MACs per element of it)
+        self._products: list[Node] = []
         for node in program.graph.nodes:
             macs = node_macs(node, analysis.metas)
-            weight = bind(node).get("weight") if isinstance(op_of(node).kind, (Convolution, Linear)) else None
+            kind = op_of(node).kind
+            weight = bind(node).get("weight") if isinstance(kind, (Convolution, Linear)) else None
             if isinstance(weight, Ref) and weight.name in tensors:
                 self._layers.append((tensors[weight.name], macs / program.state[weight.name].numel()))
+            elif macs and not isinstance(kind, Recurrent) and any(_carries(analysis.values.get(name)) for name in node.uses):
+                self._products.append(node)
             else:
                 self._fixed_macs += macs
 
@@ -56,7 +69,62 @@ class Predictor:
 
     def macs(self, table: np.ndarray) -> int:
         """Multiply-accumulates that stay, for one input."""
-        return self._fixed_macs + round(sum(weight.kept(table) * each for weight, each in self._layers))
+        layers = round(sum(weight.kept(table) * each for weight, each in self._layers))
+        return self._fixed_macs + layers + sum(self._product_macs(node, table) for node in self._products)
+
+    def size_bytes(self, table: np.ndarray) -> int:
+        """Bytes of parameters and buffers that stay, as they are stored now."""
+        return sum(tensor.kept(table) * each for tensor, each in self._stored)
+
+    def peak_memory_bytes(self, table: np.ndarray) -> int:
+        """The most that what stays of inputs and results takes at once, for one input."""
+        memory, values = self._memory
+        kept = {value: tensor.kept(table) * each for value, (tensor, each) in values.items()}
+        return peak_of(memory, [max(kept[value] for value in buffer.values) for buffer in memory])
+
+    @cached_property
+    def _memory(self) -> tuple[tuple[Buffer, ...], dict[tuple[str, int], tuple[_Tensor, int]]]:
+        """All buffers, and for each value in them its labelled size and the bytes of an element."""
+        analysis = self._analysis
+        memory = buffers(self._program, analysis.metas)
+        values = {}
+        for name, place in {value for buffer in memory for value in buffer.values}:
+            meta = flat_metas(analysis.metas[name])[place]
+            labels = flat_labels(analysis.values.get(name))
+            tensor = _describe(meta.shape, (labels[place],) if place < len(labels) else ())
+            values[name, place] = (tensor, meta.dtype.itemsize)
+        return memory, values
+
+    def _product_macs(self, node: Node, table: np.ndarray) -> int:
+        """Of a product of values, from the sizes that stay."""
+        metas = dict(self._analysis.metas)
+        for name in (*node.uses, node.name):
+            labels, meta = self._analysis.values.get(name), metas[name]
+            if isinstance(labels, Tensor) and isinstance(meta, TensorMeta):
+                metas[name] = replace(meta, shape=kept_shape(labels, table))
+        return node_macs(node, metas)
+
+
+def _carries(labels: object) -> bool:
+    return isinstance(labels, Tensor) and bool(lab.varying(labels))
+
+
+def prunable_macs(program: Program, analysis: Analysis) -> float:
+    """Share of the MACs that are in layers and products which lose some when channels go: one axis at least can be pruned."""
+    removable = np.zeros(analysis.atom_count, dtype=bool)
+    for group in analysis.groups:
+        removable[group.units[~group.fixed]] = True
+
+    def shrinks(name: str) -> bool:
+        labels = analysis.factors.get(name) or (analysis.values.get(name),)
+        return any(bool(removable[lab.essence(item)].any()) for item in labels if isinstance(item, Tensor))
+
+    total = prunable = 0
+    for node in program.graph.nodes:
+        macs = node_macs(node, analysis.metas)
+        total += macs
+        prunable += macs if macs and any(shrinks(name) for name in (*node.uses, node.name)) else 0
+    return prunable / max(total, 1)
 
 
 def _describe(shape: tuple[int, ...], factors: tuple[Tensor, ...]) -> _Tensor:

@@ -16,7 +16,10 @@ class Budget:
     min_size_ratio   bytes of the original's file / bytes of the artifact
     max_latency_ms   per batch, on this machine
     max_size_bytes   of the artifact file
-    macs, params     share that may stay, in (0, 1]; used by plan_pruning
+    max_peak_memory_bytes  that inputs and results take at once, for one input
+    macs, params     share that may stay, in (0, 1]
+
+    plan_pruning predicts macs, params, max_size_bytes (of parameters and buffers) and max_peak_memory_bytes; the others must be measured.
     """
 
     max_drop_points: float | None = None
@@ -24,6 +27,7 @@ class Budget:
     min_size_ratio: float | None = None
     max_latency_ms: float | None = None
     max_size_bytes: int | None = None
+    max_peak_memory_bytes: int | None = None
     macs: float | None = None
     params: float | None = None
 

@@ -5,29 +5,59 @@ A runtime does the same when it loads a file; done here, such weights can be qua
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from gossamer.program.graph import Graph, Node
-from gossamer.program.ops import function, op_of
-from gossamer.program.ops.kinds import Scalar
+from gossamer.errors import PlanError
+from gossamer.program.graph import Graph, Node, Ref
+from gossamer.program.ops import bind, function, op_of
+from gossamer.program.ops.kinds import Convolution, Linear, Scalar
 from gossamer.program.program import Program
 
 SMALL_BYTES = 2**16  # a result larger than this is stored only if it is no larger than the weights it is made from
 
 
-def fold_constants(program: Program) -> Program:
+def computed_weights(graph: Graph) -> tuple[str, ...]:
+    """Names of the nodes whose results depend on no input and are read as the weights of layers and nowhere else."""
+    constant = _sources(graph, dict.fromkeys(graph.state_names))
+    found = []
+    for name in constant:
+        users = graph.users.get(name, ())
+        if name not in graph.outputs and users and all(_is_weight(user, name) for user in users):
+            found.append(name)
+    return tuple(found)
+
+
+def fold_weights(program: Program) -> Program:
+    """The program with its computed weights (standardized ones, weight norm) stored as plain parameters.
+
+    Same outputs. Channels can be removed from plain weights only. Trained further, a stored weight is a plain weight: it
+    is no longer standardized at every step. The argument itself is returned when no weight is computed.
+    """
+    names = computed_weights(program.graph)
+    return fold_constants(program, names) if names else program
+
+
+def _is_weight(node: Node, name: str) -> bool:
+    return isinstance(op_of(node).kind, (Convolution, Linear)) and bind(node)["weight"] == Ref(name) and node.uses.count(name) == 1
+
+
+def fold_constants(program: Program, names: Collection[str] | None = None) -> Program:
     """A copy of a float program whose state holds the results of all nodes that depend on no input; same outputs.
 
     The copy is for inference: trained further, the stored results would not follow the weights they were made from.
-    Each keeps its name. Results much larger than their weights stay computed.
+    Each keeps its name. Results much larger than their weights stay computed. With `names`, exactly these are stored.
+    Raises: PlanError for a name that is no such node.
     """
     graph, state = program.graph, program.state
     sources = _sources(graph, state)
     constant = [node for node in graph.nodes if node.name in sources]
-    frontier = [node.name for node in constant if _is_read_outside(graph, node, sources)]
+    frontier = [node.name for node in constant if (_is_read_outside(graph, node, sources) if names is None else node.name in names)]
+    if names is not None and (missing := [name for name in names if name not in frontier]):
+        raise PlanError(f"{missing[0]!r} is no value that this network computes from weights alone, so it cannot be stored.")
     if not frontier:
         return program.with_graph(graph)
     made = Program(Graph((), tuple(constant), tuple(frontier)), (), state).eval()
@@ -35,14 +65,16 @@ def fold_constants(program: Program) -> Program:
         values = made.run()
     results = dict(zip(frontier, values if isinstance(values, tuple) else (values,), strict=True))
     stored = {
-        name: value for name, value in results.items() if isinstance(value, Tensor) and _is_worth_storing(value, sources[name], state)
+        name: value
+        for name, value in results.items()
+        if isinstance(value, Tensor) and (names is not None or _is_worth_storing(value, sources[name], state))
     }
     nodes = tuple(node for node in graph.nodes if node.name not in stored)
     fresh = {name: _as_state(value) for name, value in stored.items()}
     return program.with_graph(replace(graph, nodes=nodes).without_dead_code(), {**state, **fresh})
 
 
-def _sources(graph: Graph, state: dict[str, Tensor]) -> dict[str, set[str]]:
+def _sources(graph: Graph, state: Mapping[str, object]) -> dict[str, set[str]]:
     """Node that depends on no input -> the weights it is made from. Sizes and random numbers are none."""
     sources: dict[str, set[str]] = {}
     for node in graph.nodes:

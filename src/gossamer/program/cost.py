@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -108,21 +109,30 @@ def _size_bytes(program: Program) -> int:
     return total
 
 
-def peak_memory_bytes(program: Program, metas: Mapping[str, Meta]) -> int:
-    """The most bytes alive at once over the inputs and results of all nodes."""
-    last_use: dict[int, int] = {}
-    first: dict[int, int] = {}
-    size: dict[int, int] = {}
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """Memory that results share (views, in-place ops): alive from node number `start` to `end`, both included. `values` are
+    names with their place in the result (0 unless it is a tuple)."""
+
+    start: int
+    end: int
+    values: tuple[tuple[str, int], ...]
+
+
+def buffers(program: Program, metas: Mapping[str, Meta]) -> tuple[Buffer, ...]:
+    """The memory of the inputs and results of all nodes. State is not in it."""
+    start: dict[int, int] = {}
+    end: dict[int, int] = {}
+    values: dict[int, dict[tuple[str, int], None]] = {}
     state = {tensor_meta(metas, name).storage for name in program.graph.state_names}
     graph = program.graph
 
     def touch(name: str, time: int) -> None:
-        for meta in _flat(metas[name]):
-            if meta.storage in state:
-                continue
-            first.setdefault(meta.storage, time)
-            last_use[meta.storage] = max(last_use.get(meta.storage, 0), time)
-            size[meta.storage] = max(size.get(meta.storage, 0), _bytes_as_coded(program, name, meta))
+        for place, meta in enumerate(flat_metas(metas[name])):
+            if meta.storage not in state:
+                start.setdefault(meta.storage, time)
+                end[meta.storage] = max(end.get(meta.storage, 0), time)
+                values.setdefault(meta.storage, {})[name, place] = None
 
     for name in graph.inputs:
         touch(name, 0)
@@ -131,15 +141,23 @@ def peak_memory_bytes(program: Program, metas: Mapping[str, Meta]) -> int:
             touch(name, time)
     for name in graph.outputs:
         touch(name, len(graph.nodes))
-    change = [0] * (len(graph.nodes) + 2)
-    for storage, start in first.items():
-        change[start] += size[storage]
-        change[last_use[storage] + 1] -= size[storage]
-    alive = peak = 0
-    for step in change:
-        alive += step
-        peak = max(peak, alive)
-    return peak
+    return tuple(Buffer(start[storage], end[storage], tuple(values[storage])) for storage in start)
+
+
+def peak_of(memory: Sequence[Buffer], sizes: Sequence[int]) -> int:
+    """The most bytes alive at once, given the size of each buffer."""
+    change = [0] * (max((buffer.end for buffer in memory), default=0) + 2)
+    for buffer, size in zip(memory, sizes, strict=True):
+        change[buffer.start] += size
+        change[buffer.end + 1] -= size
+    return max(accumulate(change))
+
+
+def peak_memory_bytes(program: Program, metas: Mapping[str, Meta]) -> int:
+    """The most bytes alive at once over the inputs and results of all nodes."""
+    flat = {name: flat_metas(meta) for name, meta in metas.items()}
+    memory = buffers(program, metas)
+    return peak_of(memory, [max(_bytes_as_coded(program, name, flat[name][place]) for name, place in buffer.values) for buffer in memory])
 
 
 def _bytes_as_coded(program: Program, name: str, meta: TensorMeta) -> int:
@@ -147,7 +165,8 @@ def _bytes_as_coded(program: Program, name: str, meta: TensorMeta) -> int:
     return meta.size_bytes if quantizer is None else (meta.numel * quantizer.format.bits + 7) // 8
 
 
-def _flat(meta: Meta) -> list[TensorMeta]:
+def flat_metas(meta: Meta) -> list[TensorMeta]:
+    """The tensors in a result, in order."""
     if isinstance(meta, TensorMeta):
         return [meta]
-    return [inner for item in meta for inner in _flat(item)] if isinstance(meta, tuple) else []
+    return [inner for item in meta for inner in flat_metas(item)] if isinstance(meta, tuple) else []

@@ -95,6 +95,7 @@ def check_limits(budget: Budget | None, original: Measurement, compressed: Measu
         "min_size_ratio": original.size_bytes / compressed.size_bytes,
         "max_latency_ms": compressed.latency_ms,
         "max_size_bytes": float(compressed.size_bytes),
+        "max_peak_memory_bytes": float(compressed.peak_memory_bytes),
         "macs": compressed.macs / max(original.macs, 1),
         "params": compressed.params / max(original.params, 1),
     }
