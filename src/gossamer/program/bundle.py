@@ -1,6 +1,7 @@
 """Saving and loading programs: one safetensors file whose header holds the graph as JSON. Loading runs no code.
 
-The header's key "gossamer" holds {"format": 1, "graph", "inputs", "quantizers", "target", "parameters", "tied"}.
+The header's key "gossamer" holds {"format": 1, "graph", "inputs", "quantizers", "target", "parameters", "tied"}
+and, for networks with masks, "masks": {name: bits as text}.
 Ops are named, looked up in the op table when the program runs, and refused when they are not pure tensor ops.
 """
 
@@ -14,14 +15,20 @@ from torch import Tensor, nn
 from gossamer.errors import FileError, GossamerError
 from gossamer.files import read_tensors, write_tensors
 from gossamer.numerics.affine import Quantizer
+from gossamer.numerics.packing import pack_mask, unpack_mask
 from gossamer.program.graph import Graph
+from gossamer.program.masks import check_zeros
 from gossamer.program.program import InputSpec, Program
 
 FORMAT = 1
 
 
 def save(program: Program, path: str | Path) -> Path:
-    """Write a program to one file, atomically. Raises FileError when the place cannot be written."""
+    """Write a program to one file, atomically.
+
+    Raises: FileError when the place cannot be written; PlanError when a masked weight is not zero.
+    """
+    check_zeros(program)
     path = Path(path)
     first: dict[int, str] = {}
     tied: dict[str, str] = {}
@@ -43,6 +50,8 @@ def save(program: Program, path: str | Path) -> Path:
         "parameters": {name: tensor.requires_grad for name, tensor in program.state.items() if isinstance(tensor, nn.Parameter)},
         "tied": tied,
     }
+    if program.masks:
+        header["masks"] = {name: pack_mask(mask) for name, mask in program.masks.items()}
     write_tensors(path, header, tensors)
     return path
 
@@ -67,7 +76,9 @@ def load(path: str | Path) -> Program:
             state[name] = tensor if trainable is None else nn.Parameter(tensor, requires_grad=trainable)
         state |= {name: state[other] for name, other in header["tied"].items()}
         quantizers = {name: Quantizer.from_json(item) for name, item in header["quantizers"].items()}
-        program = Program(graph, inputs, state, quantizers=quantizers, target=header["target"])
+        masks = {name: unpack_mask(text, tuple(state[name].shape)) for name, text in header.get("masks", {}).items()}
+        program = Program(graph, inputs, state, quantizers=quantizers, target=header["target"], masks=masks)
+        check_zeros(program)
         _ = program.steps  # looks every op up now, so that a bad one is found while loading
     except FileError:
         raise

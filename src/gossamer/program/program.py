@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,7 @@ from gossamer.numerics.affine import Quantizer, fake_quantize
 from gossamer.program.cost import Cost, count_cost
 from gossamer.program.execute import DEVICE, TRAINING, Observe, Step, run_steps, schedule
 from gossamer.program.graph import Graph
+from gossamer.program.masks import checked_masks, through_mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class Program(nn.Module):
     quantizers  how values and parameters are coded; empty for a float program. Calling a quantized program rounds in
                 float (fast, differentiable); `gossamer.simulate` computes with the target's integers.
     target      the runtime that quantizers were chosen for, or ""
+    masks       weights of which some are zero and stay zero: name -> bool tensor, False where the weight is zero
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class Program(nn.Module):
         *,
         quantizers: Mapping[str, Quantizer] | None = None,
         target: str = "",
+        masks: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         graph.check_order()
@@ -82,6 +85,7 @@ class Program(nn.Module):
             if name not in state:
                 raise ConfigError("state", name, "present, since the graph reads it")
             _attach(self, name, state[name])
+        self.masks = checked_masks(masks or {}, self.state)
         self.eval()
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
@@ -147,7 +151,8 @@ class Program(nn.Module):
         """An independent copy: weights, mode and device are kept, hooks are not."""
         state = self.state
         copies = {id(tensor): tensor.detach().clone() for tensor in state.values()}
-        return self.with_graph(self.graph, {name: copies[id(tensor)] for name, tensor in state.items()})
+        masks = {name: mask.clone() for name, mask in self.masks.items()}
+        return self.with_graph(self.graph, {name: copies[id(tensor)] for name, tensor in state.items()}, masks=masks)
 
     def with_graph(
         self,
@@ -156,10 +161,12 @@ class Program(nn.Module):
         *,
         quantizers: Mapping[str, Quantizer] | None = None,
         target: str = "",
+        masks: Mapping[str, Tensor] | None = None,
     ) -> Program:
         """A new Program of the same inputs with another graph and, where given, other state.
 
-        Tensors are shared with `state`; parameters stay parameters, so that training can go on.
+        Tensors are shared with `state`; parameters stay parameters, so that training can go on. Masks of weights that the
+        graph still reads go along; give `masks` where shapes or zeros change. Raises ConfigError for masks that do not fit.
         """
         old = self.state
         fresh: dict[str, Tensor] = {}
@@ -178,13 +185,15 @@ class Program(nn.Module):
             fresh,
             quantizers=self.quantizers if quantizers is None else quantizers,
             target=target or self.target,
+            masks={name: mask for name, mask in self.masks.items() if name in fresh} if masks is None else masks,
         ).train(self.training)
 
     def extra_repr(self) -> str:
         """Shown by print()."""
         shown = ", ".join(map(str, self.inputs))
         quantized = f", {len(self.quantizers)} quantizers for {self.target}" if self.quantizers else ""
-        return f"{shown} -> {', '.join(self.graph.outputs)}, {len(self.graph.nodes)} nodes{quantized}"
+        masked = f", {len(self.masks)} masks" if self.masks else ""
+        return f"{shown} -> {', '.join(self.graph.outputs)}, {len(self.graph.nodes)} nodes{quantized}{masked}"
 
     def __repr__(self) -> str:
         return f"Program({self.extra_repr()})"
@@ -204,10 +213,19 @@ class Program(nn.Module):
         return [spec.check(given[spec.name]) for spec in self.inputs]
 
     def _environment(self, inputs: list[Tensor]) -> dict[str, Any]:
-        values: dict[str, Any] = {name: self._coded(name, tensor) for name, tensor in self.state.items()}
+        values: dict[str, Any] = {name: self._coded(name, self._masked(name, tensor)) for name, tensor in self.state.items()}
         values |= {spec.name: value for spec, value in zip(self.inputs, inputs, strict=True)}
         values |= {TRAINING: self.training, DEVICE: self.device}
         return values
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Program:
+        """Masks go where the weights go, such as to another device."""
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.masks = checked_masks(self.masks, self.state)
+        return self
+
+    def _masked(self, name: str, tensor: Tensor) -> Tensor:
+        return through_mask(tensor, self.masks[name]) if name in self.masks else tensor
 
     def _coded(self, name: str, value: Any) -> Any:
         return fake_quantize(value, self.quantizers[name]) if name in self.quantizers else value
