@@ -1,9 +1,11 @@
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from gossamer.errors import PlanError
 from gossamer.program.capture import capture
-from gossamer.program.constants import fold_constants
+from gossamer.program.constants import computed_weights, fold_constants, fold_weights
 
 
 class Standardized(nn.Conv2d):
@@ -82,3 +84,25 @@ def test_a_program_without_constants_is_copied_as_it_is():
     program = capture(nn.Linear(3, 2), torch.randn(2, 3))
     folded = fold_constants(program)
     assert folded is not program and folded.digest == program.digest
+
+
+def test_only_weights_of_layers_are_stored_for_pruning():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mid = Standardized(3, 4, 1)
+            self.shift = nn.Parameter(torch.randn(4))
+
+        def forward(self, x):
+            return self.mid(x) + self.shift.exp().reshape(4, 1, 1)
+
+    program = capture(Net().eval(), torch.randn(2, 3, 4, 4))
+    (name,) = computed_weights(program.graph)
+    folded = fold_weights(program)
+    assert ops(folded) == ["conv2d", "exp", "reshape", "add"]
+    assert isinstance(folded.state[name], nn.Parameter)
+    (x,) = program.example_inputs(3)
+    assert torch.equal(folded(x), program(x))
+    assert fold_weights(folded) is folded
+    with pytest.raises(PlanError, match="'conv2d' is no value that this network computes from weights alone"):
+        fold_constants(program, ["conv2d"])

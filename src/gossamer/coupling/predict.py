@@ -109,24 +109,6 @@ def _carries(labels: object) -> bool:
     return isinstance(labels, Tensor) and bool(lab.varying(labels))
 
 
-def prunable_macs(program: Program, analysis: Analysis) -> float:
-    """Share of the MACs that are in layers and products which lose some when channels go: one axis at least can be pruned."""
-    removable = np.zeros(analysis.atom_count, dtype=bool)
-    for group in analysis.groups:
-        removable[group.units[~group.fixed]] = True
-
-    def shrinks(name: str) -> bool:
-        labels = analysis.factors.get(name) or (analysis.values.get(name),)
-        return any(bool(removable[lab.essence(item)].any()) for item in labels if isinstance(item, Tensor))
-
-    total = prunable = 0
-    for node in program.graph.nodes:
-        macs = node_macs(node, analysis.metas)
-        total += macs
-        prunable += macs if macs and any(shrinks(name) for name in (*node.uses, node.name)) else 0
-    return prunable / max(total, 1)
-
-
 def _describe(shape: tuple[int, ...], factors: tuple[Tensor, ...]) -> _Tensor:
     by_axis: dict[int, list[np.ndarray]] = {}
     for factor in factors:

@@ -23,6 +23,7 @@ from gossamer.numerics.reconstruct import bias_only, refit_by_holdout
 from gossamer.plan.columns import has_columns, layer_columns
 from gossamer.plan.edits import KeepChannels
 from gossamer.plan.plan import Frozen, Plan
+from gossamer.program.constants import fold_weights
 from gossamer.program.cost import peak_memory_bytes
 from gossamer.program.execute import DEVICE, TRAINING, run_steps
 from gossamer.program.graph import Node, Ref
@@ -70,6 +71,7 @@ def plan_repair(
     if method not in METHODS:
         raise ConfigError("method", method, f"one of {', '.join(METHODS)}")
     plan.check_fits(original)
+    original = fold_weights(original)
     kept = _kept_rows(small, original, plan)
     inputs = _inputs(small, original, batches)
     walk = _Walk(small, inputs)

@@ -10,6 +10,7 @@ from torch import nn
 
 from gossamer.coupling.analysis import analyse
 from gossamer.coupling.groups import Group
+from gossamer.program.constants import fold_weights
 from gossamer.program.cost import Cost, node_macs
 from gossamer.program.graph import Node
 from gossamer.program.program import Program
@@ -67,7 +68,7 @@ def describe(program: Program) -> Structure:
         inputs=tuple(map(str, program.inputs)),
         cost=program.cost(),
         layers=tuple(layer for layer in layers if layer is not None),
-        groups=tuple(_group(group, program) for group in analyse(program).groups),
+        groups=tuple(_group(group, program) for group in analyse(fold_weights(program)).groups),
         target=program.target,
     )
 
