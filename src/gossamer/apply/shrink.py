@@ -5,7 +5,7 @@ Proof: the original with zeros wherever a layer reads a removed channel computes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -17,32 +17,36 @@ from gossamer.apply.sizes import resize
 from gossamer.coupling import Analysis, analyse
 from gossamer.coupling.kept import keep_table, kept_shape, state_keeps
 from gossamer.errors import ParityError, PlanError
-from gossamer.plan.edits import KeepChannels
+from gossamer.plan.edits import KeepChannels, KeepHeads, StoreWeight
 from gossamer.program.capture import relative_error
+from gossamer.program.constants import fold_constants
 from gossamer.program.program import Program
 from gossamer.program.shapes import TensorMeta, infer_shapes
 
 TOLERANCE = 1e-5  # relative error of the proof, float32
 
 
-def shrink(program: Program, edits: tuple[KeepChannels, ...]) -> Program:
-    """Remove all channels that the edits do not keep. Returns a smaller copy that shares no memory.
+def shrink(program: Program, edits: tuple[KeepChannels | KeepHeads | StoreWeight, ...], attention: str = "width") -> Program:
+    """Remove all channels that the edits do not keep, after storing computed weights. A smaller copy that shares no memory.
 
+    attention  granularity of the groups that the edits name; "heads" where they are KeepHeads
     Raises: PlanError for a group that does not exist or has another size; ParityError when the proof fails.
     """
-    analysis = analyse(program)
-    table = keep_table(analysis, _kept_positions(analysis, edits))
+    program = fold_constants(program, {edit.node for edit in edits if isinstance(edit, StoreWeight)})
+    analysis = analyse(program, attention)
+    table = keep_table(analysis, _kept_positions(analysis, [edit for edit in edits if not isinstance(edit, StoreWeight)]))
     if any(not table[units].any() for units in analysis.axes):
         raise PlanError("the plan removes every channel that some layer reads; keep at least one of each.")
     state = {name: _slice_state(tensor, analysis.factors.get(name, ()), table) for name, tensor in program.state.items()}
     nodes = tuple(resize(node, analysis, table) for node in program.graph.nodes)
-    small = program.with_graph(replace(program.graph, nodes=nodes), state)
+    masks = {name: _slice_state(mask, analysis.factors.get(name, ()), table) for name, mask in program.masks.items()}
+    small = program.with_graph(replace(program.graph, nodes=nodes), state, masks=masks)
     _check_shapes(small, analysis, table)
     _check_equals_masked(small, mask_channels(program, analysis, table))
     return small
 
 
-def _kept_positions(analysis: Analysis, edits: tuple[KeepChannels, ...]) -> Mapping[str, np.ndarray]:
+def _kept_positions(analysis: Analysis, edits: Iterable[KeepChannels | KeepHeads]) -> Mapping[str, np.ndarray]:
     sizes = {group.name: group.size for group in analysis.groups}
     for edit in edits:
         if sizes.get(edit.group) != edit.size:

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from gossamer.coupling import Analysis
+from gossamer.coupling import labels as lab
 from gossamer.coupling.kept import axis_keeps, kept_shape
 from gossamer.program.graph import Arg, Node, Ref
 from gossamer.program.ops import bind, op_of, with_arguments
@@ -95,7 +96,10 @@ def _narrow(node: Node, analysis: Analysis, table: np.ndarray) -> Node:
 
 def _source_labels(analysis: Analysis, ref: Ref) -> Tensor:
     found = analysis.values.get(ref.name)
-    return found if isinstance(found, Tensor) else analysis.factors[ref.name][0]
+    if isinstance(found, Tensor):
+        return found
+    factors = analysis.factors.get(ref.name)  # integer state, such as positions, carries nothing
+    return factors[0] if factors else lab.empty(analysis.metas[ref.name].shape)  # type: ignore[union-attr]
 
 
 def _convolution(node: Node, analysis: Analysis, table: np.ndarray) -> Node:
@@ -129,6 +133,9 @@ _RULES: Mapping[str, Callable[[Node, Analysis, np.ndarray], Node]] = {
     "aten.reshape.default": _output_sizes("shape"),
     "aten.view.default": _output_sizes("size"),
     "aten.expand.default": _output_sizes("size"),
+    **dict.fromkeys(
+        (f"aten.{name}.default" for name in "zeros ones full new_zeros new_ones new_full new_empty".split()), _output_sizes("size")
+    ),
     "aten.unflatten.int": _unflatten,
     "aten.split.Tensor": _split,
     "aten.split_with_sizes.default": _split,

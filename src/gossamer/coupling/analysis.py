@@ -165,7 +165,9 @@ def _make_rectangles(context: Context) -> None:
 
     It keeps equal counts per block wherever a view, a grouped convolution or attention heads split an axis.
     """
-    pending = [labels for value in [*context.values.values(), *context.blocks] for labels in flat_labels(value) if len(lab.varying(labels)) > 1]
+    pending = [
+        labels for value in [*context.values.values(), *context.blocks] for labels in flat_labels(value) if len(lab.varying(labels)) > 1
+    ]
     for labels in (_relabel(labels, context.atoms) for labels in pending):  # merged positions vary no more
         essence = lab.essence(labels)
         for axis in lab.varying(labels)[:-1]:

@@ -11,7 +11,9 @@ import numpy as np
 class Atoms:
     """A growing set of atoms. `reason` holds, for some atoms, why their whole class must stay."""
 
-    def __init__(self) -> None:
+    def __init__(self, merged: np.ndarray | None = None) -> None:
+        """`merged`: the representatives of an earlier walk over the same graph; fresh atoms are merged as they were there."""
+        self._merged = np.zeros(1, dtype=np.int64) if merged is None else merged
         self._parent = np.zeros(1, dtype=np.int64)
         self.blocks: list[tuple[str, np.ndarray]] = []  # (what they are the output positions of, their atoms)
         self._reasons: list[tuple[np.ndarray, str]] = []
@@ -21,13 +23,20 @@ class Atoms:
         """How many atoms there are, 0 included."""
         return len(self._parent)
 
+    @property
+    def representatives(self) -> np.ndarray:
+        """The representative of every atom's class."""
+        return self.find(np.arange(self.count))
+
     def fresh(self, count: int, owner: str) -> np.ndarray:
         """Make `count` new atoms, the positions of one axis of `owner`."""
         start = len(self._parent)
         made = np.arange(start, start + count, dtype=np.int64)
-        self._parent = np.concatenate([self._parent, made])
+        before = self._merged[start : start + count]
+        roots = np.concatenate([before, made[len(before) :]])  # a representative is the lowest of its class: made already
+        self._parent = np.concatenate([self._parent, roots])
         self.blocks.append((owner, made))
-        return made
+        return roots
 
     def find(self, atoms: np.ndarray) -> np.ndarray:
         """The representative of each atom's class, same shape."""

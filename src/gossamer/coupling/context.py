@@ -20,7 +20,8 @@ from gossamer.program.shapes import Meta, TensorMeta
 class Context:
     """What the pass knows so far. `blocks` are labels of axes that a grouped op splits, for the rectangle rule;
     `renormalised` lists norms with the axis of their input that carries labels and goes into their statistics; `contracted` names, for products of two values, the
-    operand in which zeros equal a removal; `computing` names state that goes only into weights which other nodes compute: never removed."""
+    operand in which zeros equal a removal; `computing` names state that goes only into weights which other nodes compute: never removed;
+    `heads` is None, or collects what was merged so that whole heads are units."""
 
     atoms: Atoms
     graph: Graph
@@ -33,6 +34,7 @@ class Context:
     renormalised: list[tuple[str, int]] = field(default_factory=list)
     contracted: dict[str, str] = field(default_factory=dict)
     computing: frozenset[str] = frozenset()
+    heads: list[tuple[np.ndarray, np.ndarray]] | None = None
 
     def meta(self, name: str) -> TensorMeta:
         """Shape and dtype of a tensor value."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gossamer.coupling import labels as lab
 from gossamer.coupling.context import Context, feature
+from gossamer.coupling.heads import head_mask, head_product
 from gossamer.program.graph import Node
 from gossamer.program.ops import bind, op_of
 from gossamer.program.ops import kinds as k
@@ -147,23 +148,32 @@ def attention(context: Context, node: Node) -> Tensor:
     bound = bind(node)
     query, key, value = (context.labels(bound[name].name) for name in ("query", "key", "value"))
     mask = bound["attn_mask"]
-    if mask is not None:
+    if mask is not None and context.heads is None:
         context.freeze(context.labels(mask.name), f"it is the mask of attention in {node.module or node.name}")
     shape = context.meta(node.name).shape
     if bound["enable_gqa"]:
         key, value = (_repeat_heads(labels, query.shape[-3]) for labels in (key, value))
     context.contracted[node.name] = bound["query"].name
     scores = _product(context, node, query, key, (*shape[:-1], key.shape[-2]))
+    if context.heads is not None:
+        scores = scores if mask is None else head_mask(context, node, scores, context.labels(mask.name))
+        if not any(axis >= scores.dim() - 2 for axis in lab.varying(scores)):
+            return _product(context, node, scores, value.transpose(-1, -2), shape)
     context.freeze(scores, f"attention in {node.module or node.name} couples the axis that carries it")
     return _through(context, node, value, shape, along=-2)
 
 
 def _repeat_heads(labels: Tensor, heads: int) -> Tensor:
+    """One key and value for all queries broadcasts; otherwise each serves as many queries in a row."""
+    if labels.shape[-3] == 1:
+        return labels
     return lab.squash(labels.repeat_interleave(heads // labels.shape[-3], dim=-3))
 
 
 def _product(context: Context, node: Node, left: Tensor, right: Tensor, shape: Sequence[int]) -> Tensor:
     """Labels of left @ right^T for left (*, M, K) and right (*, N, K)."""
+    if (heads := head_product(context, node, left, right, shape)) is not None:
+        return heads
     last = left.dim() - 1 in lab.varying(left), right.dim() - 1 in lab.varying(right)
     if all(last):
         context.atoms.merge(*np.broadcast_arrays(_inner(context, left), _inner(context, right)))

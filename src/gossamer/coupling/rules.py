@@ -12,6 +12,7 @@ from torch import Tensor
 from gossamer.coupling import contract, norms
 from gossamer.coupling import labels as lab
 from gossamer.coupling.context import Context, aligned, feature
+from gossamer.coupling.recurrent import recurrent
 from gossamer.program.graph import Node, Ref, map_refs
 from gossamer.program.ops import bind, function, op_of
 from gossamer.program.ops import kinds as k
@@ -24,7 +25,7 @@ ORDERLY = frozenset(
         "reshape.default view.default flatten.using_ints unflatten.int squeeze.dim squeeze.dims squeeze.default unsqueeze.default "
         "expand.default expand_as.default permute.default transpose.int t.default numpy_T.default movedim.int movedim.intlist "
         "cat.default concat.default stack.default split.Tensor split_with_sizes.default chunk.default unbind.int "
-        "tensor_split.indices tensor_split.sections"
+        "tensor_split.indices tensor_split.sections repeat_interleave.self_int"
     ).split()
 )
 PADS = ("aten.constant_pad_nd.default", "aten.pad.default")
@@ -34,7 +35,7 @@ def _pointwise(context: Context, node: Node) -> Any:
     meta = context.metas[node.name]
     shape = meta.shape if isinstance(meta, TensorMeta) else ()
     operands = [name for name in node.uses if isinstance(context.metas.get(name), TensorMeta)]
-    carried = [(name, context.labels(name)) for name in operands]
+    carried = sorted(((name, context.labels(name)) for name in operands), key=lambda item: -item[1].numel())  # the widest names the result
     wide = [(name, labels, lab.squash(labels.expand(shape))) for name, labels in carried]
     last = {max(lab.varying(labels)) for _, _, labels in wide if lab.varying(labels)}
     result = lab.empty(shape)
@@ -337,7 +338,7 @@ RULES: Mapping[type, Rule] = {
     k.ChannelScale: _channel_scale,
     k.Factory: _nothing,
     k.Scalar: _scalar,
-    k.Recurrent: _opaque,
+    k.Recurrent: recurrent,
     k.Mixing: _opaque,
     k.Opaque: _opaque,
 }

@@ -18,10 +18,49 @@ class KeepChannels:
     size: int
 
     def __post_init__(self) -> None:
-        whole = all(type(position) is int for position in self.keep)
-        ordered = whole and list(self.keep) == sorted(set(self.keep))
-        if not self.keep or not ordered or self.keep[0] < 0 or self.keep[-1] >= self.size:
-            raise PlanError(f"group {self.group!r} must keep sorted positions in [0, {self.size - 1}], at least one; got {self.keep[:8]}.")
+        _check_positions(self.group, self.keep, self.size)
+
+
+@dataclass(frozen=True, slots=True)
+class KeepHeads:
+    """Keep these heads (sorted) of an attention layer with `size` of them; remove the others whole.
+
+    Groups are those of coupling.analyse(program, "heads"). Heads go before channels, whatever the order of the edits.
+    """
+
+    group: str
+    keep: tuple[int, ...]
+    size: int
+
+    def __post_init__(self) -> None:
+        _check_positions(self.group, self.keep, self.size)
+
+
+def _check_positions(group: str, keep: tuple[int, ...], size: int) -> None:
+    whole = all(type(position) is int for position in keep)
+    ordered = whole and list(keep) == sorted(set(keep))
+    if not keep or not ordered or keep[0] < 0 or keep[-1] >= size:
+        raise PlanError(f"group {group!r} must keep sorted positions in [0, {size - 1}], at least one; got {keep[:8]}.")
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveBlock:
+    """Remove a residual branch or a layer that keeps the shape: what read the value `node` reads what the block started from.
+
+    Blocks are those of coupling.blocks.find_blocks. They go before heads and channels, whatever the order of the edits.
+    """
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreWeight:
+    """Store the weight that the node `node` computes from other weights (a standardized one, say) as a plain parameter.
+
+    It keeps its numbers at that moment; trained afterwards, it is trained as a plain weight.
+    """
+
+    node: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +101,44 @@ class RoundWeight:
     steps: str
 
 
-Edit = KeepChannels | FoldBatchNorm | SplitGate | QuantizeValue | RoundWeight | ShiftBias
+@dataclass(frozen=True, slots=True)
+class SparsifyWeight:
+    """Make numbers of the weight `value` zero for good where `mask` says so; numerics.packing turns masks into text.
+
+    Only which weights stay is decided here, one bit each. What the others become is a function of the mask and of inputs,
+    which repairs compute (plan.repair), so that plans stay small and the same mask serves other weights, too.
+    """
+
+    value: str
+    mask: str
+
+
+Edit = (
+    RemoveBlock
+    | KeepHeads
+    | KeepChannels
+    | StoreWeight
+    | FoldBatchNorm
+    | SplitGate
+    | QuantizeValue
+    | RoundWeight
+    | ShiftBias
+    | SparsifyWeight
+)
 _KINDS: dict[str, type[Any]] = {
-    kind.__name__: kind for kind in (KeepChannels, FoldBatchNorm, SplitGate, QuantizeValue, RoundWeight, ShiftBias)
+    kind.__name__: kind
+    for kind in (
+        RemoveBlock,
+        KeepHeads,
+        KeepChannels,
+        StoreWeight,
+        FoldBatchNorm,
+        SplitGate,
+        QuantizeValue,
+        RoundWeight,
+        ShiftBias,
+        SparsifyWeight,
+    )
 }
 
 
