@@ -25,6 +25,7 @@ from gossamer.train.recipe import Recipe
         ("optimizer", "adam", "one of sgd, adamw"),
         ("mixed_precision", "fp8", "one of no, bf16, fp16"),
         ("loss", "mse", "a function"),
+        ("penalty", "lasso", "a penalty such as GroupLasso"),
     ],
 )
 def test_settings_outside_their_rule(setting, value, rule):

@@ -34,6 +34,13 @@ def weight_members(program: Program, analysis: Analysis) -> Mapping[str, list[Me
     return _members(analysis, {name: analysis.factors[name] for name in chosen})
 
 
+def parameter_members(program: Program, analysis: Analysis) -> Mapping[str, list[Member]]:
+    """For each group all floating parameters that carry it: weights, biases, scales of norms, tables."""
+    state = program.state
+    chosen = [name for name in analysis.factors if isinstance(state[name], nn.Parameter) and state[name].is_floating_point()]
+    return _members(analysis, {name: analysis.factors[name] for name in chosen})
+
+
 def scale_members(program: Program, analysis: Analysis) -> Mapping[str, list[Member]]:
     """For each group the scales of norms that carry it."""
     norms = [node for node in program.graph.nodes if isinstance(op_of(node).kind, (BatchNorm, StatisticsNorm))]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gossamer.batches import Batch, Batches, as_batches
 from gossamer.errors import ConfigError, DataError, TrainingError
+from gossamer.program.masks import hold_zeros, masks_digest
 from gossamer.program.ops import op_of
 from gossamer.program.ops.kinds import BatchNorm
 from gossamer.program.program import Program
@@ -21,6 +22,7 @@ from gossamer.program.shapes import infer_shapes, tensor_meta
 from gossamer.progress import OnProgress, Progress, silent
 from gossamer.train.checkpoint import Checkpoint, optimizer_tensors, weights_digest
 from gossamer.train.losses import cross_entropy, distillation
+from gossamer.train.penalty import ActivePenalty
 from gossamer.train.randomness import seeded
 from gossamer.train.recipe import Recipe
 from gossamer.train.schedule import learning_rate_at
@@ -63,7 +65,8 @@ def fit(
         guide = None if teacher is None else copy.deepcopy(teacher).requires_grad_(False).eval().to(accelerator.device)
         if accelerator.scaler is not None:  # else the wrapper only costs time: it looks for packages at each update
             optimizer = accelerator.prepare(optimizer)
-        loop = _Loop(student, guide, accelerator, optimizer, names, recipe)
+        penalty = None if recipe.penalty is None else recipe.penalty.on(student)
+        loop = _Loop(student, guide, accelerator, optimizer, names, recipe, penalty)
         with seeded(seed, 0, device=accelerator.device, data=batches.source):
             steps = len(batches) or sum(1 for _ in batches)
         path = None if checkpoint is None else Path(checkpoint)
@@ -100,6 +103,7 @@ class _Loop:
     optimizer: Any
     names: list[str]
     recipe: Recipe
+    penalty: ActivePenalty | None
 
     def train_epoch(self, batches: Batches, position: _Position, on_progress: OnProgress) -> None:
         total = position.epochs * position.batches
@@ -108,7 +112,7 @@ class _Loop:
             step = position.epoch * position.batches + number
             rate = learning_rate_at(step, total, peak=self.recipe.learning_rate, warmup=self.recipe.warmup)
             if not self._is_lone_sample(batch, last=number + 1 == position.batches and done > 0):
-                loss = self._train_batch(batch, rate)
+                loss = self._train_batch(batch, rate, step)
                 if not abs(loss) < float("inf"):
                     raise TrainingError(
                         f"the loss became {loss} at {position.at(number)} (learning rate {rate:.3g}); train with a smaller "
@@ -124,8 +128,8 @@ class _Loop:
                     f"learning_rate than {self.recipe.learning_rate:g}."
                 )
 
-    def _train_batch(self, batch: Batch, rate: float) -> float:
-        """One update. Returns the loss."""
+    def _train_batch(self, batch: Batch, rate: float, step: int) -> float:
+        """One update. Returns the loss without the penalty."""
         device = self.accelerator.device
         inputs = tuple(tensor.to(device, non_blocking=True) for tensor in batch[0])
         for group in self.optimizer.param_groups:
@@ -139,7 +143,10 @@ class _Loop:
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.student.parameters(), self.recipe.max_gradient_norm)
+        if self.penalty is not None:  # after clipping and unscaling, so that its strength is what was asked for
+            self.penalty.add_gradients(step)
         self.optimizer.step()
+        hold_zeros(self.student)
         return float(loss.detach())
 
     def _loss(self, outputs: Tensor, taught: Tensor | None, target: Tensor | None) -> Tensor:
@@ -232,7 +239,7 @@ def _make_optimizer(student: Program, recipe: Recipe) -> tuple[list[str], torch.
 def _identify(program: Program, teacher: nn.Module | None, recipe: Recipe, **others: int) -> dict[str, Any]:
     """What makes two runs the same run, as plain data."""
     settings = {f"recipe.{key}": value for key, value in recipe.to_json().items()}
-    digests = {"network": program.digest, "weights": weights_digest(program)}
+    digests = {"network": program.digest, "weights": weights_digest(program)} | ({"masks": masks_digest(program)} if program.masks else {})
     return {**digests, "teacher": None if teacher is None else weights_digest(teacher), **others, **settings}
 
 

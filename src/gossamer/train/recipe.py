@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from gossamer.errors import ConfigError
+from gossamer.train.penalty import Penalty
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 _OPTIMIZERS = ("sgd", "adamw")
@@ -29,6 +30,7 @@ class Recipe:
     alpha              share of the teacher in the loss: (1 - alpha) * loss + alpha * T^2 * KL
     temperature        T of the distillation
     loss               function (outputs, target) -> scalar; None is cross-entropy on class numbers
+    penalty            presses whole units towards zero: GroupLasso(...) or GrowingPenalty(plan), see train.penalty
     mixed_precision    "no", "bf16", or "fp16" (GPU only)
 
     Raises: ConfigError for a setting outside its rule.
@@ -44,6 +46,7 @@ class Recipe:
     alpha: float = 0.8
     temperature: float = 4.0
     loss: Loss | None = None
+    penalty: Penalty | None = None
     mixed_precision: str = "no"
 
     def __post_init__(self) -> None:
@@ -59,15 +62,19 @@ class Recipe:
             raise ConfigError("Recipe.optimizer", self.optimizer, f"one of {', '.join(_OPTIMIZERS)}")
         if self.mixed_precision not in _PRECISIONS:
             raise ConfigError("Recipe.mixed_precision", self.mixed_precision, f"one of {', '.join(_PRECISIONS)}")
+        if self.penalty is not None and not (hasattr(self.penalty, "on") and hasattr(self.penalty, "to_json")):
+            raise ConfigError("Recipe.penalty", self.penalty, "a penalty such as GroupLasso() or GrowingPenalty(plan), or None")
         if self.loss is not None and not callable(self.loss):
             raise ConfigError("Recipe.loss", self.loss, "a function (outputs, target) -> scalar, or None")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for JSON; a loss function goes by its name."""
+        """Plain data for JSON; a loss function goes by its name, a penalty by its settings."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.loss is not None:
             kind = self.loss if hasattr(self.loss, "__qualname__") else type(self.loss)
             plain["loss"] = f"{kind.__module__}.{kind.__qualname__}"
+        if self.penalty is not None:
+            plain["penalty"] = self.penalty.to_json()
         return plain
 
 
