@@ -6,6 +6,7 @@ import gossamer
 
 NAMES = {
     "Budget",
+    "Constraints",
     "Data",
     "GossamerError",
     "Plan",

@@ -16,6 +16,7 @@ from gossamer.compress.settings import Settings as Settings
 from gossamer.data.source import Data as Data
 from gossamer.errors import GossamerError as GossamerError
 from gossamer.plan.budget import Budget as Budget
+from gossamer.plan.constraints import Constraints as Constraints
 from gossamer.plan.plan import Plan as Plan
 from gossamer.plan.pruning import plan_pruning as plan_pruning
 from gossamer.plan.quantization import plan_quantization as plan_quantization
@@ -35,6 +36,7 @@ if _collecting:
 
 __all__ = [
     "Budget",
+    "Constraints",
     "Data",
     "GossamerError",
     "Plan",

@@ -221,3 +221,16 @@ def test_without_training_data_weights_are_refitted(tmp_path):
     error = {name: float((net(x) - program(x)).detach().norm()) for name, net in {"cut": cut, "refitted": trial.pruned}.items()}
     assert trial.removed_ratio > 0
     assert error["refitted"] < 0.7 * error["cut"]
+
+
+def test_constraints_hold_in_every_trial(tmp_path):
+    settings = gs.Settings(epochs=0, trials=2, batch=8, mode="layerwise", constraints=gs.Constraints(only=["4"], keep={"4": [1, 2]}))
+    result = gs.compress(network(), data(), budget=gs.Budget(min_speedup=50), settings=settings, work_dir=tmp_path)
+    edits = [edit for trial in result.trials for edit in trial.plans["pruning"].edits]
+    assert {edit.group for edit in edits} == {"4"}
+    assert all({1, 2} <= set(edit.keep) for edit in edits)
+
+
+def test_mode_outside_its_rule():
+    with pytest.raises(gs.GossamerError, match="mode must be one of global, layerwise, isomorphic; got 'best'"):
+        gs.Settings(mode="best")

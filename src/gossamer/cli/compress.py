@@ -35,7 +35,9 @@ from gossamer.data.named import load_data
 from gossamer.data.source import Data
 from gossamer.data.user_code import resolve
 from gossamer.errors import ConfigError
+from gossamer.numerics.saliency import criteria
 from gossamer.plan.budget import Budget
+from gossamer.plan.constraints import Constraints
 from gossamer.report.console import console_view
 
 WORK = "work"
@@ -45,6 +47,8 @@ EPILOG = (
     "  Exit code 1 when the budget is missed or the file differs from its simulation; the best found is written all the same."
 )
 OutOption = Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="Folder for the artifact, the bundle, and the report.")]
+CRITERION_HELP = f"How channels are ranked: {', '.join(criteria.names())}. Default: taylor with labelled training data, else l2."
+LayersOption = Annotated[list[str] | None, typer.Option(help='A layer that stays whole, or several ("features.*"); may be repeated.')]
 MetricOption = Annotated[str, typer.Option(help="top1, top5, or package.module:function of (outputs, targets); higher is better.")]
 
 
@@ -60,6 +64,10 @@ def compress(
     max_latency_ms: Annotated[float | None, typer.Option(help="Latency of a batch on this machine.")] = None,
     metric: MetricOption = "top1",
     output: PickOption = None,
+    criterion: Annotated[str, typer.Option(help=CRITERION_HELP, show_default=False)] = _DEFAULT.criterion,
+    mode: Annotated[str, typer.Option(help="How layers are compared: global, layerwise, or isomorphic.")] = _DEFAULT.mode,
+    skip: LayersOption = None,
+    only: Annotated[list[str] | None, typer.Option(help="Remove channels of these layers only; may be repeated.")] = None,
     epochs: Annotated[int, typer.Option(min=0, help="Epochs of fine-tuning after channels are removed; 0 for none.")] = _DEFAULT.epochs,
     trials: Annotated[int, typer.Option(min=1, help="How many candidates are tried at most.")] = _DEFAULT.trials,
     batch: Annotated[int, typer.Option(min=1, help="Samples per call when latency is measured.")] = _DEFAULT.batch,
@@ -76,7 +84,17 @@ def compress(
     was when the same command is run again.
     """
     budget = Budget(max_drop_points=max_drop, min_speedup=min_speedup, min_size_ratio=min_size_ratio, max_latency_ms=max_latency_ms)
-    settings = Settings(target=target, epochs=epochs, trials=trials, batch=batch, threads=threads, seed=seed)
+    settings = Settings(
+        target=target,
+        epochs=epochs,
+        criterion=criterion,
+        mode=mode,
+        constraints=Constraints(skip=tuple(skip or ()), only=tuple(only or ())),
+        trials=trials,
+        batch=batch,
+        threads=threads,
+        seed=seed,
+    )
     torch.manual_seed(seed)
     named = load_model(model, weights)
     for note in named.notes:

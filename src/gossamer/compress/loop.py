@@ -183,7 +183,7 @@ def _bytes_per_parameter(report: Report) -> float:
 
 
 def _predicted_cost(job: Job, scores: Scores, ratio: float) -> tuple[int, int]:
-    plan = plan_removal(job.program, scores, ratio, job.settings.target)
+    plan = plan_removal(job.program, scores, ratio, job.settings)
     kept = {edit.group: np.array(edit.keep) for edit in plan.edits if isinstance(edit, KeepChannels)}
     table = keep_table(scores.analysis, kept)
     predictor = Predictor(job.program, scores.analysis)

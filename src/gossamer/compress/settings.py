@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from gossamer.errors import ConfigError
 from gossamer.numerics.saliency import criteria
+from gossamer.plan.constraints import Constraints
+from gossamer.plan.pruning import MODES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,6 +18,8 @@ class Settings:
     target      runtime that runs the artifact
     epochs      of fine-tuning with the original as teacher after channels were removed; 0 for none
     criterion   how channels are ranked, "" to choose: "taylor" with labelled training data, else "l2"
+    mode        how groups are compared, see plan_pruning: "global", "layerwise" or "isomorphic"
+    constraints what pruning must leave; with multiple 1, widths are rounded to what the target's kernels like
     batch       inputs per call when latency is measured
     threads     of the runtime
     trials      how many ratios are tried at most
@@ -24,6 +28,8 @@ class Settings:
     target: str = "onnxruntime"
     epochs: int = 4
     criterion: str = ""
+    mode: str = "global"
+    constraints: Constraints = field(default_factory=Constraints)
     batch: int = 64
     threads: int = 1
     seed: int = 0
@@ -34,9 +40,11 @@ class Settings:
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
                 raise ConfigError(name, value, f"an int of at least {least}")
+        if self.mode not in MODES:
+            raise ConfigError("mode", self.mode, f"one of {', '.join(MODES)}")
         if self.criterion:
             criteria.entry(self.criterion)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return asdict(self)
+        return {**asdict(self), "constraints": self.constraints.to_json()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from gossamer.compress.settings import Settings
 from gossamer.data.source import Data
 from gossamer.files import read_json, write_json
 from gossamer.plan.budget import Budget
-from gossamer.plan.constraints import Constraints
 from gossamer.plan.plan import Plan
 from gossamer.plan.pruning import plan_pruning
 from gossamer.plan.quantization import plan_quantization
@@ -90,7 +89,7 @@ def run_trial(job: Job, removed_ratio: float, folder: Path, scores: Callable[[],
     if done.exists():
         return Trial(removed_ratio, Report.from_dict(read_json(done, "report")), folder)
     program, settings = job.program, job.settings
-    pruning = plan_removal(program, scores(), removed_ratio, settings.target) if removed_ratio else Plan((), program.digest)
+    pruning = plan_removal(program, scores(), removed_ratio, settings) if removed_ratio else Plan((), program.digest)
     pruned = _recover(job, apply(program, pruning), pruning, folder) if pruning.edits else program
     quantization = plan_quantization(pruned, calibration(job.data), target=settings.target, on_progress=job.on_progress)
     quantized = apply(pruned, quantization)
@@ -115,13 +114,16 @@ def run_trial(job: Job, removed_ratio: float, folder: Path, scores: Callable[[],
     return Trial(removed_ratio, report, folder)
 
 
-def plan_removal(program: Program, scores: Scores, removed_ratio: float, target: str) -> Plan:
-    """A pruning plan whose widths suit the target's kernels, as far as the network is wide enough to have a choice."""
-    sizes = [group.size for group in scores.analysis.groups if group.prunable]
-    multiple = specs[target].width_multiple
-    while multiple > 1 and sum(size for size in sizes if size >= 2 * multiple) < 0.75 * sum(sizes):
-        multiple //= 2
-    return plan_pruning(program, scores, removed_ratio, constraints=Constraints(multiple=multiple))
+def plan_removal(program: Program, scores: Scores, removed_ratio: float, settings: Settings) -> Plan:
+    """A pruning plan within the constraints. Widths suit the target's kernels as far as the network is wide enough to have a choice."""
+    constraints = settings.constraints
+    if constraints.multiple == 1:
+        sizes = [group.size for group in scores.analysis.groups if group.prunable]
+        multiple = specs[settings.target].width_multiple
+        while multiple > 1 and sum(size for size in sizes if size >= 2 * multiple) < 0.75 * sum(sizes):
+            multiple //= 2
+        constraints = replace(constraints, multiple=multiple)
+    return plan_pruning(program, scores, removed_ratio, mode=settings.mode, constraints=constraints)
 
 
 def _recover(job: Job, pruned: Program, pruning: Plan, folder: Path) -> Program:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 import numpy as np
 
@@ -45,6 +46,17 @@ class Constraints:
                 raise ConfigError("min_keep", share, "a share in [0, 1]")
         if self.multiple < 1:
             raise ConfigError("multiple", self.multiple, "at least 1")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, only what is not the default."""
+        plain: dict[str, Any] = {name: list(getattr(self, name)) for name in ("skip", "only") if getattr(self, name)}
+        if self.min_keep != MIN_KEEP:
+            plain["min_keep"] = dict(self.min_keep) if isinstance(self.min_keep, Mapping) else self.min_keep
+        if self.multiple != 1:
+            plain["multiple"] = self.multiple
+        if self.keep:
+            plain["keep"] = {name: [int(channel) for channel in channels] for name, channels in self.keep.items()}
+        return plain
 
     def resolve(self, analysis: Analysis) -> Rules:
         """What the constraints mean for each group. Raises PlanError for a name or channel that does not exist."""

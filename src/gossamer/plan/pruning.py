@@ -17,7 +17,7 @@ from gossamer.plan.isomorphic import isomorphic_classes
 from gossamer.plan.plan import Frozen, Plan
 from gossamer.plan.ranking import Kept, Ranking
 from gossamer.plan.score import Scores
-from gossamer.program.constants import computed_weights
+from gossamer.program.constants import computed_weights, fold_weights
 from gossamer.program.program import Program
 
 MODES = ("global", "layerwise", "isomorphic")
@@ -56,8 +56,8 @@ def plan_pruning(
     if {group.name for group in analysis.groups} != set(scores.values) or any(name not in state for name in analysis.factors):
         raise PlanError("the scores were made for another network; score this one.")
     rules = constraints.resolve(analysis)
-    silent = _without_scores(scores, rules)
-    classes = {name: number for name, number in _classes(program, analysis, mode).items() if name not in rules.whole | silent}
+    whole = {**_without_scores(scores, rules), **rules.whole}
+    classes = {name: number for name, number in _classes(program, analysis, mode).items() if name not in whole}
     ranking = Ranking(analysis, scores.values, rules, classes)
     if isinstance(removed_ratio, Mapping):
         kept = ranking.keep_counts(_counts_by_layer(analysis, removed_ratio, classes))
@@ -68,7 +68,7 @@ def plan_pruning(
         kept = _keep_for_budget(Predictor(program, analysis), analysis, ranking.keep, budget)
     edits = _edits(analysis, kept)
     first = tuple(StoreWeight(name) for name in stored) if edits else ()
-    return Plan((*first, *edits), program.digest, frozen=_frozen(analysis, {**silent, **rules.whole}))
+    return Plan((*first, *edits), program.digest, frozen=_frozen(analysis, whole))
 
 
 def _check_arguments(removed_ratio: float | Mapping[str, float] | None, budget: Budget | None, mode: str) -> None:
@@ -93,7 +93,7 @@ def _without_scores(scores: Scores, rules: Rules) -> dict[str, str]:
 def _classes(program: Program, analysis: Analysis, mode: str) -> Mapping[str, int]:
     """Group name -> the class within which it is ranked."""
     if mode == "isomorphic":
-        return isomorphic_classes(program, analysis)
+        return isomorphic_classes(fold_weights(program), analysis)
     return {group.name: number if mode == "layerwise" else 0 for number, group in enumerate(analysis.groups)}
 
 
@@ -107,7 +107,7 @@ def _counts_by_layer(analysis: Analysis, ratios: Mapping[str, float], classes: M
 
 
 def _edits(analysis: Analysis, kept: Kept) -> tuple[KeepChannels | KeepHeads, ...]:
-    kinds = {"channels": KeepChannels, "heads": KeepHeads}
+    kinds: Mapping[str, type[KeepChannels] | type[KeepHeads]] = {"channels": KeepChannels, "heads": KeepHeads}
     return tuple(
         kinds[analysis.group(name).unit](name, tuple(int(position) for position in positions), analysis.group(name).size)
         for name, positions in kept.items()
