@@ -66,6 +66,9 @@ def round_weights(program: Program, edits: Sequence[RoundWeight], quantizers: di
         if quantizer is None or weight is None:
             raise PlanError(f"the plan rounds {edit.value!r}, which is no weight that it quantizes.")
         steps = unpack_steps(edit.steps, tuple(weight.shape)).to(weight.device)
+        mask = program.masks.get(edit.value)
+        if mask is not None and bool(steps[~mask].any()):
+            raise PlanError(f"the plan moves zeros of the mask of {edit.value!r} off zero; make the plan for this network.")
         codes = quantize(weight.detach(), quantizer) + steps
         codes = codes.clamp(quantizer.format.lo, quantizer.format.hi)
         state[edit.value] = nn.Parameter(dequantize(codes, quantizer))

@@ -16,17 +16,21 @@ BLOCK = 96  # columns whose updates are gathered before they reach the rest of t
 DAMPING = 0.3  # share of the mean diagonal added to it: moments come from few samples, other data differs
 
 
-def second_order_codes(weight: Tensor, scale: Tensor, covariance: Tensor, fmt: IntFormat, *, damping: float = DAMPING) -> Tensor:
+def second_order_codes(
+    weight: Tensor, scale: Tensor, covariance: Tensor, fmt: IntFormat, *, damping: float = DAMPING, keep: Tensor | None = None
+) -> Tensor:
     """Codes c that make E[((W - c * scale) x)²] small: each rounding error is made good by those rounded after it.
 
     Shapes: weight (G, R, K), scale (G, R, 1), covariance E[x xᵀ] (G, K, K) -> (G, R, K) whole numbers in float32.
-    Inputs that are never different from 0 (after centring: from their mean) keep nearest rounding.
+    Inputs that are never different from 0 (after centring: from their mean) keep nearest rounding. Where the mask `keep`
+    (G, R, K) is False, the weight is 0 and so is its code.
     Cost: about K² (K / 3 + R) multiply-adds for each of the G groups.
     """
     feedback = _feedback(covariance.to(torch.float32), damping)
     wanted = (weight.to(torch.float32) / scale.to(torch.float32)).transpose(1, 2).contiguous()  # (G, K, R), in code steps
     errors = torch.empty_like(wanted)
     columns = wanted.shape[1]
+    zero = None if keep is None else ~keep.transpose(1, 2)
     for start in range(0, columns, BLOCK):
         stop = min(start + BLOCK, columns)
         base = wanted[:, start:stop]
@@ -38,6 +42,8 @@ def second_order_codes(weight: Tensor, scale: Tensor, covariance: Tensor, fmt: I
             if column:
                 target = target + (inner[:, column : column + 1, :column] @ errors[:, start : start + column]).squeeze(1)
             rounded = target.round().clamp_(fmt.lo, fmt.hi)
+            if zero is not None:
+                rounded.masked_fill_(zero[:, start + column], 0.0)
             torch.sub(wanted[:, start + column], rounded, out=errors[:, start + column])
     return (wanted - errors).round_().transpose(1, 2)
 

@@ -81,7 +81,7 @@ def plan_quantization(
     second = rounding == "second-order"
     seen = calibrate(prepared, batches, placement, ranges=ranges, second_moments=second, on_progress=on_progress)
     values = _value_quantizers(prepared.graph, placement, seen, formats.activations, ranges)
-    rounded = _Rounding(prepared.state, values, seen.moments, formats.weights, weight_ranges, second, bias_correction)
+    rounded = _Rounding(prepared.state, values, seen.moments, formats.weights, weight_ranges, second, bias_correction, prepared.masks)
     layers = tuple(rounded.edits(placement.layers, on_progress))
     return Plan(
         edits=(*edits, *(QuantizeValue(name, quantizer) for name, quantizer in values.items()), *layers),
@@ -172,6 +172,7 @@ class _Rounding:
     weight_ranges: str
     second_order: bool
     bias_correction: bool
+    masks: Mapping[str, Tensor]
 
     def edits(self, layers: tuple[Layer, ...], on_progress: OnProgress) -> Iterator[Edit]:
         """Edits of all layers; a weight that several layers share is rounded once, by the moments of the first."""
@@ -211,7 +212,8 @@ class _Rounding:
         rows = weight.reshape(groups, weight.shape[0] // groups, -1)
         scale, _ = quantizer.tensors(weight)
         covariance = moments.covariance(centred=self.bias_correction)
-        return second_order_codes(rows, scale.reshape(groups, -1, 1), covariance, self.fmt).reshape(weight.shape)
+        keep = self.masks[layer.weight].reshape(rows.shape) if layer.weight in self.masks else None
+        return second_order_codes(rows, scale.reshape(groups, -1, 1), covariance, self.fmt, keep=keep).reshape(weight.shape)
 
     def _shift(self, layer: Layer, quantizer: Quantizer, codes: Tensor) -> tuple[float, ...]:
         """Minus the mean error of the layer's output: -(rounded weight - weight) E[x]."""
