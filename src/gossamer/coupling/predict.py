@@ -58,7 +58,11 @@ class Predictor:
             weight = bind(node).get("weight") if isinstance(kind, (Convolution, Linear)) else None
             if isinstance(weight, Ref) and weight.name in tensors:
                 self._layers.append((tensors[weight.name], macs / program.state[weight.name].numel()))
-            elif macs and not isinstance(kind, Recurrent) and any(_carries(analysis.values.get(name)) for name in node.uses):
+            elif isinstance(kind, Recurrent):
+                weights = [ref.name for ref in bind(node)["params"] if program.state[ref.name].dim() == 2]
+                each = macs / sum(program.state[name].numel() for name in weights)
+                self._layers += [(tensors[name], each) for name in weights]
+            elif macs and any(_carries(analysis.values.get(name)) for name in node.uses):
                 self._products.append(node)
             else:
                 self._fixed_macs += macs

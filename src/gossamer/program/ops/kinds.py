@@ -108,7 +108,7 @@ class Scalar:
 
 @dataclass(frozen=True, slots=True)
 class Recurrent:
-    """LSTM, GRU, RNN: input (N, T, I) or (T, N, I), all weights in one list; whatever it touches is frozen."""
+    """LSTM, GRU, RNN: input (N, T, I) or (T, N, I), the weights of all layers and directions in one list."""
 
 
 @dataclass(frozen=True, slots=True)
