@@ -1,18 +1,20 @@
 """How much a channel matters: pure functions of what belongs to each channel, and the table of named criteria.
 
-Each takes `rows` (units, elements): row k holds all elements of one carrier of unit k (a weight's, by default); `evidence`
-of the same shape, or None; and a Generator for those that draw. Each returns (units,), larger is more important.
+A criterion is a measure of each unit by itself, or a selection among all units of a group (see numerics.selection).
+A measure takes `rows` (units, elements): row k holds all elements of one carrier of unit k (a weight's, by default); `evidence`
+of the same shape, or None; and a Generator for those that draw. It returns (units,), larger is more important.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from gossamer.numerics.selection import Reading, greedy_errors, lasso_errors, refit_errors
 from gossamer.registry import Registry
 
 Measure = Callable[[Tensor, Tensor | None, torch.Generator], Tensor]
@@ -37,7 +39,20 @@ class Criterion:
     combine: Literal["relative", "mean", "sum", "size of sum"] = "relative"
 
 
-criteria: Registry[Criterion] = Registry("criterion")
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """A ranking of the units of a group by what the layers that read them lose; needs inputs, no labels.
+
+    select  the readings of those layers -> for each unit the relative squared error of their outputs when it and all that
+            matter less are gone, summed over the layers
+    """
+
+    select: Callable[[Sequence[Reading]], Tensor]
+    carriers: Literal["layers"] = "layers"
+    needs: Literal["inputs"] = "inputs"
+
+
+criteria: Registry[Criterion | Selection] = Registry("criterion")
 
 
 def _l1(rows: Tensor, evidence: Tensor | None, generator: torch.Generator) -> Tensor:
@@ -115,4 +130,9 @@ criteria.add("hessian", source="Yu et al. 2022 (Hessian-aware pruning), arXiv:21
 criteria.add("stability", source="our own: expected squared change of the outputs under random steps of relative size")(
     Criterion(_random_step, needs="response", combine="sum")
 )
+criteria.add("obs", source="Hassibi and Stork 1993; Frantar and Alistarh 2022 (OBC), arXiv:2208.11580; whole channels, damped")(
+    Selection(refit_errors)
+)
+criteria.add("lasso", source="He et al. 2017 (channel pruning), arXiv:1707.06168, section 3.1")(Selection(lasso_errors))
+criteria.add("thinet", source="Luo et al. 2017, arXiv:1707.06342, section 3.2")(Selection(greedy_errors))
 criteria.add("random", source="the control")(Criterion(_random))

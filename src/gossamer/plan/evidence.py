@@ -66,11 +66,16 @@ def activation_sizes(program: Program, analysis: Analysis, names: Iterable[str],
     watchers = dict.fromkeys(names, watch)
     copy = program.copy().eval()
     with torch.inference_mode():
-        for inputs, _ in _parts(program, batches, max(1, MEMORY_BYTES // max(1, _bytes_per_sample(program)))):
+        for inputs, _ in parts_that_fit(program, batches):
             batch = inputs[0].shape[0]
             samples += batch
             copy.run(*inputs, observe=watchers)
     return {name: total / samples for name, total in totals.items()}
+
+
+def parts_that_fit(program: Program, batches: Batches) -> Iterator[Batch]:
+    """Batches on the network's device, in parts whose results together stay below 1 GiB."""
+    return _parts(program, batches, max(1, MEMORY_BYTES // max(1, _bytes_per_sample(program))))
 
 
 def _bytes_per_sample(program: Program) -> int:

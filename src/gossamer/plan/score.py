@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gossamer.batches import as_batches
+from gossamer.batches import Batches, as_batches
 from gossamer.coupling import Analysis, Group, analyse
 from gossamer.errors import ConfigError, DataError, PlanError
-from gossamer.numerics.saliency import Criterion, criteria
+from gossamer.numerics.saliency import Criterion, Selection, criteria
 from gossamer.plan.evidence import Loss, activation_sizes, gather
 from gossamer.plan.members import Member, activation_members, scale_members, unit_rows, weight_members
+from gossamer.plan.readings import group_readings
+from gossamer.program.constants import fold_weights
 from gossamer.program.program import Program
 
 Carriers = Mapping[str, list[Member]]
@@ -30,7 +32,9 @@ class Scores:
     analysis: Analysis
 
 
-def score(program: Program, criterion: str = "l2", batches: Any = None, loss: Loss | None = None, *, seed: int = 0) -> Scores:
+def score(
+    program: Program, criterion: str = "l2", batches: Any = None, loss: Loss | None = None, *, seed: int = 0, attention: str = "width"
+) -> Scores:
     """Score all units of all groups. Reads only.
 
     criterion  a name from numerics.saliency.criteria
@@ -38,8 +42,10 @@ def score(program: Program, criterion: str = "l2", batches: Any = None, loss: Lo
     loss       (outputs, target) -> scalar for those that use a loss; cross-entropy by default. For "fisher" it is called
                with one sample at a time, for others with parts of batches that are too large to work on at once
 
+    attention  "width": units of attention are positions of the width that all its heads share; "heads": whole heads
+
     A group without any carrier of the criterion (such as "bn_scale" where no norm follows) is infinitely important: the
-    criterion says nothing about it, so it goes last.
+    criterion says nothing about it, so it stays whole, and the plan lists it.
     Raises: ConfigError for an unknown criterion (names the nearest); DataError when it needs data or targets and has none,
     or finds NaN; PlanError for a network that has nothing the criterion could look at.
     """
@@ -47,25 +53,49 @@ def score(program: Program, criterion: str = "l2", batches: Any = None, loss: Lo
     if loss is not None and not callable(loss):
         raise ConfigError("loss", loss, "a function (outputs, target) -> scalar, or None for cross-entropy")
     _check_data(criterion, chosen, batches)
-    analysis = analyse(program)
-    carriers, sources = _carriers(program, analysis, chosen, batches)
-    if analysis.groups and not any(carriers.values()):
+    program = fold_weights(program)
+    analysis = analyse(program, attention)
+    if isinstance(chosen, Selection):
+        values = _select(program, analysis, chosen, as_batches(batches, what="scoring"), seed)
+    else:
+        values = _measure(program, analysis, chosen, batches, loss, seed)
+    if analysis.groups and not values:
         raise PlanError(f"the criterion {criterion!r} looks at {chosen.carriers} of channels, and this network has none; use another one.")
-    evidence = gather(chosen.needs, program, as_batches(batches, what="scoring"), loss, seed) if chosen.needs else {}
-    generator = torch.Generator().manual_seed(seed)
-    values = {group.name: _score_group(group, carriers[group.name], chosen, sources, evidence, generator) for group in analysis.groups}
+    values = {group.name: values.get(group.name, np.full(group.size, np.inf)) for group in analysis.groups}
     for name, found in values.items():
         if np.isnan(found).any():
             raise DataError(f"the criterion {criterion!r} gives NaN for {name!r}; check the weights, the data and the loss for NaN.")
     return Scores(criterion, values, analysis)
 
 
-def _check_data(name: str, criterion: Criterion, batches: Any) -> None:
+def _select(program: Program, analysis: Analysis, chosen: Selection, batches: Batches, seed: int) -> dict[str, np.ndarray]:
+    """Scores of the groups that layers read; what must stay is infinitely important."""
+    found = {}
+    for name, readings in group_readings(program, analysis, batches, seed):
+        group = analysis.group(name)
+        if readings:
+            found[name] = np.full(group.size, np.inf)
+            found[name][~group.fixed] = chosen.select(readings).cpu().numpy()
+    return found
+
+
+def _measure(program: Program, analysis: Analysis, chosen: Criterion, batches: Any, loss: Loss | None, seed: int) -> dict[str, np.ndarray]:
+    """Scores of the groups that have a carrier."""
+    carriers, sources = _carriers(program, analysis, chosen, batches)
+    if not any(carriers.values()):
+        return {}
+    evidence = gather(chosen.needs, program, as_batches(batches, what="scoring"), loss, seed) if chosen.needs else {}
+    generator = torch.Generator().manual_seed(seed)
+    groups = [group for group in analysis.groups if carriers[group.name]]
+    return {group.name: _score_group(group, carriers[group.name], chosen, sources, evidence, generator) for group in groups}
+
+
+def _check_data(name: str, criterion: Criterion | Selection, batches: Any) -> None:
     if batches is not None:
         return
     if criterion.carriers == "activations":
         raise DataError(f"the criterion {name!r} needs activations; pass batches= (labels are not needed).")
-    if criterion.needs == "response":
+    if criterion.needs in ("response", "inputs"):
         raise DataError(f"the criterion {name!r} needs runs of the network; pass batches= (labels are not needed).")
     if criterion.needs:
         raise DataError(f"the criterion {name!r} needs gradients; pass batches= (and loss=, unless it is cross-entropy).")
@@ -91,8 +121,6 @@ def _score_group(
     evidence: Mapping[str, Tensor],
     generator: torch.Generator,
 ) -> np.ndarray:
-    if not carriers:
-        return np.full(group.size, np.inf)
     total = torch.zeros(group.size, dtype=torch.float64)
     for member in carriers:
         rows = unit_rows(sources[member.name].detach(), member, group.size)
