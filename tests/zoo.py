@@ -28,7 +28,31 @@ class Sample:
 
 
 def build(name: str, batch: int = 2) -> Sample:
-    """The network of that name with random weights and inputs. Raises KeyError or the package's own error for a name that does not exist."""
+    """The network of that name with random weights and inputs, stirred. Raises KeyError or the package's own error for a name
+    that does not exist."""
+    sample = _plain(name, batch)
+    stir(sample.model.eval())
+    return sample
+
+
+@torch.no_grad()
+def stir(model: nn.Module) -> None:
+    """Give random values to what starts as one constant, in place.
+
+    Fresh networks start with branches, scales and heads at zero, and norms that change nothing: comparing two versions of such
+    a network would compare little.
+    """
+    running = {name: buffer for name, buffer in model.named_buffers() if name.endswith(("running_mean", "running_var"))}
+    for name, tensor in {**dict(model.named_parameters()), **running}.items():
+        if not tensor.is_floating_point() or not tensor.numel() or bool((tensor != tensor.flatten()[0]).any()):
+            continue
+        if not tensor.any() and (tensor.dim() > 1 or name.endswith(("bias", "running_mean"))):
+            tensor.normal_(std=0.1)
+        else:
+            tensor.uniform_(0.5, 1.5)
+
+
+def _plain(name: str, batch: int) -> Sample:
     kind, _, rest = name.rpartition(":")
     if kind == "hf":
         _prepare()

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from gossamer.coupling import labels as lab
 from gossamer.coupling.analysis import Analysis
+from gossamer.program.constants import fold_weights
 from gossamer.program.cost import node_macs
 from gossamer.program.graph import Node
 from gossamer.program.program import Program
@@ -15,6 +16,7 @@ from gossamer.program.program import Program
 def prunable_macs_share(program: Program, analysis: Analysis) -> float:
     """Share of the multiply-accumulates, in [0, 1], in ops of which at least one axis can be pruned: of what they read,
     of their weight, or of their result. 0 for a network without any. Raises UnsupportedOp for an op with no cost rule."""
+    program = fold_weights(program)
     free = np.zeros(analysis.atom_count, dtype=bool)
     for group in analysis.groups:
         free[group.units[~group.fixed]] = True

@@ -24,6 +24,7 @@ from gossamer.program.graph import Arg, Graph, Node, Ref
 from gossamer.program.inline import inline_subgraphs
 from gossamer.program.normal_form import normalize, written_values
 from gossamer.program.ops.table import SCALAR_FUNCTIONS
+from gossamer.program.products import products_as_layers
 from gossamer.program.program import InputSpec, Program
 
 _SCALAR_NAMES = {function: name for name, function in SCALAR_FUNCTIONS.items()}
@@ -160,7 +161,8 @@ def _to_program(exported: ExportedProgram, argument_names: Mapping[str, str], dy
         raise CaptureError(
             f"its forward writes to {_strip(name)!r} while evaluating", line=line, way_out="write to buffers only while training"
         )
-    graph = normalize(raw)
+    ranks = {_strip(name): tensor.dim() for name, tensor in {**exported.state_dict, **exported.constants}.items() if _is_float(tensor)}
+    graph = products_as_layers(normalize(raw), ranks).without_dead_code()
     return Program(graph, inputs, _own_state(exported, graph.state_names))
 
 
@@ -172,6 +174,10 @@ def _own_state(exported: ExportedProgram, wanted: Sequence[str]) -> dict[str, Te
         copy = tensor.detach().clone()
         copies.setdefault(id(tensor), nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy)
     return {name: copies[id(found[name])] for name in wanted}
+
+
+def _is_float(tensor: object) -> bool:
+    return isinstance(tensor, Tensor) and tensor.is_floating_point()
 
 
 def _strip(name: str) -> str:
