@@ -10,16 +10,9 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from gossamer.errors import ConfigError, DataError
 from gossamer.numerics.affine import clips_like, dequantize, fake_quantize, from_range, quantize
 from gossamer.numerics.formats import IntFormat, PerAxis, PerTensor
-from gossamer.numerics.ranges import (
-    Spread,
-    choose_quantizer,
-    choose_weight_quantizer,
-    fit_clamp,
-    histogram,
-    merge,
-    range_methods,
-    weight_range_methods,
-)
+from gossamer.numerics.range_choice import percentile_range
+from gossamer.numerics.ranges import choose_quantizer, choose_weight_quantizer, fit_clamp, range_methods, weight_range_methods
+from gossamer.numerics.spread import Spread, histogram, merge
 
 UINT8 = IntFormat(bits=8, signed=False)
 INT8 = IntFormat(bits=8, narrow=True)
@@ -59,7 +52,7 @@ def test_rounding_error_is_at_most_half_a_step(x, bits, symmetric):
 def test_range_lies_inside_what_was_seen_and_order_does_not_matter(method, batches):
     state, reverse = fed(method, *batches), fed(method, *batches[::-1])
     low, high = range_methods[method].choose(state, UINT8, False)
-    assert (low, high) == range_methods[method].choose(reverse, UINT8, False)
+    assert (low, high) == range_methods[method].choose(reverse, UINT8, False) or method == "moving average"
     assert min(state.low, 0) <= low <= max(high, 0) <= max(state.high, 0) or (low, high) == (state.low, state.high)
 
 
@@ -80,6 +73,37 @@ def test_mse_range_is_never_worse_than_min_max(x, bits):
     # the search sees numbers rounded to bins
     blur = math.ldexp(1.0, state.exponent)
     assert coding_error(x, chosen) <= coding_error(x, full) * 1.05 + x.numel() * (2 * blur) ** 2.4 + 1e-6
+
+
+@given(st.lists(tensors, min_size=1, max_size=4))
+def test_moving_average_is_a_weighted_mean_of_batch_extremes(batches):
+    count = len(batches)
+    weights = np.array([0.9 ** (count - 1), *(0.1 * 0.9 ** (count - 1 - place) for place in range(1, count))])
+    state = fed("moving average", *batches)
+    assert state.low == pytest.approx(weights @ [float(batch.min()) for batch in batches], rel=1e-6, abs=1e-6)
+    assert state.high == pytest.approx(weights @ [float(batch.max()) for batch in batches], rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_percentile_leaves_the_tail_out_and_no_more(symmetric):
+    x = torch.randn(16384, generator=torch.Generator().manual_seed(0))
+    state = fed("percentile", x)
+    low, high = percentile_range(state, UINT8, symmetric, share=0.99)
+    bin_width = math.ldexp(1.0, state.exponent)
+    beyond = (x.abs() > high + bin_width).float().mean() if symmetric else ((x < low - bin_width) | (x > high + bin_width)).float().mean()
+    within = (x.abs() < high - bin_width).float().mean() if symmetric else ((x > low + bin_width) & (x < high - bin_width)).float().mean()
+    assert beyond <= 0.01
+    assert within <= 0.99
+
+
+def test_entropy_clips_a_long_tail_and_keeps_a_uniform_range():
+    generator = torch.Generator().manual_seed(0)
+    tailed = torch.cat([torch.randn(16000, generator=generator), 40 * torch.rand(20, generator=generator)])
+    low, high = range_methods["entropy"].choose(fed("entropy", tailed), UINT8, False)
+    assert high < 0.5 * float(tailed.max())
+    assert low < -2
+    uniform = torch.rand(16000, generator=generator)
+    assert range_methods["entropy"].choose(fed("entropy", uniform), UINT8, False)[1] > 0.95
 
 
 def test_mse_clips_an_outlier():

@@ -13,7 +13,8 @@ from torch import Tensor
 from gossamer.batches import Batches
 from gossamer.errors import DataError
 from gossamer.numerics.moments import Moments, add_moments, moments_of
-from gossamer.numerics.ranges import Spread, check_spread, extremes, range_methods
+from gossamer.numerics.ranges import range_methods
+from gossamer.numerics.spread import Spread, check_spread, extremes
 from gossamer.plan.columns import columns_at
 from gossamer.plan.placement import Layer, Placement
 from gossamer.program.graph import Graph

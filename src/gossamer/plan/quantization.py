@@ -16,8 +16,9 @@ from gossamer.numerics.affine import Quantizer, clips_like, dequantize, quantize
 from gossamer.numerics.formats import IntFormat, PerAxis, PerTensor, parse_format
 from gossamer.numerics.moments import Moments
 from gossamer.numerics.packing import pack_steps
-from gossamer.numerics.ranges import choose_quantizer, choose_weight_quantizer, fit_clamp, merge, range_methods, weight_range_methods
+from gossamer.numerics.ranges import choose_quantizer, choose_weight_quantizer, fit_clamp, range_methods, weight_range_methods
 from gossamer.numerics.rounding import second_order_codes
+from gossamer.numerics.spread import merge
 from gossamer.plan.calibrate import Calibration, calibrate
 from gossamer.plan.edits import Edit, FoldBatchNorm, QuantizeValue, RoundWeight, ShiftBias, SplitGate
 from gossamer.plan.placement import Layer, Placement, place_quantizers
