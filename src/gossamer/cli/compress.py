@@ -47,7 +47,10 @@ EPILOG = (
     "  Exit code 1 when the budget is missed or the file differs from its simulation; the best found is written all the same."
 )
 OutOption = Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="Folder for the artifact, the bundle, and the report.")]
-CRITERION_HELP = f"How channels are ranked: {', '.join(criteria.names())}. Default: taylor with labelled training data, else l2."
+CRITERION_HELP = (
+    f"How channels are ranked: {', '.join(criteria.names())}, or tournament (the best of them). "
+    "Default: taylor with labelled training data, else l2."
+)
 LayersOption = Annotated[list[str] | None, typer.Option(help='A layer that stays whole, or several ("features.*"); may be repeated.')]
 MetricOption = Annotated[str, typer.Option(help="top1, top5, or package.module:function of (outputs, targets); higher is better.")]
 

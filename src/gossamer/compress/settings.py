@@ -10,6 +10,8 @@ from gossamer.numerics.saliency import criteria
 from gossamer.plan.constraints import Constraints
 from gossamer.plan.pruning import MODES
 
+TOURNAMENT = "tournament"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -17,7 +19,8 @@ class Settings:
 
     target      runtime that runs the artifact
     epochs      of fine-tuning with the original as teacher after channels were removed; 0 for none
-    criterion   how channels are ranked, "" to choose: "taylor" with labelled training data, else "l2"
+    criterion   how channels are ranked, "" to choose: "taylor" with labelled training data, else "l2"; "tournament" to let
+                calibration data decide, see gossamer.search.tournament
     mode        how groups are compared, see plan_pruning: "global", "layerwise" or "isomorphic"
     constraints what pruning must leave; with multiple 1, widths are rounded to what the target's kernels like
     batch       inputs per call when latency is measured
@@ -42,7 +45,7 @@ class Settings:
                 raise ConfigError(name, value, f"an int of at least {least}")
         if self.mode not in MODES:
             raise ConfigError("mode", self.mode, f"one of {', '.join(MODES)}")
-        if self.criterion:
+        if self.criterion and self.criterion != TOURNAMENT:
             criteria.entry(self.criterion)
 
     def to_json(self) -> dict[str, Any]:

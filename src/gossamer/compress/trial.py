@@ -10,7 +10,7 @@ from typing import Any
 from gossamer.apply.engine import apply
 from gossamer.apply.repair import repair
 from gossamer.batches import Batches, as_batches
-from gossamer.compress.settings import Settings
+from gossamer.compress.settings import TOURNAMENT, Settings
 from gossamer.data.source import Data
 from gossamer.files import read_json, write_json
 from gossamer.plan.budget import Budget
@@ -22,6 +22,7 @@ from gossamer.plan.spec import specs
 from gossamer.program.bundle import load, save
 from gossamer.program.program import Program
 from gossamer.progress import OnProgress
+from gossamer.search.tournament import tournament
 from gossamer.targets.export import export
 from gossamer.targets.results import Report
 from gossamer.targets.target import Artifact, targets
@@ -30,6 +31,7 @@ from gossamer.targets.verify import verify
 from gossamer.train.fit import fit
 
 Metric = Any
+TOURNAMENT_RATIO = 0.5  # of the channels, at which criteria are compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +153,28 @@ def validation(data: Data) -> Batches:
     return as_batches(data.validation, what="validation")
 
 
+def _play(job: Job) -> Scores:
+    """Scores of the criterion that does least damage at a middle ratio, after repair, on calibration data."""
+    settings = job.settings
+    played = tournament(
+        job.program,
+        calibration(job.data),
+        TOURNAMENT_RATIO,
+        mode=settings.mode,
+        constraints=settings.constraints,
+        on_progress=job.on_progress,
+    )
+    return played.scores
+
+
 def scorer(job: Job) -> Callable[[], Scores]:
     """Scores of the original's channels, computed when first needed."""
     found: list[Scores] = []
 
     def scores() -> Scores:
-        if not found:
+        if not found and job.settings.criterion == TOURNAMENT:
+            found.append(_play(job))
+        elif not found:
             labelled = job.data.train is not None and as_batches(job.data.train, what="training").first()[1] is not None
             name = job.settings.criterion or ("taylor" if labelled else "l2")
             batches = as_batches(job.data.train, what="training") if labelled else calibration(job.data)
