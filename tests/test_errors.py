@@ -11,6 +11,7 @@ from gossamer.errors import (
     ParityError,
     PlanError,
     TrainingError,
+    TransplantError,
     UnsupportedOp,
     nearest,
 )
@@ -20,7 +21,7 @@ def test_one_root_and_the_tree_is_drawn():
     classes = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
     assert all(issubclass(cls, GossamerError) for cls in classes)
     assert all(cls.__name__ in errors.__doc__ for cls in classes)
-    assert len(classes) == 10
+    assert len(classes) == 11
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,11 @@ def test_one_root_and_the_tree_is_drawn():
         (UnsupportedOp("aten.foo", "m.py:3", needed="cost", way_out="add it"), "no cost rule for aten.foo at m.py:3; add it."),
         (UnsupportedOp("aten.foo", "", needed="cost", way_out="add it"), "no cost rule for aten.foo at the top level; add it."),
         (PlanError("x"), "x"),
+        (TransplantError("why", way_out="do that"), "cannot put the program's weights into the module: why; do that."),
+        (
+            TransplantError("why", module="a.b", line="m.py:3", way_out="do that"),
+            "cannot put the program's weights into the module in 'a.b' at m.py:3: why; do that.",
+        ),
         (ParityError("outputs", 0.5, 1e-5), "outputs differ by 0.5 (relative), more than 1e-05; the change was thrown away, please report"),
         (FileError("a.txt", "is gone", "write it"), "a.txt: is gone; write it."),
         (MissingRuntime("tvm", "this", "pip install tvm"), "this needs the package 'tvm', which is not installed; run: pip install tvm"),

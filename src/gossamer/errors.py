@@ -6,6 +6,7 @@ GossamerError
 ├── CaptureError      a network that torch.export refuses
 ├── UnsupportedOp     an op that a step has no rule for
 ├── PlanError         a plan that does not fit the network
+├── TransplantError   a module whose code cannot run with the weights of a program
 ├── ParityError       a changed network that does not equal what it must equal
 ├── FileError         a file that is missing, damaged, foreign, or cannot be written
 ├── MissingRuntime    an optional package that is not installed
@@ -56,6 +57,18 @@ class UnsupportedOp(GossamerError):
 
 class PlanError(GossamerError):
     """A plan was made for another network, names what does not exist, or asks for the impossible."""
+
+
+class TransplantError(GossamerError):
+    """The user's module cannot run with a program's weights; names the module and the line of code that stands in the way.
+
+    `groups` are the groups of channels that must stay whole for that line: plan with Constraints(skip=groups).
+    """
+
+    def __init__(self, reason: str, *, module: str = "", line: str = "", groups: tuple[str, ...] = (), way_out: str) -> None:
+        self.reason, self.module, self.line, self.groups = reason, module, line, groups
+        where = (f" in {module!r}" if module else "") + (f" at {line}" if line else "")
+        super().__init__(f"cannot put the program's weights into the module{where}: {reason}; {way_out}.")
 
 
 class ParityError(GossamerError):
