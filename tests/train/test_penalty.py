@@ -170,7 +170,7 @@ def test_bad_arguments(program, plan):
         GrowingPenalty(plan, delta=float("nan"))
     with pytest.raises(ConfigError, match=r"GrowingPenalty.every must be a whole number, at least 1; got 0"):
         GrowingPenalty(plan, every=0)
-    with pytest.raises(ConfigError, match=r"GrowingPenalty.plan must be one that removes channels"):
+    with pytest.raises(ConfigError, match=r"GrowingPenalty.plan must be one that removes channels, or heads.*got 'nothing'"):
         GrowingPenalty(plan_pruning(program, score(program, "l2"), 0.0))
     with pytest.raises(ConfigError, match=r"Recipe.penalty must be a penalty such as GroupLasso"):
         Recipe(penalty="lasso")

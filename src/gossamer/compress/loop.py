@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from gossamer.compress.claim import claim
 from gossamer.compress.result import Result
 from gossamer.compress.settings import Settings
 from gossamer.compress.trial import Job, Trial, artifact_name, calibration, plan_removal, run_trial, scorer
 from gossamer.coupling.kept import keep_table
 from gossamer.coupling.predict import Predictor
 from gossamer.data.source import as_data
-from gossamer.errors import ConfigError
-from gossamer.files import read_json, write_json
+from gossamer.files import write_json
 from gossamer.plan.budget import Budget
 from gossamer.plan.edits import KeepChannels
 from gossamer.plan.score import Scores
@@ -95,15 +95,7 @@ def _claim(folder: Path, program: Program, metric: Any, settings: Settings) -> N
         "metric": metric if isinstance(metric, str) else getattr(metric, "__qualname__", repr(metric)),
         "settings": {name: value for name, value in settings.to_json().items() if name != "trials"},
     }
-    path = folder / "run.json"
-    if path.exists():
-        known = read_json(path, "run of gossamer.compress")
-        changed = sorted(name for name in key if not isinstance(known, dict) or known.get(name) != key[name])
-        if changed:
-            raise ConfigError(
-                "work_dir", str(folder), f"empty or of the same run (its {', '.join(changed)} differs); choose another folder"
-            )
-    write_json(path, key)
+    claim(folder, key, "work_dir")
 
 
 def _search(job: Job, folder: Path) -> list[Trial]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from gossamer.coupling import Analysis, analyse
 from gossamer.errors import ConfigError
-from gossamer.plan.edits import KeepChannels
+from gossamer.plan.edits import KeepChannels, KeepHeads
 from gossamer.plan.members import parameter_members
 from gossamer.plan.plan import Plan
 from gossamer.program.program import Program
@@ -83,7 +83,7 @@ class GrowingPenalty:
     delta    growth, per `every` updates
     ceiling  highest strength; learning_rate * ceiling / (1 - momentum) must stay below 2, or training becomes unstable
 
-    Raises: ConfigError for a number outside its rule or a plan that removes nothing; `on` raises PlanError for a plan of another
+    Raises: ConfigError for a number outside its rule or a plan that does anything but remove units; `on` raises PlanError for a plan of another
     network.
     Source: Wang et al. 2021 (GReg-1), arXiv:2012.09243, section 3.2.
     """
@@ -98,12 +98,14 @@ class GrowingPenalty:
         _check_positive("GrowingPenalty.ceiling", self.ceiling)
         if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 1:
             raise ConfigError("GrowingPenalty.every", self.every, "a whole number, at least 1")
-        if not any(isinstance(edit, KeepChannels) for edit in self.plan.edits):
-            raise ConfigError("GrowingPenalty.plan", self.plan, "one that removes channels, as plan_pruning gives")
+        kinds = {type(edit) for edit in self.plan.edits}
+        if kinds not in ({KeepChannels}, {KeepHeads}):
+            rule = "one that removes channels, or heads, and does nothing else, as plan_pruning gives"
+            raise ConfigError("GrowingPenalty.plan", ", ".join(sorted(kind.__name__ for kind in kinds)) or "nothing", rule)
 
     def on(self, program: Program) -> ActivePenalty:
         """Bind to a program's parameters. Raises PlanError when the plan was made for another one."""
-        return _Growing(_units(program, analyse(program), _leaving(self.plan, program)), self)
+        return _Growing(_units(program, *_leaving(self.plan, program)), self)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; the plan goes by its hash."""
@@ -121,21 +123,22 @@ def left_over(program: Program, plan: Plan) -> float:
 
     Near 0, their removal costs nothing. Raises: PlanError when the plan was made for another network.
     """
-    analysis = analyse(program)
-    leaving = _leaving(plan, program)
+    analysis, leaving = _leaving(plan, program)
     everything = {name: np.ones_like(chosen) for name, chosen in leaving.items()}
     parts = [_units(program, analysis, chosen).squared_norms().sum() for chosen in (leaving, everything)]
     return float((parts[0] / parts[1].clamp_min(torch.finfo(parts[1].dtype).tiny)).sqrt())
 
 
-def _leaving(plan: Plan, program: Program) -> dict[str, np.ndarray]:
+def _leaving(plan: Plan, program: Program) -> tuple[Analysis, dict[str, np.ndarray]]:
+    """The analysis that the plan speaks of, and for each group which of its units go."""
     plan.check_fits(program)
+    edits = [edit for edit in plan.edits if isinstance(edit, (KeepChannels, KeepHeads))]
+    analysis = analyse(program, "heads" if any(isinstance(edit, KeepHeads) for edit in edits) else "width")
     leaving = {}
-    for edit in plan.edits:
-        if isinstance(edit, KeepChannels):
-            leaving[edit.group] = np.ones(edit.size, dtype=bool)
-            leaving[edit.group][list(edit.keep)] = False
-    return leaving
+    for edit in edits:
+        leaving[edit.group] = np.ones(edit.size, dtype=bool)
+        leaving[edit.group][list(edit.keep)] = False
+    return analysis, leaving
 
 
 @dataclass(frozen=True, slots=True, eq=False)
