@@ -13,6 +13,7 @@ from gossamer.errors import PlanError
 from gossamer.plan.plan import Plan
 from gossamer.plan.repair import Repair, plan_repair
 from gossamer.program.graph import Node, Ref
+from gossamer.program.masks import check_zeros
 from gossamer.program.ops import bind, op_of, with_arguments
 from gossamer.program.ops.kinds import BatchNorm
 from gossamer.program.program import Program
@@ -46,6 +47,7 @@ def apply_repair(small: Program, found: Repair) -> Program:
             raise PlanError(f"the repair changes {name!r}, which this network does not have; make the repair for this network.")
         with torch.no_grad():
             state[name].copy_(tensor)
+    check_zeros(copy)
     nodes = dict(copy.graph.by_name)
     for name, shift in found.shifts.items():
         if name not in nodes:

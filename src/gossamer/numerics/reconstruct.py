@@ -5,27 +5,29 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gossamer.numerics.kept import solve_kept
+
 DAMPINGS = (1e-2, 1e-1, 1.0)
 PLENTY = 10  # samples per input from which on the least damping is right
 
 
-def refit_by_holdout(weight: Tensor, inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
+def refit_by_holdout(weight: Tensor, inputs: Tensor, outputs: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """`refit` with the damping that does best on the last quarter of the samples, or the bias alone where all do worse.
 
     With few samples, least squares fits what is special about them. Shapes as for `refit`.
     """
     samples = inputs.shape[2]
     if samples >= PLENTY * inputs.shape[1]:
-        return refit(weight, inputs, outputs, damping=DAMPINGS[0])
+        return refit(weight, inputs, outputs, damping=DAMPINGS[0], keep=keep)
     if samples < 4:
         return bias_only(weight, inputs, outputs)
     cut = samples - samples // 4
     fitted, held = (inputs[..., :cut], outputs[..., :cut]), (inputs[..., cut:], outputs[..., cut:])
-    errors = {_error(*refit(weight, *fitted, damping=damping), *held): damping for damping in DAMPINGS}
+    errors = {_error(*refit(weight, *fitted, damping=damping, keep=keep), *held): damping for damping in DAMPINGS}
     least = min(errors)
     if _error(*bias_only(weight, *fitted), *held) <= least:
         return bias_only(weight, inputs, outputs)
-    return refit(weight, inputs, outputs, damping=errors[least])
+    return refit(weight, inputs, outputs, damping=errors[least], keep=keep)
 
 
 def bias_only(weight: Tensor, inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,11 +41,12 @@ def _error(weight: Tensor, bias: Tensor, inputs: Tensor, outputs: Tensor) -> flo
     return float((outputs - weight @ inputs.to(torch.float64) - bias.unsqueeze(2)).square().sum())
 
 
-def refit(weight: Tensor, inputs: Tensor, outputs: Tensor, *, damping: float = 1e-2) -> tuple[Tensor, Tensor]:
+def refit(weight: Tensor, inputs: Tensor, outputs: Tensor, *, damping: float = 1e-2, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Weights and bias with the least squared error, pulled towards the weights given.
 
     W' = W + (R X^T)(X X^T + lambda I)^-1 with the residual R = Y - W X, all centred, lambda = damping * mean diagonal of
     X X^T; b' = E[Y] - W' E[X]. Where there are fewer samples than inputs, the same from the smaller matrix X^T X.
+    With a mask `keep` (G, O, K), off which the weights given are zero, each row is solved over the weights it keeps.
 
     Shapes: weight (G, O, K), inputs X (G, K, S), outputs Y (G, O, S) -> (G, O, K) and (G, O), float64.
     Source: He et al. 2017 (channel pruning), arXiv:1707.06168, section 3.1; differs: an intercept, and damping towards the
@@ -53,11 +56,14 @@ def refit(weight: Tensor, inputs: Tensor, outputs: Tensor, *, damping: float = 1
     mean_x, mean_y = x.mean(2, keepdim=True), y.mean(2, keepdim=True)
     x, y = x - mean_x, y - mean_y
     residual = y - old @ x
-    across = x.shape[1] <= x.shape[2]
+    across = x.shape[1] <= x.shape[2] or keep is not None
     product = x @ x.transpose(1, 2) if across else x.transpose(1, 2) @ x
     ridge = damping * product.diagonal(dim1=1, dim2=2).sum(1) / x.shape[1]
     ridge = ridge.clamp_min(torch.finfo(torch.float64).tiny ** 0.5)  # inputs that never vary
     product.diagonal(dim1=1, dim2=2).add_(ridge.unsqueeze(1))
+    if keep is not None:
+        new = old + solve_kept(product, residual @ x.transpose(1, 2), keep)
+        return new, (mean_y - new @ mean_x).squeeze(2)
     factor = torch.linalg.cholesky(product)
     if across:
         step = torch.cholesky_solve(x @ residual.transpose(1, 2), factor).transpose(1, 2)

@@ -185,12 +185,14 @@ def equal_damage_zeros(sizes: Sequence[int], ratios: Sequence[float], damages: S
     def shares(level: float) -> list[float]:
         return [_inverse(grid, curve, level) for curve in curves]
 
-    low, high = 0.0, max((curve[-1] for curve in curves), default=0.0) + 1e-30
+    low, high = -1.0, max((curve[-1] for curve in curves), default=0.0)
     for _ in range(200):
         middle = (low + high) / 2
         reached = sum(share * size for share, size in zip(shares(middle), sizes, strict=True))
         low, high = (middle, high) if reached < zeros else (low, middle)
-    return _whole([share * size for share, size in zip(shares(high), sizes, strict=True)], sizes, zeros)
+    below, above = ([share * size for share, size in zip(shares(level), sizes, strict=True)] for level in (low, high))
+    step = min(1.0, (zeros - sum(below)) / max(sum(above) - sum(below), 1e-12))  # where shares jump at one level
+    return _whole([one + step * (other - one) for one, other in zip(below, above, strict=True)], sizes, zeros)
 
 
 def _inverse(grid: Sequence[float], curve: Sequence[float], level: float) -> float:
