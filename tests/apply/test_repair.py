@@ -108,21 +108,56 @@ def test_mean_is_the_formula():
     assert torch.equal(fixed.state["2.weight"], network[2].weight[:, [0, 3]])
 
 
-def test_batch_norm_finds_the_statistics_of_the_data():
-    network = RandomNetwork(("conv", "residual"), 8, False, 0).eval()
-    program = capture(network, torch.zeros(2, 3, 8, 8))
+def statistics(program, x):
+    """Mean and variance of what each batch norm reads."""
+    seen = {}
+    readers = {node.uses[0]: node for node in program.graph.nodes if "batch_norm" in node.op}
+    program.run(x, observe=dict.fromkeys(readers, lambda name, value: seen.update({name: value.detach()})))
+    return {readers[name].name: (value.mean((0, 2, 3)), value.transpose(0, 1).flatten(1).var(1, False)) for name, value in seen.items()}
+
+
+def buffers(program, node):
+    return [program.state[use] for use in program.graph.by_name[node].uses if "running" in use]
+
+
+def test_batch_norm_moves_the_statistics_as_the_data_moved():
+    program = capture(RandomNetwork(("conv", "residual"), 8, False, 0).eval(), torch.zeros(2, 3, 8, 8))
     plan, small = pruned(program)
     x = images(32)
     fixed = repair(small, program, plan, [x[:20], x[20:26], x[26:]], "batch_norm")
-    names = [name for name in fixed.state if name.endswith("running_mean")]
-    assert names
-    seen = {}
-    readers = {node.uses[0]: node for node in fixed.graph.nodes if "batch_norm" in node.op}
-    fixed.run(x, observe=dict.fromkeys(readers, lambda name, value: seen.update({name: value.detach()})))
-    for name, node in readers.items():
-        mean, variance = (fixed.state[use] for use in node.uses if "running" in use)
-        assert torch.allclose(mean, seen[name].mean((0, 2, 3)), atol=1e-4)
-        assert torch.allclose(variance, seen[name].transpose(0, 1).flatten(1).var(1), rtol=1e-3)
+    before, after = statistics(program, x), statistics(fixed, x)
+    kept = {edit.group: list(edit.keep) for edit in plan.edits}
+    assert after
+    for name, (mean, variance) in after.items():
+        (old_mean, old_variance), (own_mean, own_variance) = buffers(small, name), buffers(fixed, name)
+        keep = next(places for places in kept.values() if torch.equal(buffers(program, name)[0][places], old_mean))
+        assert torch.allclose(own_mean, old_mean + mean - before[name][0][keep], atol=1e-4)
+        assert torch.allclose(own_variance, old_variance * (variance + 1e-5) / (before[name][1][keep] + 1e-5), rtol=1e-3)
+
+
+def test_batch_norm_finds_the_statistics_of_data_like_that_of_training():
+    program = capture(RandomNetwork(("conv", "residual"), 8, False, 0).eval(), torch.zeros(2, 3, 8, 8))
+    plan, _ = pruned(program)
+    x = images(32)
+    for _ in range(2):  # the second norm reads what the first one gives
+        for name, (mean, variance) in statistics(program, x).items():
+            for buffer, value in zip(buffers(program, name), (mean, variance), strict=True):
+                buffer.copy_(value)
+    fixed = repair(apply(program, plan), program, plan, x, "batch_norm")
+    for name, (mean, variance) in statistics(fixed, x).items():
+        own_mean, own_variance = buffers(fixed, name)
+        assert torch.allclose(own_mean, mean, atol=1e-4)
+        assert torch.allclose(own_variance, variance, rtol=1e-3)
+
+
+def test_batch_norm_leaves_statistics_that_serve_several_places():
+    norm = nn.BatchNorm2d(6)
+    network = nn.Sequential(nn.Conv2d(3, 6, 3), norm, nn.ReLU(), norm, nn.Flatten(), nn.Linear(216, 2)).eval()
+    program = capture(network, torch.zeros(2, 3, 8, 8))
+    plan, small = pruned(program)
+    found = plan_repair(small, program, plan, as_batches(images(32), what="calibration"), "batch_norm")
+    assert {note.reason for note in found.left} == {"its statistics serve several places"}
+    assert not found.state
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -36,6 +36,7 @@ from gossamer.progress import OnProgress, Progress, silent
 METHODS = ("least_squares", "mean", "batch_norm")
 POSITIONS = 10  # sampled per input, at least
 MOST_SAMPLES = 4096  # input vectors per layer
+Keeps = Mapping[str, Mapping[int, np.ndarray]]  # state tensor -> axis -> which positions stay, for axes that lose some
 MEMORY_BYTES = 2**30  # of values that are held at once; data beyond it is not read
 
 
@@ -61,9 +62,10 @@ def plan_repair(
 ) -> Repair:
     """Find the repair of `small`, which is `original` with the channels removed that `plan` does not keep.
 
-    "least_squares"  new weights and bias for each layer behind a removal (He et al. 2017, arXiv:1707.06168)
+    "least_squares"  new weights and bias for each layer behind a removal (He et al. 2017, arXiv:1707.06168); a layer with a
+                     mask is solved row by row over the weights it keeps, zeros stay (Frantar and Alistarh 2022, arXiv:2208.11580)
     "mean"           new biases only: the mean of what each layer gives becomes what it was
-    "batch_norm"     running statistics of all batch norms, as they are on the data
+    "batch_norm"     running statistics of all batch norms, moved as the removal moved those of the data
 
     Inputs are used up to 1 GiB of values held at once. Raises: ConfigError for an unknown method; PlanError when `small` is not
     `original` with that plan applied; DataError for data that is empty, or not finite, or makes NaN.
@@ -72,19 +74,16 @@ def plan_repair(
         raise ConfigError("method", method, f"one of {', '.join(METHODS)}")
     plan.check_fits(original)
     original = fold_weights(original)
-    kept = _kept_rows(small, original, plan)
+    keeps = _keeps(small, original, plan)
     inputs = _inputs(small, original, batches)
     walk = _Walk(small, inputs)
     total = len(small.graph.nodes)
     if method == "batch_norm":
-        repairers: dict[str, Callable[[_Walk, Node], None]] = {
-            node.name: _reestimate for node in small.graph.nodes if isinstance(op_of(node).kind, BatchNorm)
-        }
-        repairers = {name: call for name, call in repairers.items() if bind(small.graph.by_name[name])["running_mean"] is not None}
-        left: tuple[Frozen, ...] = ()
+        norms, left = _norms(original)
+        repairers: dict[str, Callable[[_Walk, Node], None]] = dict.fromkeys(norms, _Statistics(original, norms, keeps, inputs).repair)
     else:
-        layers, left = _layers(small, original, kept)
-        targets = _Targets(original, layers, kept, inputs)
+        layers, left = _layers(small, original)
+        targets = _Targets(original, layers, keeps, inputs, small.masks)
         repairers = {name: targets.repairer(method) for name in layers}
     for done, node in enumerate(small.graph.nodes):
         on_progress(Progress("repair", done, total))
@@ -145,11 +144,17 @@ class _Targets:
     """What the original's layers give at sampled positions, restricted to the outputs that are kept."""
 
     def __init__(
-        self, original: Program, layers: Sequence[str], kept: Mapping[str, np.ndarray], inputs: Sequence[tuple[Tensor, ...]]
+        self,
+        original: Program,
+        layers: Sequence[str],
+        keeps: Keeps,
+        inputs: Sequence[tuple[Tensor, ...]],
+        masks: Mapping[str, Tensor],
     ) -> None:
+        self._masks = masks
         self._graph = original.graph
         self._state = original.state
-        self._kept = kept
+        self._keeps = keeps
         self._count = sum(batch[0].shape[0] for batch in inputs)
         self._found: dict[str, list[Tensor]] = {name: [] for name in layers}
         readers: dict[str, list[str]] = {}
@@ -177,7 +182,7 @@ class _Targets:
         weight = self._state[bind(node)["weight"].name].detach()
         columns = self._columns(node, weight, value, self._batch)
         rows = (weight.reshape(len(columns), -1, columns.shape[1]) @ columns).flatten(0, 1)
-        keep = self._kept.get(node.name)
+        keep = self._keeps[bind(node)["weight"].name].get(0)
         return rows if keep is None else rows[torch.from_numpy(np.flatnonzero(keep)).to(rows.device)]
 
     def repairer(self, method: str) -> Callable[[_Walk, Node], None]:
@@ -195,30 +200,73 @@ class _Targets:
                 y = y.reshape(len(x), matrix.shape[1], -1)
                 if not torch.isfinite(x).all() or not torch.isfinite(y).all():
                     raise DataError(f"the calibration data makes NaN or infinite values at {node.name!r}; clean the data or the weights.")
-                new, shift = (refit_by_holdout if method == "least_squares" else bias_only)(matrix, x, y)
                 if method == "least_squares":
+                    keep = self._masks[name].reshape(matrix.shape) if name in self._masks else None
+                    new, shift = refit_by_holdout(matrix, x, y, keep)
                     walk.change(name, new.reshape(weight.shape))
+                else:
+                    _, shift = bias_only(matrix, x, y)
                 walk.shift(node, shift.flatten())
 
         return run
 
 
-def _reestimate(walk: _Walk, node: Node) -> None:
-    """Mean and unbiased variance per channel over all data, as training would find them."""
-    bound = bind(node)
-    batches = walk.read(bound["input"].name)
-    count = sum(batch.numel() // batch.shape[1] for batch in batches)
-    axes = [axis for axis in range(batches[0].dim()) if axis != 1]
-    mean = torch.stack([batch.sum(axes, dtype=torch.float64) for batch in batches]).sum(0) / count
-    view = [1, -1, *[1] * (batches[0].dim() - 2)]
-    squares = [(batch - mean.reshape(view)).square().sum(axes) for batch in batches]
-    variance = torch.stack(squares).sum(0) / max(count - 1, 1)
-    walk.change(bound["running_mean"].name, mean)
-    walk.change(bound["running_var"].name, variance)
+class _Statistics:
+    """Mean and variance of what each batch norm of the original reads, restricted to the channels that are kept.
+
+    The statistics that a network was trained with are seldom those of the calibration data, so they are not replaced by them:
+    mean' = mean + m - m0, variance' = variance * v / v0, where m and v are the data's in the smaller network, m0 and v0 in the
+    original. Where the original's statistics are the data's, this is re-estimation.
+    """
+
+    def __init__(self, original: Program, norms: Sequence[str], keeps: Keeps, inputs: Sequence[tuple[Tensor, ...]]) -> None:
+        self._graph = original.graph
+        self._keeps = keeps
+        seen: dict[str, list[Tensor]] = {bind(self._graph.by_name[name])["input"].name: [] for name in norms}
+        copy = original.copy().eval()
+        with torch.inference_mode():
+            for batch in inputs:
+                copy.run(*batch, observe=dict.fromkeys(seen, lambda name, value: seen[name].append(_sums(value))))
+        self._before = {name: _mean_and_variance(parts) for name, parts in seen.items()}
+
+    def repair(self, walk: _Walk, node: Node) -> None:
+        """Move the statistics of one batch norm."""
+        bound = bind(node)
+        mean, variance = _mean_and_variance([_sums(value) for value in walk.read(bound["input"].name)])
+        mean_before, variance_before = self._before[bind(self._graph.by_name[node.name])["input"].name]
+        keep = self._keeps.get(bound["running_mean"].name, {}).get(0)
+        if keep is not None:
+            kept = torch.from_numpy(np.flatnonzero(keep)).to(mean.device)
+            mean_before, variance_before = mean_before[kept], variance_before[kept]
+        old_mean, old_variance = (walk.values[0][bound[name].name].to(torch.float64) for name in ("running_mean", "running_var"))
+        epsilon = bound["eps"]
+        walk.change(bound["running_mean"].name, old_mean + mean - mean_before)
+        walk.change(bound["running_var"].name, (old_variance + epsilon) * (variance + epsilon) / (variance_before + epsilon) - epsilon)
 
 
-def _kept_rows(small: Program, original: Program, plan: Plan) -> Mapping[str, np.ndarray]:
-    """For each layer node which of its outputs stay; absent when all do. Checks that `small` has the shapes of the plan."""
+def _sums(value: Tensor) -> Tensor:
+    """Count, sum and sum of squares of each channel, (3, C) float64."""
+    rows = value.detach().to(torch.float64).movedim(1, 0).flatten(1)
+    return torch.stack([torch.full_like(rows[:, 0], rows.shape[1]), rows.sum(1), rows.square().sum(1)])
+
+
+def _mean_and_variance(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    count, total, squares = torch.stack(list(parts)).sum(0)
+    mean = total / count
+    return mean, (squares / count - mean.square()).clamp_min(0)
+
+
+def _norms(original: Program) -> tuple[list[str], tuple[Frozen, ...]]:
+    """Batch norms with statistics of their own, and those that share them."""
+    norms = [node for node in original.graph.nodes if isinstance(op_of(node).kind, BatchNorm)]
+    means = {node.name: bind(node)["running_mean"] for node in norms}
+    own = {name: original.graph.sole_user(mean.name) is not None for name, mean in means.items() if isinstance(mean, Ref)}
+    shared = tuple(Frozen(name, "its statistics serve several places") for name, alone in own.items() if not alone)
+    return [name for name, alone in own.items() if alone], shared
+
+
+def _keeps(small: Program, original: Program, plan: Plan) -> Keeps:
+    """What stays of each state tensor. Checks that `small` has the shapes of the plan."""
     analysis = analyse(original)
     edits = [edit for edit in plan.edits if isinstance(edit, KeepChannels)]
     table = keep_table(analysis, {edit.group: np.array(edit.keep) for edit in edits})
@@ -230,14 +278,14 @@ def _kept_rows(small: Program, original: Program, plan: Plan) -> Mapping[str, np
         same = same and name in after and tuple(after[name].shape) == expected
     if not same:
         raise PlanError("the smaller network is not the original with this plan applied; repair it before anything else is changed.")
-    layers = [node for node in original.graph.nodes if has_columns(node) and isinstance(bind(node)["weight"], Ref)]
-    found = {node.name: keeps[bind(node)["weight"].name].get(0) for node in layers if bind(node)["weight"].name in keeps}
-    return {name: keep for name, keep in found.items() if keep is not None}
+    return keeps
 
 
-def _layers(small: Program, original: Program, kept: Mapping[str, np.ndarray]) -> tuple[list[str], tuple[Frozen, ...]]:
-    """Layers whose inputs the removal changes, and those of them that cannot be repaired."""
+def _layers(small: Program, original: Program) -> tuple[list[str], tuple[Frozen, ...]]:
+    """Layers whose inputs the removal changes, or that have new zeros, and those of them that cannot be repaired."""
     shrunk = {name for name, tensor in original.state.items() if tensor.shape != small.state[name].shape}
+    before = original.masks
+    zeroed = {name for name, mask in small.masks.items() if name not in before or not torch.equal(before[name], mask)}
     touched: set[str] = set()
     layers, left = [], []
     times: dict[int, int] = {}
@@ -245,7 +293,7 @@ def _layers(small: Program, original: Program, kept: Mapping[str, np.ndarray]) -
         for name in set(node.uses) & set(small.state):
             times[id(small.state[name])] = times.get(id(small.state[name]), 0) + 1
     for node in small.graph.nodes:
-        behind = any(name in touched for name in node.uses)
+        behind = any(name in touched or name in zeroed for name in node.uses)
         if behind or any(name in shrunk for name in node.uses):
             touched.add(node.name)
         weight = bind(node)["weight"] if isinstance(op_of(node).kind, (Convolution, Linear)) and behind else None
