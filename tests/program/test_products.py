@@ -84,3 +84,13 @@ def test_a_matrix_used_twice_is_transposed_once_and_named_apart():
 
     program = capture(Twice().eval(), torch.randn(2, 4))
     assert [node.name for node in program.graph.nodes if node.op == "aten.t.default"] == ["w_t_"]
+
+
+def test_outer_products_are_pointwise():
+    class Outer(nn.Module):
+        def forward(self, x):
+            return x @ torch.outer(x[0], torch.arange(4.0) + 1)
+
+    program = capture(Outer().eval(), torch.randn(2, 4), dynamic_batch=False)
+    assert "aten.outer.default" not in [node.op for node in program.graph.nodes]
+    assert program.cost().macs == 2 * 4 * 4  # the product with the table

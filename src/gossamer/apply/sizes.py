@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gossamer.coupling import Analysis
 from gossamer.coupling import labels as lab
+from gossamer.coupling import labels as lab
 from gossamer.coupling.kept import axis_keeps, kept_shape
 from gossamer.program.graph import Arg, Node, Ref
 from gossamer.program.ops import bind, op_of, with_arguments
@@ -58,7 +59,7 @@ def _unflatten(node: Node, analysis: Analysis, table: np.ndarray) -> Node:
 def _split(node: Node, analysis: Analysis, table: np.ndarray) -> Node:
     """Any way of splitting becomes one with explicit sizes when its axis shrinks."""
     bound = bind(node)
-    parts: tuple[Tensor, ...] = _labels(analysis, node.name)
+    parts: tuple[lab.Labels, ...] = _labels(analysis, node.name)
     source = bound["self"].name
     axis = bound["dim"] % parts[0].dim()
     sizes = tuple(kept_shape(part, table)[axis] for part in parts)
@@ -94,9 +95,9 @@ def _narrow(node: Node, analysis: Analysis, table: np.ndarray) -> Node:
     return with_arguments(node, start=int(vector[:start].sum()), length=int(vector[start : start + length].sum()))
 
 
-def _source_labels(analysis: Analysis, ref: Ref) -> Tensor:
+def _source_labels(analysis: Analysis, ref: Ref) -> lab.Labels:
     found = analysis.values.get(ref.name)
-    if isinstance(found, Tensor):
+    if isinstance(found, (Tensor, lab.Pair)):
         return found
     factors = analysis.factors.get(ref.name)  # integer state, such as positions, carries nothing
     return factors[0] if factors else lab.empty(analysis.metas[ref.name].shape)  # type: ignore[union-attr]
@@ -111,6 +112,13 @@ def _convolution(node: Node, analysis: Analysis, table: np.ndarray) -> Node:
         return node
     kept = kept_shape(labels, table)[1]
     return node if kept == channels else with_arguments(node, groups=kept)
+
+
+def _group_norm(node: Node, analysis: Analysis, table: np.ndarray) -> Node:
+    """A norm of each channel alone has as many groups as channels; any other keeps its groups and loses some of each."""
+    labels = _labels(analysis, node.name)
+    alone = bind(node)["num_groups"] == labels.shape[1]
+    return with_arguments(node, num_groups=kept_shape(labels, table)[1]) if alone else node
 
 
 def _layer_norm(node: Node, analysis: Analysis, table: np.ndarray) -> Node:
@@ -145,6 +153,7 @@ _RULES: Mapping[str, Callable[[Node, Analysis, np.ndarray], Node]] = {
     "aten.slice.Tensor": _slice,
     "aten.slice_scatter.default": _slice,
     "aten.narrow.default": _narrow,
+    "aten.group_norm.default": _group_norm,
     "aten.layer_norm.default": _layer_norm,
     "aten.rms_norm.default": _layer_norm,
     "aten.scaled_dot_product_attention.default": _attention,

@@ -35,10 +35,9 @@ def statistics_norm(context: Context, node: Node) -> Any:
     channels = feature(context, labels, 1)
     if "num_groups" in bound:
         groups = bound["num_groups"]
-        context.blocks.append(lab.tensor(channels.reshape(groups, -1)))
-        if groups == len(channels):
-            context.freeze(channels, f"{node.module or node.name} normalizes each channel as a group of its own")
-        context.renormalised.append((node.name, 1))
+        if groups < len(channels):  # else each channel has its own statistics, and there are as many groups as stay
+            context.blocks.append(lab.tensor(channels.reshape(groups, -1)))
+            context.renormalised.append((node.name, 1))
     for key in ("weight", "bias", "running_mean", "running_var"):
         context.tie_vector(bound.get(key), channels)
     return labels

@@ -24,7 +24,7 @@ from gossamer.program.graph import Arg, Graph, Node, Ref
 from gossamer.program.inline import inline_subgraphs
 from gossamer.program.normal_form import normalize, written_values
 from gossamer.program.ops.table import SCALAR_FUNCTIONS
-from gossamer.program.products import products_as_layers
+from gossamer.program.products import outer_products_as_pointwise, products_as_layers
 from gossamer.program.program import InputSpec, Program
 
 _SCALAR_NAMES = {function: name for name, function in SCALAR_FUNCTIONS.items()}
@@ -162,7 +162,7 @@ def _to_program(exported: ExportedProgram, argument_names: Mapping[str, str], dy
             f"its forward writes to {_strip(name)!r} while evaluating", line=line, way_out="write to buffers only while training"
         )
     ranks = {_strip(name): tensor.dim() for name, tensor in {**exported.state_dict, **exported.constants}.items() if _is_float(tensor)}
-    graph = products_as_layers(normalize(raw), ranks).without_dead_code()
+    graph = outer_products_as_pointwise(products_as_layers(normalize(raw), ranks)).without_dead_code()
     return Program(graph, inputs, _own_state(exported, graph.state_names))
 
 

@@ -1,6 +1,7 @@
 """Products with a parameter as linear layers, which is what they are: x @ w, x @ w.T, torch.mm, torch.addmm.
 
-Layers are coupled, pruned, quantized and counted as such; a product of two values has none of it.
+Layers are coupled, pruned, quantized and counted as such; a product of two values has none of it. Outer products, which sum
+nothing, become pointwise ones.
 """
 
 from __future__ import annotations
@@ -44,6 +45,23 @@ def products_as_layers(graph: Graph, ranks: Mapping[str, int]) -> Graph:
         bound = bind(node)
         data, bias = (bound["mat1"], bound["self"]) if node.op == "aten.addmm.default" else (bound["self"], None)
         nodes.append(replace(node, op="aten.linear.default", args=(data, transposed, bias), kwargs=()))
+    return replace(graph, nodes=tuple(nodes))
+
+
+def outer_products_as_pointwise(graph: Graph) -> Graph:
+    """Replace torch.outer(a, b) by a[:, None] * b."""
+    taken = {node.name for node in graph.nodes} | {*graph.inputs, *graph.state_names}
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        if node.op == "aten.outer.default":
+            left, right = node.args
+            name = f"{node.name}_left"
+            while name in taken:
+                name += "_"
+            taken.add(name)
+            nodes.append(replace(node, name=name, op="aten.unsqueeze.default", args=(left, 1), kwargs=()))
+            node = replace(node, op="aten.mul.Tensor", args=(Ref(name), right), kwargs=())
+        nodes.append(node)
     return replace(graph, nodes=tuple(nodes))
 
 
