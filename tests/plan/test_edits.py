@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gossamer.errors import GossamerError, PlanError
 from gossamer.numerics.affine import SMALLEST_SCALE, Quantizer
 from gossamer.numerics.formats import IntFormat, PerAxis, PerTensor
-from gossamer.plan.edits import Edit, FoldBatchNorm, KeepChannels, QuantizeValue, ShiftBias, edit_from_json, edit_to_json
+from gossamer.plan.edits import Edit, FoldBatchNorm, KeepChannels, KeepHeads, QuantizeValue, ShiftBias, edit_from_json, edit_to_json
 
 NAMES = st.text(min_size=1, max_size=12)
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
@@ -26,9 +26,9 @@ def quantizers(draw):
 
 
 @st.composite
-def keeps(draw):
+def keeps(draw, kind):
     keep = draw(st.sets(st.integers(0, 60), min_size=1))
-    return KeepChannels(draw(NAMES), tuple(sorted(keep)), draw(st.integers(max(keep) + 1, 99)))
+    return kind(draw(NAMES), tuple(sorted(keep)), draw(st.integers(max(keep) + 1, 99)))
 
 
 BY_FIELD = {"str": NAMES, "Quantizer": quantizers(), "tuple[float, ...]": st.lists(FLOATS, max_size=5).map(tuple)}
@@ -36,8 +36,8 @@ BY_FIELD = {"str": NAMES, "Quantizer": quantizers(), "tuple[float, ...]": st.lis
 
 def strategy(kind):
     """Any edit: new kinds are covered as soon as they exist, by the types of their fields."""
-    if kind is KeepChannels:
-        return keeps()
+    if kind in (KeepChannels, KeepHeads):
+        return keeps(kind)
     return st.builds(kind, **{field.name: BY_FIELD[field.type] for field in fields(kind)})
 
 
@@ -63,9 +63,10 @@ def test_edits_are_frozen(edit):
 @pytest.mark.parametrize(
     ("keep", "size"), [((), 4), ((1, 0), 4), ((0, 0), 4), ((0, 4), 4), ((-1, 2), 4), ((0.0, 1.0), 4), (("0",), 4), ((True,), 4)]
 )
-def test_positions_that_cannot_be_kept(keep, size):
+@pytest.mark.parametrize("kind", [KeepChannels, KeepHeads])
+def test_positions_that_cannot_be_kept(keep, size, kind):
     with pytest.raises(PlanError, match=rf"group 'g' must keep sorted positions in \[0, {size - 1}\], at least one"):
-        KeepChannels("g", keep, size)
+        kind("g", keep, size)
 
 
 def test_replacing_checks_again():

@@ -94,7 +94,7 @@ class Rules:
         """The count that is nearest to `count` within the rules: a multiple where there is one."""
         least = self.least(group)
         count = max(count, least)
-        if self.multiple > 1:
+        if self.multiple > 1 and group.unit == "channels":
             count = max(self.multiple, round(count / self.multiple) * self.multiple)
             count += self.multiple * -(-max(least - count, 0) // self.multiple)
         return min(count, group.size)

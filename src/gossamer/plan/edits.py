@@ -45,12 +45,12 @@ def _check_positions(group: str, keep: tuple[int, ...], size: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class RemoveBlock:
-    """Remove a residual branch or a layer that keeps the shape: what read the value `node` reads what the block started from.
-
-    Blocks are those of coupling.blocks.find_blocks. They go before heads and channels, whatever the order of the edits.
+    """Leave out a residual branch, or a layer that keeps the shape: whatever read the value `node` reads `source`, from which
+    the block started. coupling.blocks.find_blocks finds them. Blocks go after heads and channels, whatever the order of the edits.
     """
 
     node: str
+    source: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,15 @@ class QuantizeValue:
 
     value: str
     quantizer: Quantizer
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeInput:
+    """Round the input of the layer `node` while the network runs: runs of `block` values to symmetric codes of `bits` bits."""
+
+    node: str
+    bits: int
+    block: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +130,7 @@ Edit = (
     | FoldBatchNorm
     | SplitGate
     | QuantizeValue
+    | QuantizeInput
     | RoundWeight
     | ShiftBias
     | SparsifyWeight
@@ -135,6 +145,7 @@ _KINDS: dict[str, type[Any]] = {
         FoldBatchNorm,
         SplitGate,
         QuantizeValue,
+        QuantizeInput,
         RoundWeight,
         ShiftBias,
         SparsifyWeight,
