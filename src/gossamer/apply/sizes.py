@@ -11,7 +11,6 @@ from torch import Tensor
 
 from gossamer.coupling import Analysis
 from gossamer.coupling import labels as lab
-from gossamer.coupling import labels as lab
 from gossamer.coupling.kept import axis_keeps, kept_shape
 from gossamer.program.graph import Arg, Node, Ref
 from gossamer.program.ops import bind, op_of, with_arguments
