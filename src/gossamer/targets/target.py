@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,12 +35,16 @@ class Open(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One runtime. `emit(program, path)` writes the file; `open` raises MissingRuntime when the runtime is absent."""
+    """One runtime. `emit(program, path)` writes the file; `open` raises MissingRuntime when the runtime is absent.
+
+    `count_zeros(path)` finds (zeros, numbers) of each weight in the file, where the target has it.
+    """
 
     spec: TargetSpec
     suffix: str
     emit: Callable[[Program, Path], None]
     open: Open
+    count_zeros: Callable[[Path], Mapping[str, tuple[int, int]]] | None = None
 
 
 targets: Registry[Target] = Registry("target")
@@ -57,3 +62,21 @@ class Artifact:
     def size_bytes(self) -> int:
         """Bytes of the file."""
         return self.path.stat().st_size
+
+    @property
+    def download_bytes(self) -> int:
+        """Bytes of the file when it is packed for transport (deflate, as zip and gzip do), to within a header."""
+        packer, total = zlib.compressobj(6), 0
+        with open(self.path, "rb") as file:
+            while part := file.read(2**20):
+                total += len(packer.compress(part))
+        return total + len(packer.flush())
+
+    def sparsity(self) -> Mapping[str, float]:
+        """Share of zeros of each weight in the file, and of all together under ""; empty where the target does not count them."""
+        count = targets[self.target].count_zeros
+        counts = {} if count is None else dict(count(self.path))
+        if not counts:
+            return {}
+        zeros, numbers = (sum(column) for column in zip(*counts.values(), strict=True))
+        return {"": zeros / numbers, **{name: found / size for name, (found, size) in counts.items()}}

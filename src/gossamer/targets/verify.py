@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -76,7 +76,8 @@ def verify(
         accuracy = compare_accuracy(metric, _outputs(artifact.program, batches, runners, on_progress), what="validation", seed=seed)
         on_progress(Progress("verify", 0, 0, "latency"))
         latencies = measure_latency(runners, [tensor.numpy() for tensor in samples])
-        before, after = _measurements(accuracy, latencies, original, artifact)
+        zeros = {ORIGINAL: original.sparsity(), COMPRESSED: artifact.sparsity()}
+        before, after = _measurements(accuracy, latencies, zeros, original, artifact)
     limits = check_limits(budget, before, after, accuracy.drop_points)
     return Report(
         original=before,
@@ -101,6 +102,7 @@ def verify(
         steady=latencies.steady,
         machine=machine(),
         versions=versions_of("gossamer", "torch", artifact.target),
+        layer_sparsity={name: share for name, share in zeros[COMPRESSED].items() if name},
     )
 
 
@@ -184,7 +186,9 @@ def _parity(artifact: Artifact, original: Artifact, runners: dict[str, Runner], 
     return parity, problems
 
 
-def _measurements(accuracy: Comparison, latencies: Latencies, original: Artifact, artifact: Artifact) -> tuple[Measurement, Measurement]:
+def _measurements(
+    accuracy: Comparison, latencies: Latencies, zeros: Mapping[str, Mapping[str, float]], original: Artifact, artifact: Artifact
+) -> tuple[Measurement, Measurement]:
     def measurement(found: float, interval: Interval, name: str, of: Artifact) -> Measurement:
         cost = of.program.cost()
         return Measurement(
@@ -197,6 +201,8 @@ def _measurements(accuracy: Comparison, latencies: Latencies, original: Artifact
             macs=cost.macs,
             params=cost.params,
             peak_memory_bytes=cost.peak_memory_bytes,
+            sparsity=zeros[name].get("", 0.0),
+            download_bytes=of.download_bytes,
         )
 
     return (
