@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,8 @@ def refit_by_holdout(weight: Tensor, inputs: Tensor, outputs: Tensor, keep: Tens
         return bias_only(weight, inputs, outputs)
     cut = samples - samples // 4
     fitted, held = (inputs[..., :cut], outputs[..., :cut]), (inputs[..., cut:], outputs[..., cut:])
-    errors = {_error(*refit(weight, *fitted, damping=damping, keep=keep), *held): damping for damping in DAMPINGS}
+    refits = _refits(weight, *fitted, DAMPINGS, keep)
+    errors = {_error(*refitted, *held): damping for damping, refitted in zip(DAMPINGS, refits, strict=True)}
     least = min(errors)
     if _error(*bias_only(weight, *fitted), *held) <= least:
         return bias_only(weight, inputs, outputs)
@@ -48,26 +51,37 @@ def refit(weight: Tensor, inputs: Tensor, outputs: Tensor, *, damping: float = 1
     X X^T; b' = E[Y] - W' E[X]. Where there are fewer samples than inputs, the same from the smaller matrix X^T X.
     With a mask `keep` (G, O, K), off which the weights given are zero, each row is solved over the weights it keeps.
 
-    Shapes: weight (G, O, K), inputs X (G, K, S), outputs Y (G, O, S) -> (G, O, K) and (G, O), float64.
+    Shapes: weight (G, O, K), inputs X (G, K, S), outputs Y (G, O, S) -> (G, O, K) and (G, O), float64. Products of the samples
+    are taken in the dtype of the inputs.
     Source: He et al. 2017 (channel pruning), arXiv:1707.06168, section 3.1; differs: an intercept, and damping towards the
     present weights instead of zero, so that inputs the samples say little about keep theirs.
     """
-    old, x, y = (tensor.to(torch.float64) for tensor in (weight, inputs, outputs))
-    mean_x, mean_y = x.mean(2, keepdim=True), y.mean(2, keepdim=True)
-    x, y = x - mean_x, y - mean_y
-    residual = y - old @ x
+    return next(_refits(weight, inputs, outputs, (damping,), keep))
+
+
+def _refits(
+    weight: Tensor, inputs: Tensor, outputs: Tensor, dampings: Sequence[float], keep: Tensor | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """`refit` for each damping, with the products of the samples taken once."""
+    old = weight.to(torch.float64)
+    mean_x, mean_y = inputs.mean(2, keepdim=True), outputs.mean(2, keepdim=True)
+    x, y = inputs - mean_x, outputs - mean_y
+    residual = y - weight.to(x.dtype) @ x
     across = x.shape[1] <= x.shape[2] or keep is not None
-    product = x @ x.transpose(1, 2) if across else x.transpose(1, 2) @ x
-    ridge = damping * product.diagonal(dim1=1, dim2=2).sum(1) / x.shape[1]
-    ridge = ridge.clamp_min(torch.finfo(torch.float64).tiny ** 0.5)  # inputs that never vary
-    product.diagonal(dim1=1, dim2=2).add_(ridge.unsqueeze(1))
-    if keep is not None:
-        new = old + solve_kept(product, residual @ x.transpose(1, 2), keep)
-        return new, (mean_y - new @ mean_x).squeeze(2)
-    factor = torch.linalg.cholesky(product)
-    if across:
-        step = torch.cholesky_solve(x @ residual.transpose(1, 2), factor).transpose(1, 2)
-    else:
-        step = torch.cholesky_solve(residual.transpose(1, 2), factor).transpose(1, 2) @ x.transpose(1, 2)
-    new = old + step
-    return new, (mean_y - new @ mean_x).squeeze(2)
+    product = (x @ x.transpose(1, 2) if across else x.transpose(1, 2) @ x).to(torch.float64)
+    cross = (residual @ x.transpose(1, 2)).to(torch.float64) if across else None
+    size = product.diagonal(dim1=1, dim2=2).sum(1) / x.shape[1]
+    mean_x, mean_y = mean_x.to(torch.float64), mean_y.to(torch.float64)
+    for damping in dampings:
+        ridge = (damping * size).clamp_min(torch.finfo(torch.float64).tiny ** 0.5)  # inputs that never vary
+        damped = product.clone()
+        damped.diagonal(dim1=1, dim2=2).add_(ridge.unsqueeze(1))
+        if cross is None:
+            solved = torch.cholesky_solve(residual.transpose(1, 2).to(torch.float64), torch.linalg.cholesky(damped))
+            step = solved.transpose(1, 2) @ x.transpose(1, 2).to(torch.float64)
+        elif keep is not None:
+            step = solve_kept(damped, cross, keep)
+        else:
+            step = torch.cholesky_solve(cross.transpose(1, 2), torch.linalg.cholesky(damped)).transpose(1, 2)
+        new = old + step
+        yield new, (mean_y - new @ mean_x).squeeze(2)
