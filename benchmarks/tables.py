@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS, ROOT
+from mnist_table import mnist_pruning
 
 
 def demo(result: dict[str, Any]) -> str:
@@ -69,6 +70,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "demo": demo,
     "import_time": import_time,
     "efficientnet_lite0_int8": efficientnet_lite0_int8,
+    "mnist_pruning": mnist_pruning,
 }
 
 

