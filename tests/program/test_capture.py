@@ -10,7 +10,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import nn
 
+from gossamer.apply.engine import apply
 from gossamer.errors import CaptureError, DataError, GossamerError
+from gossamer.plan.pruning import plan_pruning
+from gossamer.plan.score import score
 from gossamer.program.capture import capture, relative_error
 from networks import networks
 
@@ -115,6 +118,18 @@ def test_equals_eager_at_other_batch_sizes_and_leaves_the_model_alone(name):
             assert torch.equal(program(inputs.clone()), model(inputs.clone())), batch
     names = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     assert all(found in names or found.startswith("lifted") for found in program.state)
+
+
+def test_weights_are_shared_when_asked():
+    """So that a network of many gigabytes is held once; a removal still copies."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 2)).eval()
+    program = capture(model, torch.randn(2, 4), copy_weights=False)
+    assert all(program.state[name] is tensor for name, tensor in [*model.named_parameters(), ("1.running_mean", model[1].running_mean)])
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    small = apply(program, plan_pruning(program, score(program, "l1"), 0.5))
+    shared = {tensor.untyped_storage().data_ptr() for tensor in model.state_dict().values()}
+    assert not shared & {tensor.untyped_storage().data_ptr() for tensor in small.state.values()}
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 @settings(max_examples=15, deadline=None)

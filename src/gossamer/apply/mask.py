@@ -23,17 +23,32 @@ from gossamer.program.program import Program
 
 
 def mask_channels(program: Program, analysis: Analysis, table: np.ndarray) -> Program:
-    """A copy of full size in which weights are zero wherever they read a removed channel, and so are the values that
-    are contracted with other values."""
-    masked = _with_masked_values(_with_kept_statistics(program.copy(), analysis, table), analysis, table)
-    state = masked.state
-    with torch.no_grad():
-        for name, labels in analysis.readers.items():
-            for axis, keep in axis_keeps(labels, table).items():
-                view = [1] * labels.dim()
+    """The network in which weights are zero wherever they read a removed channel, and so are the values that are
+    contracted with other values. It shares its weights with the argument: they are masked anew at each run."""
+    masked = _with_masked_weights(_with_kept_statistics(program, analysis, table), analysis, table)
+    return _with_masked_values(masked, analysis, table)
+
+
+def _with_masked_weights(program: Program, analysis: Analysis, table: np.ndarray) -> Program:
+    """Multiply by zeros and ones in front of each layer that reads a removed channel."""
+    nodes: list[Node] = []
+    state = dict(program.state)
+    for node in program.graph.nodes:
+        for name in dict.fromkeys(name for name in node.uses if name in analysis.readers):
+            keeps = axis_keeps(analysis.readers[name], table)
+            if not keeps:
+                continue
+            mask = torch.ones((), dtype=state[name].dtype, device=state[name].device)
+            for axis, keep in keeps.items():
+                view = [1] * state[name].dim()
                 view[axis] = -1
-                state[name].mul_(torch.from_numpy(keep).to(state[name]).reshape(view))
-    return masked
+                mask = mask * torch.from_numpy(keep).to(mask).reshape(view)
+            masked = f"{node.name}.{name}.masked"
+            state[f"{masked}.by"] = mask
+            nodes.append(Node(masked, "aten.mul.Tensor", (Ref(name), Ref(f"{masked}.by"))))
+            node = rename_uses(node, {name: masked})
+        nodes.append(node)
+    return program.with_graph(replace(program.graph, nodes=tuple(nodes)), state)
 
 
 def _with_masked_values(program: Program, analysis: Analysis, table: np.ndarray) -> Program:

@@ -39,6 +39,7 @@ def capture(
     *,
     output: Adapter | None = None,
     dynamic_batch: bool = True,
+    copy_weights: bool = True,
 ) -> Program:
     """Turn a network into a Program with a dynamic batch axis (axis 0 of every tensor input).
 
@@ -47,6 +48,8 @@ def capture(
     output          for a model that does not return one tensor: a key, an index, or a function from what it
                     returns to the tensor that counts
     dynamic_batch   False for a model whose code needs the example's batch size
+    copy_weights    False to share the weights with the model, for one too large to be held twice: training the program
+                    then trains the model
 
     Raises: CaptureError when torch.export refuses the model (with its reason and the line), when the output is no
     tensor, or a weight is not finite; ParityError when the program computes something else than the model.
@@ -61,7 +64,7 @@ def capture(
         with torch.no_grad():
             expected = _run_eager(wrapper, args)
             exported = _export(wrapper, args, dynamic_batch)
-            program = _to_program(exported, wrapper.input_names, dynamic_batch)
+            program = _to_program(exported, wrapper.input_names, dynamic_batch, copy_weights)
             _check_parity(program, wrapper, args, expected)
             if dynamic_batch:
                 _check_batch_of_one(program, wrapper, args)
@@ -142,7 +145,7 @@ def _export(wrapper: nn.Module, args: tuple[Any, ...], dynamic_batch: bool) -> E
     return exported
 
 
-def _to_program(exported: ExportedProgram, argument_names: Mapping[str, str], dynamic_batch: bool) -> Program:
+def _to_program(exported: ExportedProgram, argument_names: Mapping[str, str], dynamic_batch: bool, copy_weights: bool) -> Program:
     inline_subgraphs(exported)
     signature = exported.graph_signature
     source = {
@@ -163,16 +166,18 @@ def _to_program(exported: ExportedProgram, argument_names: Mapping[str, str], dy
         )
     ranks = {_strip(name): tensor.dim() for name, tensor in {**exported.state_dict, **exported.constants}.items() if _is_float(tensor)}
     graph = outer_products_as_pointwise(products_as_layers(normalize(raw), ranks)).without_dead_code()
-    return Program(graph, inputs, _own_state(exported, graph.state_names))
+    return Program(graph, inputs, _own_state(exported, graph.state_names, copy_weights))
 
 
-def _own_state(exported: ExportedProgram, wanted: Sequence[str]) -> dict[str, Tensor]:
-    """Copies of the parameters, buffers and constants, since export shares them with the user's model; tied ones stay tied."""
+def _own_state(exported: ExportedProgram, wanted: Sequence[str], copy: bool) -> dict[str, Tensor]:
+    """Parameters, buffers and constants; as copies, since export shares them with the user's model. Tied ones stay tied."""
     found = {_strip(name): tensor for name, tensor in {**exported.state_dict, **exported.constants}.items()}
+    if not copy:
+        return {name: found[name] for name in wanted}
     copies: dict[int, Tensor] = {}
     for tensor in (found[name] for name in wanted):
-        copy = tensor.detach().clone()
-        copies.setdefault(id(tensor), nn.Parameter(copy, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copy)
+        own = tensor.detach().clone()
+        copies.setdefault(id(tensor), nn.Parameter(own, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else own)
     return {name: copies[id(found[name])] for name in wanted}
 
 
