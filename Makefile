@@ -9,11 +9,11 @@ DEV := $(VENV)/.dev-installed
 # The package is found as installed in .venv, whatever the caller's environment says.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help demo test lint format bench coverage clean
+.PHONY: help demo test lint format bench coverage coverage-models clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
 demo: $(CORE)  ## train a small network on 4,000 digits, compress it, show the table (3 minutes)
 	$(BIN)/gossamer demo
@@ -31,7 +31,12 @@ format: $(DEV)  ## let ruff rewrite the files
 	$(BIN)/ruff format .
 
 bench: $(DEV)  ## run all benchmarks, writing benchmarks/results/*.json (long)
-	set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	set -e; for script in $(filter-out %/coverage.py %/common.py,$(wildcard benchmarks/[a-z]*.py)); do \
+	  echo "== $$script"; $(BIN)/python "$$script"; done
+
+coverage-models: $(DEV)  ## prune, train, export two hundred architectures (an hour or two; goes on where it was stopped)
+	$(PIP) --no-build-isolation --editable '.[dev,models]'
+	$(BIN)/python benchmarks/coverage.py
 
 coverage: $(DEV)  ## which lines the tests reach
 	OMP_NUM_THREADS=1 $(BIN)/coverage run --source gossamer -m pytest
