@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from gossamer.apply.engine import apply
 from gossamer.compress import rounds
@@ -228,3 +229,17 @@ def test_progress_of_the_schedules():
     cubic, linear = (RoundSettings(rounds=4, schedule=name) for name in ("cubic", "linear"))
     assert [cubic.progress(number) for number in range(1, 5)] == pytest.approx([1 - (1 - k / 4) ** 3 for k in range(1, 5)])
     assert np.allclose([linear.progress(number) for number in range(1, 5)], [0.25, 0.5, 0.75, 1])
+
+
+def test_loaders_that_shuffle_and_iterators_give_the_same_whenever_they_are_read(program, tmp_path):
+    """The result depends on the seed, not on the global random state; an iterator is read once and kept."""
+    settings = RoundSettings(rounds=2, samples=16, recipe=Recipe(batch_size=16))
+    found = []
+    for number in range(2):
+        torch.manual_seed(number)
+        loader = DataLoader(TensorDataset(*data()), batch_size=16, shuffle=True)
+        found.append(prune_rounds(program, loader, 0.5, settings=settings, folder=tmp_path / str(number)).program)
+    assert same(*found)
+    batches = list(zip(*(part.split(16) for part in data()), strict=True))
+    once, often = (prune_rounds(program, source, 0.5, settings=settings).program for source in (iter(batches), batches))
+    assert same(once, often)

@@ -8,7 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from gossamer.apply.engine import apply
+from gossamer.coupling import analyse
 from gossamer.errors import ConfigError, FileError, PlanError
+from gossamer.plan.edits import KeepHeads
+from gossamer.plan.plan import Plan
 from gossamer.plan.pruning import plan_pruning
 from gossamer.plan.score import score
 from gossamer.program.capture import capture
@@ -176,3 +179,31 @@ def test_bad_arguments(program, plan):
         Recipe(penalty="lasso")
     with pytest.raises(PlanError, match="another network"):
         fit(apply(program, plan), data(8), epochs=1, recipe=Recipe(penalty=GrowingPenalty(plan)))
+
+
+class Heads(nn.Module):
+    """Attention with three heads of width two on (batch, 5, 4)."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.proj = nn.Linear(4, 18), nn.Linear(6, 3)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).reshape(x.shape[0], 5, 3, 3, 2).permute(2, 0, 3, 1, 4).unbind(0)
+        inner = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(inner.transpose(1, 2).reshape(x.shape[0], 5, 6)).mean(1)
+
+
+def test_heads_are_pressed_whole():
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        program = capture(Heads(), torch.zeros(2, 5, 4))
+    group = next(group for group in analyse(program, "heads").groups if group.unit == "heads")
+    plan = Plan((KeepHeads(group.name, (0, 2), 3),), program.digest)
+    GrowingPenalty(plan, delta=0.5, every=1, ceiling=0.5).on(program).add_gradients(0)
+    gone = torch.arange(18) % 6 // 2 == 1  # rows of head 1 in q, k and v
+    for name, positions, axis in (("qkv.weight", gone, 0), ("qkv.bias", gone, 0), ("proj.weight", gone[:6], 1)):
+        parameter = program.get_parameter(name)
+        shape = [-1 if number == axis else 1 for number in range(parameter.dim())]
+        torch.testing.assert_close(parameter.grad, 0.5 * parameter.detach() * positions.reshape(shape))
+    assert program.get_parameter("proj.bias").grad is None
