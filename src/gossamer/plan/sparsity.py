@@ -91,8 +91,10 @@ def plan_sparsity(
     _check_finite(program, chosen)
     chooser = _Chooser(program, chosen, shape, method, allocation, _data(method, allocation, batches), on_progress)
     keeps = chooser.choose(sparsity, threshold)
+    if not keeps:
+        raise PlanError(f"{method!r} knows the inputs of none of these layers ({chooser.frozen[0].reason}); use the method 'magnitude'.")
     edits = []
-    for site in chosen:
+    for site in (site for site in chosen if site.name in keeps):  # a solver leaves out layers, and says so
         keep = keeps[site.name]
         if not bool(keep.any()):
             raise PlanError(
