@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from gossamer.batches import Batches, as_batches
-from gossamer.coupling import analyse
 from gossamer.coupling import labels as lab
+from gossamer.coupling.analysis import analyse, flat_labels
 from gossamer.coupling.blocks import Block, bypass, find_blocks
 from gossamer.errors import ConfigError, PlanError, nearest
 from gossamer.plan.edits import RemoveBlock
@@ -192,6 +192,6 @@ def _feature_axes(program: Program, names: Sequence[str]) -> Iterator[int]:
     """The axis of each value along which its channels lie, as coupling knows it."""
     values = analyse(program).values
     for name in names:
-        labels = values[name]
-        axes = lab.varying(labels) if isinstance(labels, Tensor) else ()
-        yield axes[-1] if axes else (1 if isinstance(labels, Tensor) and labels.dim() >= 4 else -1)
+        labels = flat_labels(values[name])[0]
+        axes = lab.varying(labels)
+        yield axes[-1] if axes else _channels(labels)
