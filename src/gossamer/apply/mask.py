@@ -14,8 +14,7 @@ from torch import Tensor
 
 from gossamer.apply.sizes import resize
 from gossamer.coupling import Analysis
-from gossamer.coupling import labels as lab
-from gossamer.coupling.kept import axis_keeps, state_keeps
+from gossamer.coupling.kept import axis_keeps, state_keeps, stays
 from gossamer.program.graph import Node, Ref, rename_uses
 from gossamer.program.ops import bind, op_of, with_arguments
 from gossamer.program.ops.kinds import Reduction
@@ -58,7 +57,7 @@ def _with_masked_values(program: Program, analysis: Analysis, table: np.ndarray)
     for node in program.graph.nodes:
         source = analysis.contracted.get(node.name)
         if source is not None and axis_keeps(analysis.values[source], table):
-            mask = table[lab.essence(analysis.values[source])]
+            mask = stays(analysis.values[source], table)
             state[f"{node.name}.mask"] = torch.from_numpy(mask.astype(np.float32))
             nodes.append(Node(f"{node.name}.masked", "aten.mul.Tensor", (Ref(source), Ref(f"{node.name}.mask"))))
             node = rename_uses(node, {source: f"{node.name}.masked"})
@@ -88,21 +87,22 @@ def _with_kept_statistics(program: Program, analysis: Analysis, table: np.ndarra
 def _pick_norm_scatter(
     node: Node, axis: int, keep: np.ndarray, analysis: Analysis, table: np.ndarray, state: dict[str, Tensor]
 ) -> list[Node]:
-    """index_select - norm with sliced affine parameters - pad with a zero slice - index_select back."""
+    """index_select - norm (or softmax) with sliced affine parameters - pad with a zero slice - index_select back."""
     name = node.name
     bound = bind(node)
     places = np.where(keep, np.cumsum(keep) - 1, int(keep.sum()))  # removed positions read the zero slice at the end
     state[f"{name}.kept"] = torch.from_numpy(np.flatnonzero(keep))
     state[f"{name}.places"] = torch.from_numpy(places)
-    changes = {"input": Ref(f"{name}.picked")}
+    source = "input" if "input" in bound else "self"
+    changes = {source: Ref(f"{name}.picked")}
     for key in ("weight", "bias"):
         if isinstance(bound.get(key), Ref):
             state[f"{name}.{key}"] = _sliced(state[bound[key].name], state_keeps(analysis.factors[bound[key].name], table))
             changes[key] = Ref(f"{name}.{key}")
-    rank = analysis.values[bound["input"].name].dim()
+    rank = analysis.values[bound[source].name].dim()
     pad = (*(0,) * (2 * (rank - 1 - axis)), 0, 1)
     return [
-        Node(f"{name}.picked", "aten.index_select.default", (bound["input"], axis, Ref(f"{name}.kept"))),
+        Node(f"{name}.picked", "aten.index_select.default", (bound[source], axis, Ref(f"{name}.kept"))),
         replace(with_arguments(node, **changes), name=f"{name}.normed"),
         Node(f"{name}.padded", "aten.constant_pad_nd.default", (Ref(f"{name}.normed"), pad)),
         Node(name, "aten.index_select.default", (Ref(f"{name}.padded"), axis, Ref(f"{name}.places"))),

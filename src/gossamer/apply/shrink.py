@@ -16,6 +16,7 @@ from gossamer.apply.mask import mask_channels
 from gossamer.apply.sizes import resize
 from gossamer.coupling import Analysis, analyse
 from gossamer.coupling.kept import keep_table, kept_shape, state_keeps
+from gossamer.coupling.labels import Pair
 from gossamer.errors import ParityError, PlanError
 from gossamer.plan.edits import KeepChannels, KeepHeads, StoreWeight
 from gossamer.program.capture import relative_error
@@ -72,7 +73,7 @@ def _check_shapes(small: Program, analysis: Analysis, table: np.ndarray) -> None
         ) from error
     for name, labels in analysis.values.items():
         meta = metas.get(name)
-        if isinstance(labels, Tensor) and isinstance(meta, TensorMeta) and meta.shape != kept_shape(labels, table):
+        if isinstance(labels, (Tensor, Pair)) and isinstance(meta, TensorMeta) and meta.shape != kept_shape(labels, table):
             raise PlanError(
                 f"after the removal {name} has shape {meta.shape}, expected {kept_shape(labels, table)}; please report this network."
             )

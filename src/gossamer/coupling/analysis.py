@@ -14,6 +14,7 @@ from gossamer.coupling import labels as lab
 from gossamer.coupling.atoms import Atoms
 from gossamer.coupling.context import Context
 from gossamer.coupling.groups import Group, find_groups
+from gossamer.coupling.pairs import apply_rule
 from gossamer.coupling.rules import RULES
 from gossamer.errors import ConfigError
 from gossamer.program.graph import Graph, Node, Ref
@@ -23,6 +24,7 @@ from gossamer.program.program import Program
 from gossamer.program.shapes import Meta, TensorMeta, infer_shapes
 
 GRANULARITIES = ("width", "heads")
+_WALKS = 8  # at most, until all that belongs to each head is known: two or three do in all networks that we know
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +85,8 @@ def analyse(program: Program, attention: str = "width") -> Analysis:
     atoms = context.atoms
 
     def final(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return _relabel(value, atoms)
+        if isinstance(value, (Tensor, lab.Pair)):
+            return lab.each(value, lambda labels: _relabel(labels, atoms))
         return tuple(final(item) for item in value) if isinstance(value, tuple) else value
 
     return Analysis(
@@ -103,17 +105,17 @@ def _propagate_heads(program: Program, metas: Mapping[str, Meta]) -> Context:
     """Walk until all that belongs to a head is known, each time with the heads found so far merged from the start: rules
     that look at the width of a head (rotary embeddings, norms of queries) then find nothing there to couple heads by.
     The last walk starts from all that the one before merged, so that tables of biases are one with their heads when moved."""
-    merged: np.ndarray | None = None
-    heads: list[tuple[np.ndarray, np.ndarray]] = []
-    while True:
-        context = _propagate(program, metas, Atoms(merged), heads)
-        found = Atoms()
-        found.fresh(context.atoms.count - 1, "")
-        for left, right in heads:
-            found.merge(left, right)
-        if merged is not None and np.array_equal(merged, found.representatives):
-            return _propagate(program, metas, Atoms(context.atoms.representatives), heads)
-        merged = found.representatives
+    context = _propagate(program, metas, Atoms(), heads=[])
+    for _ in range(_WALKS):
+        assert context.heads is not None
+        merged = context.atoms.as_made()
+        before = merged.classes()
+        for left, right in context.heads:
+            merged.merge(left, right)
+        if all(np.array_equal(old, new) for (_, old), (_, new) in zip(before, merged.classes(), strict=True)):
+            break
+        context = _propagate(program, metas, Atoms(merged.classes()), heads=[])
+    return _propagate(program, metas, Atoms(context.atoms.classes()), heads=[])
 
 
 def _propagate(
@@ -129,7 +131,7 @@ def _propagate(
         assert isinstance(meta, TensorMeta)
         context.values[spec.name] = lab.empty(meta.shape)
     for node in program.graph.nodes:
-        context.values[node.name] = RULES[type(op_of(node).kind)](context, node)
+        context.values[node.name] = apply_rule(context, node, RULES[type(op_of(node).kind)])
         context.note_concrete(node)
     for name in program.graph.outputs:
         context.freeze(context.labels(name), "it reaches the network's output")
@@ -176,8 +178,8 @@ def _make_rectangles(context: Context) -> None:
 
 def flat_labels(value: Any) -> list[Tensor]:
     """The label tensors of a result, in order."""
-    if isinstance(value, Tensor):
-        return [value]
+    if isinstance(value, (Tensor, lab.Pair)):
+        return list(lab.sides(value))
     return [inner for item in value for inner in flat_labels(item)] if isinstance(value, tuple) else []
 
 

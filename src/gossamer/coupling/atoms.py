@@ -5,15 +5,22 @@ Atom 0 means "nothing that can be removed". Source of the structure: Tarjan 1975
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
 class Atoms:
     """A growing set of atoms. `reason` holds, for some atoms, why their whole class must stay."""
 
-    def __init__(self, merged: np.ndarray | None = None) -> None:
-        """`merged`: the representatives of an earlier walk over the same graph; fresh atoms are merged as they were there."""
-        self._merged = np.zeros(1, dtype=np.int64) if merged is None else merged
+    def __init__(self, earlier: Sequence[tuple[str, np.ndarray]] = ()) -> None:
+        """`earlier`: the `classes` of a walk over the same graph; fresh atoms are merged from the start as they were there."""
+        self._earlier: dict[str, list[np.ndarray]] = {}
+        for owner, classes in reversed(earlier):
+            self._earlier.setdefault(owner, []).append(classes)
+        highest = max((int(classes.max(initial=0)) for _, classes in earlier), default=0)
+        self._first = np.full(highest + 1, np.iinfo(np.int64).max)  # of each earlier class the first atom made here
+        self._made = [np.zeros(1, dtype=np.int64)]  # the class of each atom when it was made
         self._parent = np.zeros(1, dtype=np.int64)
         self.blocks: list[tuple[str, np.ndarray]] = []  # (what they are the output positions of, their atoms)
         self._reasons: list[tuple[np.ndarray, str]] = []
@@ -23,17 +30,28 @@ class Atoms:
         """How many atoms there are, 0 included."""
         return len(self._parent)
 
-    @property
-    def representatives(self) -> np.ndarray:
-        """The representative of every atom's class."""
-        return self.find(np.arange(self.count))
+    def classes(self) -> list[tuple[str, np.ndarray]]:
+        """What each axis is of, and the representatives of its atoms."""
+        return [(owner, self.find(block)) for owner, block in self.blocks]
+
+    def as_made(self) -> Atoms:
+        """The same atoms with only those merged that were from the start."""
+        other = Atoms()
+        other._parent = np.concatenate(self._made)
+        other.blocks = self.blocks
+        return other
 
     def fresh(self, count: int, owner: str) -> np.ndarray:
         """Make `count` new atoms, the positions of one axis of `owner`."""
         start = len(self._parent)
         made = np.arange(start, start + count, dtype=np.int64)
-        before = self._merged[start : start + count]
-        roots = np.concatenate([before, made[len(before) :]])  # a representative is the lowest of its class: made already
+        roots = made
+        waiting = self._earlier.get(owner)
+        if waiting and len(waiting[-1]) == count:
+            classes = waiting.pop()
+            np.minimum.at(self._first, classes, made)
+            roots = self._first[classes]
+        self._made.append(roots)
         self._parent = np.concatenate([self._parent, roots])
         self.blocks.append((owner, made))
         return roots
@@ -74,6 +92,12 @@ class Atoms:
         atoms = atoms[atoms != 0]
         if atoms.size:
             self._reasons.append((atoms, reason))
+
+    def all_frozen(self, atoms: np.ndarray) -> bool:
+        """Whether the classes of all these atoms are known to stay so far."""
+        roots = np.unique(self.find(atoms))
+        reasons = [self.find(frozen) for frozen, _ in self._reasons]
+        return bool(reasons) and bool(np.isin(roots[roots != 0], np.concatenate(reasons)).all())
 
     def frozen(self) -> dict[int, str]:
         """Representative -> first reason noted for its class."""

@@ -46,6 +46,9 @@ class Context:
         """Labels of a value; state that is used position by position gets atoms of its own on first use."""
         if name in self.values:
             found = self.values[name]
+            if isinstance(found, lab.Pair):
+                self.freeze(found.second, "it meets another axis that is pruned, and an op that cannot tell them apart")
+                found = self.values[name] = found.first
             assert isinstance(found, Tensor), f"{name} is not one tensor"
             return found
         meta = self.meta(name)
@@ -60,9 +63,15 @@ class Context:
             self.factors[name] = (lab.squash(lab.tensor(made).reshape(meta.shape)),)
         return self.factors[name][0]
 
-    def freeze(self, labels: Tensor | np.ndarray, reason: str) -> None:
+    def freeze(self, labels: lab.Labels | np.ndarray, reason: str) -> None:
         """All atoms in these labels must stay."""
-        self.atoms.freeze(lab.essence(labels) if isinstance(labels, Tensor) else labels, reason)
+        for item in (labels,) if isinstance(labels, np.ndarray) else map(lab.essence, lab.sides(labels)):
+            self.atoms.freeze(item, reason)
+
+    def stays(self, labels: Tensor) -> bool:
+        """Whether labels name nothing, or nothing but atoms that are known to stay."""
+        essence = lab.essence(labels)
+        return not essence.any() or self.atoms.all_frozen(essence)
 
     def note_concrete(self, node: Node) -> None:
         """Compute results that depend on sizes and integer constants only: they index and shape other values."""

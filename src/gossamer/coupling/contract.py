@@ -71,26 +71,36 @@ def _computed_weight(context: Context, node: Node, channels: np.ndarray, shape: 
     return lab.empty(shape)
 
 
-def linear(context: Context, node: Node) -> Tensor:
-    """Output features are new atoms, input features meet the weight's columns."""
+def linear(context: Context, node: Node) -> lab.Labels:
+    """Output features are new atoms, input features meet the weight's columns. Atoms of another axis pass through."""
     bound = bind(node)
     shape = context.meta(node.name).shape
-    data = context.labels(bound["input"].name)
+    data, beside = _sides(context, bound["input"].name, -1)
     weight = bound["weight"]
     if weight.name in context.values:
+        context.labels(bound["input"].name)
         return _computed_weight(context, node, feature(context, data, -1), shape)
     weight_shape = context.meta(weight.name).shape
     out = context.atoms.fresh(weight_shape[0], node.module or weight.name.removesuffix(".weight"))
-    passes = lab.varying(data) != () and data.dim() - 1 not in lab.varying(data)  # atoms of another axis pass through
+    passes = lab.varying(data) != () and data.dim() - 1 not in lab.varying(data)
     taken = np.zeros(weight_shape[1], np.int64) if passes else feature(context, data, -1)
     factors = (lab.along(out, weight_shape, 0), lab.along(taken, weight_shape, 1))
     context.tie_axes(weight.name, *factors)
     context.readers[weight.name] = factors[1]
     context.tie_vector(bound["bias"], out)
-    if passes:
-        context.freeze(out, f"{node.module or node.name} works along another axis than the one that is pruned")
-        return lab.squash(data.narrow(-1, 0, 1).expand(shape))
-    return lab.along(out, shape, len(shape) - 1)
+    made = lab.along(out, shape, len(shape) - 1)
+    through = data if passes else beside
+    return made if through is None else lab.Pair(lab.squash(through.narrow(-1, 0, 1).expand(shape)), made)
+
+
+def _sides(context: Context, name: str, axis: int) -> tuple[Tensor, Tensor | None]:
+    """Of a value, what it carries along an axis that is contracted, and what it carries along another one beside it."""
+    value = context.values.get(name)
+    if isinstance(value, lab.Pair):
+        inner = [side for side in lab.sides(value) if axis % value.dim() in lab.varying(side)]
+        if len(inner) == 1:
+            return inner[0], value.second if inner[0] is value.first else value.first
+    return context.labels(name), None
 
 
 def embedding(context: Context, node: Node) -> Tensor:
@@ -104,20 +114,33 @@ def embedding(context: Context, node: Node) -> Tensor:
     return lab.along(out, result, len(result) - 1)
 
 
-def matmul(context: Context, node: Node) -> Tensor:
+def matmul(context: Context, node: Node) -> lab.Labels:
     """(*, M, K) x (*, K, N): what is carried along K is contracted, everything else passes through."""
     kind = op_of(node).kind
     assert isinstance(kind, k.MatMul)
     bound = bind(node)
-    left, right = context.labels(bound[kind.left].name), context.labels(bound[kind.right].name)
+    (left, rows), (right, columns) = _sides(context, bound[kind.left].name, -1), _sides(context, bound[kind.right].name, -2)
     shape = context.meta(node.name).shape
     if left.dim() < 2 or right.dim() < 2:
         return _give_up(context, node, (left, right), shape)
     context.contracted[node.name] = bound[kind.left].name
-    return _product(context, node, left, right.transpose(-1, -2), shape)
+    result = _product(context, node, left, right.transpose(-1, -2), shape)
+    for beside, axis in ((rows, -1), (columns, -2)):
+        if beside is not None:
+            passed = lab.squash(beside.narrow(axis, 0, 1).expand(shape))
+            result = _beside(context, node, result, passed)
+    return result
 
 
-def einsum(context: Context, node: Node) -> Tensor:
+def _beside(context: Context, node: Node, result: lab.Labels, passed: Tensor) -> lab.Labels:
+    """A result that carries one more axis; of three, the last to come stays."""
+    if isinstance(result, lab.Pair):
+        context.freeze(passed, f"{node.module or node.name} carries three axes that could be pruned")
+        return result
+    return passed if context.stays(result) else lab.Pair(result, passed)
+
+
+def einsum(context: Context, node: Node) -> lab.Labels:
     """Two operands that a matrix product can stand for; whatever other sums touch stays."""
     bound = bind(node)
     terms, _, out = bound["equation"].replace(" ", "").partition("->")
@@ -140,7 +163,8 @@ def einsum(context: Context, node: Node) -> Tensor:
         return _give_up(context, node, carriers, shape)
     context.contracted[node.name] = bound["tensors"][0].name
     result = _product(context, node, left, right, [shape[out.index(letter)] for letter in made])
-    return lab.squash(result.permute([made.index(letter) for letter in out]))
+    order = [made.index(letter) for letter in out]
+    return lab.each(result, lambda labels: lab.squash(labels.permute(order)))
 
 
 def attention(context: Context, node: Node) -> Tensor:
@@ -155,10 +179,15 @@ def attention(context: Context, node: Node) -> Tensor:
         key, value = (_repeat_heads(labels, query.shape[-3]) for labels in (key, value))
     context.contracted[node.name] = bound["query"].name
     scores = _product(context, node, query, key, (*shape[:-1], key.shape[-2]))
+    if isinstance(scores, lab.Pair):
+        context.freeze(scores, f"attention in {node.module or node.name} couples the axes that carry it")
+        scores = lab.empty(scores.shape)
     if context.heads is not None:
         scores = scores if mask is None else head_mask(context, node, scores, context.labels(mask.name))
         if not any(axis >= scores.dim() - 2 for axis in lab.varying(scores)):
-            return _product(context, node, scores, value.transpose(-1, -2), shape)
+            mixed = _product(context, node, scores, value.transpose(-1, -2), shape)
+            assert isinstance(mixed, Tensor)  # scores carry heads only, so nothing lies beside what values carry
+            return mixed
     context.freeze(scores, f"attention in {node.module or node.name} couples the axis that carries it")
     return _through(context, node, value, shape, along=-2)
 
@@ -170,7 +199,7 @@ def _repeat_heads(labels: Tensor, heads: int) -> Tensor:
     return lab.squash(labels.repeat_interleave(heads // labels.shape[-3], dim=-3))
 
 
-def _product(context: Context, node: Node, left: Tensor, right: Tensor, shape: Sequence[int]) -> Tensor:
+def _product(context: Context, node: Node, left: Tensor, right: Tensor, shape: Sequence[int]) -> lab.Labels:
     """Labels of left @ right^T for left (*, M, K) and right (*, N, K)."""
     if (heads := head_product(context, node, left, right, shape)) is not None:
         return heads
@@ -188,6 +217,8 @@ def _product(context: Context, node: Node, left: Tensor, right: Tensor, shape: S
     carrying = [labels for labels in passing if lab.varying(labels) or bool(lab.essence(labels).any())]
     if len(carrying) == 2:
         outer = [labels for labels in carrying if max(lab.varying(labels), default=0) >= len(shape) - 2]
+        if [max(lab.varying(labels), default=0) for labels in carrying] == [len(shape) - 2, len(shape) - 1]:
+            return lab.Pair(carrying[0], carrying[1])
         if len(outer) != 1:
             return _give_up(context, node, tuple(carrying), shape)
         _give_up(context, node, tuple(labels for labels in carrying if labels is not outer[0]), shape)

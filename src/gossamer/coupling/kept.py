@@ -24,8 +24,10 @@ def keep_table(analysis: Analysis, kept: Mapping[str, np.ndarray]) -> np.ndarray
     return table
 
 
-def axis_keeps(labels: Tensor, table: np.ndarray) -> dict[int, np.ndarray]:
+def axis_keeps(labels: lab.Labels, table: np.ndarray) -> dict[int, np.ndarray]:
     """Axis -> which of its positions stay, for the axes that lose some. Raises PlanError unless it is a rectangle."""
+    if isinstance(labels, lab.Pair):
+        return state_keeps(lab.sides(labels), table)
     axes = lab.varying(labels)
     if not axes:
         return {}
@@ -56,7 +58,15 @@ def state_keeps(factors: Sequence[Tensor], table: np.ndarray) -> dict[int, np.nd
     return keeps
 
 
-def kept_shape(labels: Tensor, table: np.ndarray) -> tuple[int, ...]:
+def stays(labels: lab.Labels, table: np.ndarray) -> np.ndarray:
+    """Which positions of a value stay, with length 1 along axes on which that is constant."""
+    stay = np.ones((), dtype=bool)
+    for side in lab.sides(labels):
+        stay = stay & table[lab.essence(side)]
+    return stay
+
+
+def kept_shape(labels: lab.Labels, table: np.ndarray) -> tuple[int, ...]:
     """Shape of what stays."""
     keeps = axis_keeps(labels, table)
     return tuple(int(keeps[axis].sum()) if axis in keeps else size for axis, size in enumerate(labels.shape))

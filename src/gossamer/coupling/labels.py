@@ -2,11 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """Labels of a value that carries atoms along two axes, each with label tensors of its own; `first` is the one that
+    stays removable where only one can."""
+
+    first: Tensor
+    second: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the value."""
+        return self.first.shape
+
+    def dim(self) -> int:
+        """Number of axes of the value."""
+        return self.first.dim()
+
+
+Labels = Tensor | Pair
+
+
+def sides(labels: Labels) -> tuple[Tensor, ...]:
+    """The label tensors of a value."""
+    return (labels.first, labels.second) if isinstance(labels, Pair) else (labels,)
+
+
+def each(labels: Labels, change: Callable[[Tensor], Tensor]) -> Labels:
+    """The same change made to all label tensors of a value."""
+    return Pair(change(labels.first), change(labels.second)) if isinstance(labels, Pair) else change(labels)
 
 
 def empty(shape: Sequence[int]) -> Tensor:

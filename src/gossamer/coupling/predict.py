@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gossamer.coupling import labels as lab
 from gossamer.coupling.analysis import Analysis, flat_labels
-from gossamer.coupling.kept import kept_shape
+from gossamer.coupling.kept import kept_shape, state_keeps
 from gossamer.program.constants import fold_weights
 from gossamer.program.cost import Buffer, buffers, flat_metas, node_macs, peak_of
 from gossamer.program.graph import Node, Ref
@@ -56,7 +56,11 @@ class Predictor:
             macs = node_macs(node, analysis.metas)
             kind = op_of(node).kind
             weight = bind(node).get("weight") if isinstance(kind, (Convolution, Linear)) else None
-            if isinstance(weight, Ref) and weight.name in tensors:
+            if (
+                isinstance(weight, Ref)
+                and weight.name in tensors
+                and not (isinstance(kind, Linear) and _passes(analysis.values[node.name]))
+            ):
                 self._layers.append((tensors[weight.name], macs / program.state[weight.name].numel()))
             elif isinstance(kind, Recurrent):
                 weights = [ref.name for ref in bind(node)["params"] if program.state[ref.name].dim() == 2]
@@ -94,8 +98,9 @@ class Predictor:
         values = {}
         for name, place in {value for buffer in memory for value in buffer.values}:
             meta = flat_metas(analysis.metas[name])[place]
-            labels = flat_labels(analysis.values.get(name))
-            tensor = _describe(meta.shape, (labels[place],) if place < len(labels) else ())
+            found = analysis.values.get(name)
+            labels = flat_labels(found[place] if isinstance(found, tuple) and place < len(found) else found)
+            tensor = _describe(meta.shape, tuple(labels))
             values[name, place] = (tensor, meta.dtype.itemsize)
         return memory, values
 
@@ -104,13 +109,22 @@ class Predictor:
         metas = dict(self._analysis.metas)
         for name in (*node.uses, node.name):
             labels, meta = self._analysis.values.get(name), metas[name]
-            if isinstance(labels, Tensor) and isinstance(meta, TensorMeta):
+            if isinstance(labels, (Tensor, lab.Pair)) and isinstance(meta, TensorMeta):
                 metas[name] = replace(meta, shape=kept_shape(labels, table))
+            elif name in self._analysis.factors and isinstance(meta, TensorMeta):
+                keeps = state_keeps(self._analysis.factors[name], table)
+                shape = tuple(int(keeps[axis].sum()) if axis in keeps else size for axis, size in enumerate(meta.shape))
+                metas[name] = replace(meta, shape=shape)
         return node_macs(node, metas)
 
 
+def _passes(labels: lab.Labels) -> bool:
+    """Whether a linear layer's result also carries what another axis of its input does."""
+    return any(axis < labels.dim() - 1 for side in lab.sides(labels) for axis in lab.varying(side))
+
+
 def _carries(labels: object) -> bool:
-    return isinstance(labels, Tensor) and bool(lab.varying(labels))
+    return isinstance(labels, (Tensor, lab.Pair)) and any(lab.varying(side) for side in lab.sides(labels))
 
 
 def _describe(shape: tuple[int, ...], factors: tuple[Tensor, ...]) -> _Tensor:

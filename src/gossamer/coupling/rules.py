@@ -243,9 +243,17 @@ def _reduction(context: Context, node: Node) -> Any:
     return lab.squash(labels)
 
 
+_OF_WHAT_STAYS = ("aten.softmax.int", "aten._softmax.default")
+
+
 def _softmax(context: Context, node: Node) -> Tensor:
     labels = context.labels(node.uses[0])
-    if bind(node)["dim"] % labels.dim() in lab.varying(labels):
+    axis = bind(node)["dim"] % labels.dim()
+    if axis != max(lab.varying(labels), default=-1):  # along other axes all positions stay or go together
+        return labels
+    if node.op in _OF_WHAT_STAYS:
+        context.renormalised.append((node.name, axis))
+    else:
         context.freeze(labels, f"{node.op.split('.')[1]} couples it along the axis that carries it in {node.module or node.name}")
     return labels
 

@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from gossamer.coupling import labels as lab
-from gossamer.coupling.analysis import Analysis
+from gossamer.coupling.analysis import Analysis, flat_labels
 from gossamer.program.constants import fold_weights
 from gossamer.program.cost import node_macs
 from gossamer.program.graph import Node
@@ -32,5 +32,4 @@ def _touches(node: Node, analysis: Analysis, free: np.ndarray) -> bool:
 
 
 def _labels(analysis: Analysis, name: str) -> tuple[Tensor, ...]:
-    found = analysis.values.get(name, analysis.factors.get(name, ()))
-    return tuple(item for item in (found if isinstance(found, tuple) else (found,)) if isinstance(item, Tensor))
+    return tuple(flat_labels(analysis.values.get(name, analysis.factors.get(name))))
