@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from gossamer.errors import PlanError
-from gossamer.numerics.packing import pack_steps, unpack_steps
+from gossamer.numerics.packing import pack_mask, pack_steps, unpack_mask, unpack_steps
 
 
 @given(arrays(np.int8, array_shapes(max_dims=4, max_side=6)))
@@ -45,3 +45,35 @@ def test_a_text_that_inflates_without_end_is_not_inflated():
     bomb = base64.b64encode(zlib.compress(bytes(10_000_000))).decode()
     with pytest.raises(PlanError, match="holds 4 code steps"):
         unpack_steps(bomb, (3,))
+
+
+@given(arrays(np.bool_, array_shapes(max_dims=4, max_side=6)))
+def test_masks_come_back(values):
+    mask = torch.from_numpy(values)
+    text = pack_mask(mask)
+    assert text.isascii()
+    assert torch.equal(unpack_mask(text, tuple(mask.shape)), mask)
+
+
+def test_a_mask_takes_at_most_about_a_bit_each():
+    random = torch.Generator().manual_seed(0)
+    for share, bits in ((0.5, 1.4), (0.9, 0.8)):
+        assert len(pack_mask(torch.rand(100_000, generator=random) < share)) * 8 < 100_000 * bits
+
+
+@pytest.mark.parametrize("text", ["not base64 at all!", "AAAA", "ü", 7])
+def test_damaged_masks_are_refused(text):
+    with pytest.raises(PlanError, match="damaged masks"):
+        unpack_mask(text, (3,))
+
+
+def test_masks_of_other_sizes_are_refused():
+    for text, shape in ((pack_mask(torch.ones(9)), (8,)), (pack_mask(torch.ones(3)), (9,)), (pack_mask(torch.ones(8)), (3,))):
+        with pytest.raises(PlanError, match="bytes for a weight of shape"):
+            unpack_mask(text, shape)
+
+
+def test_a_mask_that_would_unpack_to_very_much_is_refused():
+    bomb = base64.b64encode(zlib.compress(bytes(10_000_000))).decode()
+    with pytest.raises(PlanError, match="a mask of 2 bytes"):
+        unpack_mask(bomb, (8,))

@@ -78,3 +78,16 @@ def test_arguments_stay_as_they_are():
     after = problem(1, 4, 120)
     second_order_codes(*after, INT4)
     assert all(torch.equal(one, two) for one, two in zip(before, after, strict=True))
+
+
+@pytest.mark.parametrize("columns", [20, 130])
+def test_masked_weights_keep_code_zero(columns):
+    weight, scale, covariance = problem(2, 4, columns)
+    keep = torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) > 0.6
+    weight = weight * keep
+    free = second_order_codes(weight, scale, covariance, INT4, damping=0.01)
+    assert free[~keep].any()  # without the mask, zeros move
+    codes = second_order_codes(weight, scale, covariance, INT4, damping=0.01, keep=keep)
+    assert not codes[~keep].any()
+    nearest = (weight / scale).round()
+    assert output_error(weight, scale, codes, covariance) < output_error(weight, scale, nearest, covariance)
