@@ -22,6 +22,7 @@ NAMES = {
     "load",
     "plan_pruning",
     "plan_quantization",
+    "plan_weight_quantization",
     "repair",
     "save",
     "score",

@@ -21,6 +21,7 @@ from gossamer.plan.plan import Plan as Plan
 from gossamer.plan.pruning import plan_pruning as plan_pruning
 from gossamer.plan.quantization import plan_quantization as plan_quantization
 from gossamer.plan.score import score as score
+from gossamer.plan.weight_only import plan_weight_quantization as plan_weight_quantization
 from gossamer.program.bundle import load as load
 from gossamer.program.bundle import save as save
 from gossamer.program.capture import capture as capture
@@ -52,6 +53,7 @@ __all__ = [
     "load",
     "plan_pruning",
     "plan_quantization",
+    "plan_weight_quantization",
     "repair",
     "save",
     "score",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from gossamer.errors import PlanError
 from gossamer.numerics.affine import Quantizer, dequantize, quantize
 from gossamer.numerics.packing import unpack_steps
-from gossamer.plan.edits import Edit, FoldBatchNorm, QuantizeValue, RoundWeight, ShiftBias, SplitGate
+from gossamer.plan.edits import Edit, FoldBatchNorm, QuantizeInput, QuantizeValue, RoundWeight, ShiftBias, SplitGate
 from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
 from gossamer.program.gates import gated_activations, split_gates
-from gossamer.program.graph import Graph, Ref
+from gossamer.program.graph import Graph, Node, Ref
 from gossamer.program.ops import bind, op_of, with_arguments
 from gossamer.program.ops.kinds import Convolution, Linear
+from gossamer.program.ops.own import DYNAMIC
 from gossamer.program.program import Program
 
 
@@ -33,6 +34,7 @@ def quantize_program(program: Program, edits: Sequence[Edit], target: str) -> Pr
         raise PlanError(f"the plan quantizes {sorted(quantizers.keys() - known)[0]!r}, which this network does not have.")
     state = round_weights(folded, [edit for edit in edits if isinstance(edit, RoundWeight)], quantizers)
     graph, state = shift_biases(folded.graph, state, [edit for edit in edits if isinstance(edit, ShiftBias)])
+    graph = round_inputs(graph, [edit for edit in edits if isinstance(edit, QuantizeInput)])
     return folded.with_graph(graph, state, quantizers=quantizers, target=target)
 
 
@@ -101,8 +103,31 @@ def shift_biases(graph: Graph, state: dict[str, Tensor], edits: Sequence[ShiftBi
     return replace(graph, nodes=tuple(nodes[node.name] for node in graph.nodes)), state
 
 
-def _fresh(wish: str, state: dict[str, Tensor]) -> str:
+def round_inputs(graph: Graph, edits: Sequence[QuantizeInput]) -> Graph:
+    """The graph with the inputs of the named layers rounded while it runs, once for all layers that round a value alike."""
+    wanted = {edit.node: edit for edit in edits}
+    missing = wanted.keys() - {node.name for node in graph.nodes if isinstance(op_of(node).kind, (Convolution, Linear))}
+    if missing:
+        raise PlanError(f"the plan rounds the input of {sorted(missing)[0]!r}, which is no layer of this network.")
+    made: dict[tuple[str, int, int], str] = {}
+    taken = {*graph.inputs, *graph.by_name, *graph.state_names}
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        edit = wanted.get(node.name)
+        if edit is not None:
+            source = bind(node)["input"].name
+            key = (source, edit.bits, edit.block)
+            if key not in made:
+                made[key] = _fresh(f"{source}_rounded", taken)
+                taken.add(made[key])
+                nodes.append(Node(made[key], DYNAMIC, (Ref(source), edit.bits, edit.block), module=node.module, source=node.source))
+            node = with_arguments(node, input=Ref(made[key]))
+        nodes.append(node)
+    return replace(graph, nodes=tuple(nodes))
+
+
+def _fresh(wish: str, taken: Container[str]) -> str:
     name = wish
-    while name in state:
-        name = f"{name}_shifted"
+    while name in taken:
+        name = f"{name}_"
     return name

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gossamer.errors import ConfigError
-from gossamer.numerics.formats import Granularity, IntFormat, PerAxis, PerTensor
+from gossamer.numerics.formats import Granularity, IntFormat, PerAxis, PerBlock, PerTensor
 
 SMALLEST_SCALE = 2.0**-100  # below it, 1/scale leaves float32
 
@@ -20,7 +20,7 @@ SMALLEST_SCALE = 2.0**-100  # below it, 1/scale leaves float32
 @dataclass(frozen=True, slots=True)
 class Quantizer:
     """How one tensor is coded. `scale` (real per code step, exact in float32) and `zero_point` (a code) have
-    one entry for PerTensor and one per position for PerAxis."""
+    one entry for PerTensor, one per position for PerAxis, and one per block, row by row, for PerBlock."""
 
     format: IntFormat
     granularity: Granularity
@@ -49,17 +49,25 @@ class Quantizer:
                 shape = [1] * like.dim()
                 shape[axis] = -1
                 return scale.reshape(shape), zero.reshape(shape)
+            case PerBlock(axis=axis, size=size) as blocks:
+                shape = list(like.shape)
+                shape[axis] = blocks.count(like.shape[axis])
+                wide = (part.reshape(shape).repeat_interleave(size, axis).narrow(axis, 0, like.shape[axis]) for part in (scale, zero))
+                return next(wide), next(wide)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for JSON; floats keep every bit."""
-        axis = self.granularity.axis if isinstance(self.granularity, PerAxis) else None
+        axis = None if isinstance(self.granularity, PerTensor) else self.granularity.axis
+        block = {"block": self.granularity.size} if isinstance(self.granularity, PerBlock) else {}
         fmt = {"bits": self.format.bits, "signed": self.format.signed, "narrow": self.format.narrow}
-        return {"format": fmt, "axis": axis, "scale": list(self.scale), "zero_point": list(self.zero_point)}
+        return {"format": fmt, "axis": axis, **block, "scale": list(self.scale), "zero_point": list(self.zero_point)}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> Quantizer:
         """Inverse of to_json."""
         granularity: Granularity = PerTensor() if data["axis"] is None else PerAxis(data["axis"])
+        if "block" in data:
+            granularity = PerBlock(data["axis"], data["block"])
         return Quantizer(IntFormat(**data["format"]), granularity, tuple(data["scale"]), tuple(data["zero_point"]))
 
 
@@ -90,7 +98,7 @@ def fake_quantize(x: Tensor, q: Quantizer) -> Tensor:
 def from_range(low: Tensor, high: Tensor, fmt: IntFormat, granularity: Granularity, *, symmetric: bool) -> Quantizer:
     """Choose scale and zero_point so that [low, high], widened to hold 0, maps onto the codes.
 
-    Shapes: low, high () for PerTensor, (N,) for PerAxis. Zero is always exactly representable.
+    Shapes: low, high () for PerTensor, (N,) for PerAxis and PerBlock. Zero is always exactly representable.
     Units:  a slice that is all zero gets scale 1.
     """
     low = torch.clamp(low.to(torch.float64).reshape(-1), max=0.0)

@@ -57,4 +57,23 @@ class PerAxis:
     axis: int
 
 
-Granularity = PerTensor | PerAxis
+@dataclass(frozen=True, slots=True)
+class PerBlock:
+    """One scale per run of `size` positions along `axis`, for each position of the other axes; the last run may be shorter.
+
+    For x (O, I) and axis 1 there are O * ceil(I / size) scales, those of a row next to each other.
+    """
+
+    axis: int
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ConfigError("PerBlock.size", self.size, "at least 1")
+
+    def count(self, length: int) -> int:
+        """Blocks along an axis of that length."""
+        return -(-length // self.size)
+
+
+Granularity = PerTensor | PerAxis | PerBlock

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gossamer.numerics.affine import Quantizer, clips_like, from_range
-from gossamer.numerics.formats import IntFormat, PerAxis, PerTensor
+from gossamer.numerics.formats import IntFormat, PerAxis, PerBlock, PerTensor
 from gossamer.numerics.range_choice import entropy_range, full_range, least_error_range, percentile_range
 from gossamer.numerics.spread import Spread, check_spread, extremes, histogram, moving_extremes
 from gossamer.registry import Registry
@@ -96,3 +96,37 @@ def choose_weight_quantizer(weight: Tensor, fmt: IntFormat, method: str, *, axis
     rows = weight.detach().movedim(axis, 0).flatten(1)
     bound = weight_range_methods[method](rows, fmt)
     return from_range(-bound, bound, fmt, PerAxis(axis), symmetric=True)
+
+
+def choose_block_quantizer(weight: Tensor, fmt: IntFormat, method: str, *, size: int, axis: int = 1) -> Quantizer:
+    """Scales for each run of `size` weights along `axis`: symmetric for a signed format, with zero points for an unsigned one.
+
+    Shape: weight any with that axis. A shorter last run is searched as if zeros filled it.
+    """
+    moved = weight.detach().movedim(axis, -1)
+    blocks = PerBlock(axis, size)
+    padding = blocks.count(moved.shape[-1]) * size - moved.shape[-1]
+    rows = torch.nn.functional.pad(moved, (0, padding)).reshape(-1, size)
+    if fmt.signed:
+        bound = weight_range_methods[method](rows, fmt)
+        low, high = -bound, bound
+    else:
+        low, high = _two_ended(rows, fmt, method)
+    order = (*moved.shape[:-1], -1)
+    low, high = (part.reshape(order).movedim(-1, axis).reshape(-1) for part in (low, high))
+    return from_range(low, high, fmt, blocks, symmetric=fmt.signed)
+
+
+def _two_ended(rows: Tensor, fmt: IntFormat, method: str, *, power: float = 2.4, steps: int = 40) -> tuple[Tensor, Tensor]:
+    """Lowest and highest of each row; for "mse" both shrunk by the share with the least sum of |error|^power. Shapes: (N, K) -> (N,)."""
+    low, high = rows.amin(1).clamp_max(0), rows.amax(1).clamp_min(0)
+    if method == "min-max":
+        return low, high
+    best, found = torch.full_like(low, math.inf), torch.ones_like(low)
+    for share in torch.linspace(1.0, 0.4, steps).tolist():
+        scale = ((high - low) * share / (fmt.hi - fmt.lo)).clamp_min(torch.finfo(rows.dtype).tiny).unsqueeze(1)
+        zero = (fmt.lo - low.unsqueeze(1) * share / scale).round_()
+        error = (rows / scale).round_().add_(zero).clamp_(fmt.lo, fmt.hi).sub_(zero).mul_(scale).sub_(rows).abs_().pow_(power).sum(1)
+        better = error < best
+        best, found = torch.where(better, error, best), torch.where(better, torch.full_like(found, share), found)
+    return low * found, high * found

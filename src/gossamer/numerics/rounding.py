@@ -17,20 +17,29 @@ DAMPING = 0.3  # share of the mean diagonal added to it: moments come from few s
 
 
 def second_order_codes(
-    weight: Tensor, scale: Tensor, covariance: Tensor, fmt: IntFormat, *, damping: float = DAMPING, keep: Tensor | None = None
+    weight: Tensor,
+    scale: Tensor,
+    covariance: Tensor,
+    fmt: IntFormat,
+    *,
+    zero_point: Tensor | None = None,
+    damping: float = DAMPING,
+    keep: Tensor | None = None,
 ) -> Tensor:
-    """Codes c that make E[((W - c * scale) x)²] small: each rounding error is made good by those rounded after it.
+    """Codes c that make E[((W - (c - zero_point) * scale) x)²] small: each rounding error is made good by those rounded after it.
 
-    Shapes: weight (G, R, K), scale (G, R, 1), covariance E[x xᵀ] (G, K, K) -> (G, R, K) whole numbers in float32.
+    Shapes: weight (G, R, K), scale and zero_point (0 by default) (G, R, 1) or, for scales per block, (G, R, K), covariance
+    E[x xᵀ] (G, K, K) -> (G, R, K) whole numbers in float32.
     Inputs that are never different from 0 (after centring: from their mean) keep nearest rounding. Where the mask `keep`
     (G, R, K) is False, the weight is 0 and so is its code.
     Cost: about K² (K / 3 + R) multiply-adds for each of the G groups.
     """
     feedback = _feedback(covariance.to(torch.float32), damping)
-    wanted = (weight.to(torch.float32) / scale.to(torch.float32)).transpose(1, 2).contiguous()  # (G, K, R), in code steps
+    grid = _Grid(scale.to(torch.float32), zero_point, fmt)
+    wanted = (weight.to(torch.float32) / grid.unit).transpose(1, 2).contiguous()  # (G, K, R)
     errors = torch.empty_like(wanted)
     columns = wanted.shape[1]
-    zero = None if keep is None else ~keep.transpose(1, 2)
+    dropped = None if keep is None else ~keep.transpose(1, 2)
     for start in range(0, columns, BLOCK):
         stop = min(start + BLOCK, columns)
         base = wanted[:, start:stop]
@@ -41,11 +50,42 @@ def second_order_codes(
             target = base[:, column]
             if column:
                 target = target + (inner[:, column : column + 1, :column] @ errors[:, start : start + column]).squeeze(1)
-            rounded = target.round().clamp_(fmt.lo, fmt.hi)
-            if zero is not None:
-                rounded.masked_fill_(zero[:, start + column], 0.0)
+            rounded = grid.nearest(target, start + column)
+            if dropped is not None:
+                rounded.masked_fill_(dropped[:, start + column], 0.0)
             torch.sub(wanted[:, start + column], rounded, out=errors[:, start + column])
-    return (wanted - errors).round_().transpose(1, 2)
+    return grid.codes((wanted - errors).transpose(1, 2))
+
+
+class _Grid:
+    """The values that codes stand for. One scale per row: computed in code steps, which is faster; else in the weight's units."""
+
+    def __init__(self, scale: Tensor, zero_point: Tensor | None, fmt: IntFormat) -> None:
+        by_column = scale.shape[2] > 1
+        self.unit = torch.ones(()) if by_column else scale
+        self._steps = scale.transpose(1, 2).contiguous() if by_column else None  # (G, K, R)
+        self._zero = zero_point
+        self._fmt = fmt
+        self._ends: tuple[Tensor, Tensor] | None = None
+        if zero_point is not None:
+            zero = zero_point.expand_as(scale).transpose(1, 2)
+            self._ends = (fmt.lo - zero, fmt.hi - zero)
+
+    def nearest(self, target: Tensor, column: int) -> Tensor:
+        """The nearest value in a column. Shapes: (G, R) -> (G, R)."""
+        steps = None if self._steps is None else self._steps[:, column]
+        codes = torch.round(target if steps is None else target / steps)
+        if self._ends is None:
+            codes.clamp_(self._fmt.lo, self._fmt.hi)
+        else:
+            place = column if self._ends[0].shape[1] > 1 else 0
+            codes = codes.clamp(self._ends[0][:, place], self._ends[1][:, place])
+        return codes if steps is None else codes.mul_(steps)
+
+    def codes(self, values: Tensor) -> Tensor:
+        """Codes of values (G, R, K) of the grid."""
+        codes = torch.round(values if self._steps is None else values / self._steps.transpose(1, 2))
+        return codes if self._zero is None else codes + self._zero
 
 
 def _feedback(covariance: Tensor, damping: float) -> Tensor:

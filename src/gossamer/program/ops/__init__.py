@@ -2,6 +2,7 @@
 
 from gossamer.program.ops import compute as compute
 from gossamer.program.ops import movement as movement
+from gossamer.program.ops import own as own
 from gossamer.program.ops import pointwise as pointwise
 from gossamer.program.ops.table import Op as Op
 from gossamer.program.ops.table import add as add

@@ -47,7 +47,7 @@ SCALAR_FUNCTIONS: Mapping[str, Callable[..., Any]] = {
 def add(names: str, kind: Kind, *, onnx: str = "", training: str = "") -> None:
     """Add rows for ops given as "relu.default add.Tensor" (of the aten namespace unless they name another)."""
     for short in names.split():
-        name = short if short.startswith("scalar.") else f"aten.{short}"
+        name = short if short.startswith(("scalar.", "gossamer.")) else f"aten.{short}"
         if name in _ROWS:
             raise ValueError(f"op {name} has two rows")
         _ROWS[name] = Op(name=name, kind=kind, onnx=onnx, training=training)
@@ -69,12 +69,13 @@ def rows() -> tuple[Op, ...]:
 
 @cache
 def function(name: str) -> Callable[..., Any]:
-    """The callable of an op name. Only pure aten ops resolve; others raise UnsupportedOp, so files cannot run code."""
+    """The callable of an op name. Only pure aten ops and our own resolve; others raise UnsupportedOp, so files cannot run code."""
     if name in SCALAR_FUNCTIONS:
         return SCALAR_FUNCTIONS[name]
     namespace, _, rest = name.partition(".")
     base, _, overload = rest.partition(".")
-    packet = getattr(torch.ops.aten, base, None) if namespace == "aten" and base.isidentifier() else None
+    known = namespace == "aten" or (namespace == "gossamer" and name in _ROWS)
+    packet = getattr(getattr(torch.ops, namespace), base, None) if known and base.isidentifier() else None
     found = getattr(packet, overload, None) if packet is not None and overload.isidentifier() else None
     if not isinstance(found, torch._ops.OpOverload) or not (name in _ROWS or _is_harmless(found)):
         raise UnsupportedOp(

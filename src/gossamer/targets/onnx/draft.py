@@ -15,7 +15,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class DraftNode:
-    """One operator call on named tensors; "" stands for an absent optional input."""
+    """One operator call on named tensors; "" stands for an absent optional input. An op of another domain is DOMAIN::OP."""
 
     op: str
     inputs: tuple[str, ...]

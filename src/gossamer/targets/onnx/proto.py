@@ -76,10 +76,15 @@ def to_bytes(draft: Draft, inputs: Sequence[Port], outputs: Sequence[Port]) -> b
         raise ConfigError(
             "the size of the weights", f"{size / 1e9:.2f} GB", f"at most {LIMIT_BYTES / 1e9:.2f} GB, what one ONNX file holds"
         )
-    model = ModelProto(ir_version=IR_VERSION, producer_name="gossamer", opset_import=[helper.make_opsetid("", OPSET)])
+    opsets = [helper.make_opsetid("", OPSET)]
+    opsets += [helper.make_opsetid(domain, 1) for domain in sorted({_domain(node.op) for node in draft.nodes} - {""})]
+    model = ModelProto(ir_version=IR_VERSION, producer_name="gossamer", opset_import=opsets)
     graph = model.graph  # filled in place: onnx.helper's own functions copy the weights three times
     graph.name = "g"
-    graph.node.extend(helper.make_node(node.op, node.inputs, node.outputs, **dict(node.attributes)) for node in draft.nodes)
+    graph.node.extend(
+        helper.make_node(node.op.split("::")[-1], node.inputs, node.outputs, domain=_domain(node.op), **dict(node.attributes))
+        for node in draft.nodes
+    )
     for side, ports in ((graph.input, inputs), (graph.output, outputs)):
         side.extend(helper.make_tensor_value_info(port.name, onnx_dtype(port.dtype), port.shape) for port in ports)
     for name, value in draft.initializers.items():
@@ -87,3 +92,8 @@ def to_bytes(draft: Draft, inputs: Sequence[Port], outputs: Sequence[Port]) -> b
         graph.initializer.add(name=name, dims=value.shape, data_type=data_type, raw_data=value.tobytes())
     data: bytes = model.SerializeToString()
     return data
+
+
+def _domain(op: str) -> str:
+    """ "com.microsoft" of "com.microsoft::MatMulNBits", "" of "Conv"."""
+    return op.rpartition("::")[0]

@@ -12,6 +12,7 @@ from gossamer.errors import ConfigError, DataError, FileError, MissingRuntime
 from gossamer.targets.onnx.coding import CODES
 
 Array = npt.NDArray[Any]
+TENSOR_FLOAT = 1  # TensorProto.FLOAT
 
 
 class OnnxRunner:
@@ -20,7 +21,7 @@ class OnnxRunner:
     def __init__(self, session: Any, exposed: Mapping[str, str]) -> None:
         self._session = session
         self._inputs = [port.name for port in session.get_inputs()]
-        self._exposed = dict(exposed)  # value name -> tensor of its codes
+        self._exposed = dict(exposed)  # value name -> tensor of its codes, or the value itself
         self._outputs = [port.name for port in session.get_outputs() if port.name not in set(exposed.values())]
 
     def run(self, *inputs: Array) -> Array:
@@ -29,7 +30,8 @@ class OnnxRunner:
         return result
 
     def run_values(self, *inputs: Array) -> dict[str, Array]:
-        """Outputs by their names in the file, and the codes of every quantized value by value name.
+        """Outputs by their names in the file, the codes of every quantized value, and the floats that products with weights in
+        blocks read, by value name.
 
         A value that shares the codes of another one (a dropout, say) is not listed again.
         """
@@ -48,7 +50,7 @@ class OnnxRunner:
 
 
 def open_session(path: Path, *, threads: int, values: bool = False) -> OnnxRunner:
-    """Open a file with this many threads; `values` also exposes the codes of every quantized value.
+    """Open a file with this many threads; `values` also exposes the codes of every quantized value and what products in blocks read.
 
     Threads sleep while they wait, since spinning ones take time from each other on a busy machine.
     Raises: MissingRuntime without onnxruntime; FileError for a file that is missing, damaged or no ONNX; ConfigError
@@ -107,7 +109,7 @@ def parse(path: Path, data: bytes) -> Any:
 
 
 def _expose(path: Path, data: bytes) -> tuple[bytes, dict[str, str]]:
-    """A copy of the file whose code tensors are outputs, and value name -> code tensor.
+    """A copy of the file whose code tensors (and inputs of products in blocks) are outputs, and value name -> tensor.
 
     ONNX Runtime fuses the same kernels as without: what leaves a fused kernel is the code tensor itself.
     """
@@ -121,6 +123,9 @@ def _expose(path: Path, data: bytes) -> tuple[bytes, dict[str, str]]:
             name = node.output[0]
             exposed[name.removesuffix(CODES)] = name
             model.graph.output.append(helper.make_tensor_value_info(name, zeros[node.input[2]], None))
+        elif node.op_type == "MatMulNBits" and node.input[0] not in {*exposed, *(port.name for port in model.graph.input)}:
+            exposed[node.input[0]] = node.input[0]  # what it rounds
+            model.graph.output.append(helper.make_tensor_value_info(node.input[0], TENSOR_FLOAT, None))
     copy: bytes = model.SerializeToString()
     return copy, exposed
 

@@ -30,6 +30,10 @@ SPEC = TargetSpec(
     requantization="float32-half-even",
     add_tolerance_steps=1,
     least_channels=4,  # the integer kernel gathers 1 to 3 bytes at a time: 4 times slower than float with 1 channel
+    block_formats=tuple(IntFormat(bits=bits, signed=signed) for bits in (4, 8) for signed in (True, False)),
+    block_sizes=(32, 16, 64, 128, 256),
+    input_bits=8,  # MatMulNBits at accuracy level 4, reproduced to 1e-7 by the dynamic_quantize op
+    rounded_only=frozenset({"int8", "uint8"}),  # at level 0 its 8-bit kernel takes 3 times as long as float
     width_multiple=16,  # float kernels work on blocks of 16 channels (AVX-512); 24 take as long as 32
 )
 specs.add(NAME, source="optimized graphs of ONNX Runtime 1.32 on x86-64")(SPEC)

@@ -1,0 +1,33 @@
+"""Ops of our own, for what runtimes compute and torch has no op for. They are part of a graph like any other."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gossamer.program.ops.kinds import Mixing
+from gossamer.program.ops.table import add
+
+DYNAMIC = "gossamer.dynamic_quantize.default"
+
+_LIBRARY = torch.library.Library("gossamer", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define("dynamic_quantize(Tensor self, int bits, int block) -> Tensor")  # type: ignore[no-untyped-call]
+
+
+def dynamic_quantize(values: Tensor, bits: int, block: int) -> Tensor:
+    """Each run of `block` values along the last axis rounded to symmetric codes of its own scale, max |x| / (2^(bits-1) - 1).
+
+    What kernels with weights per block do to their input while they run. Gradients pass straight through.
+    Shapes: (*, K) -> (*, K); the last run may be shorter.
+    """
+    length = values.shape[-1]
+    padded = torch.nn.functional.pad(values.detach(), (0, -length % block))
+    runs = padded.reshape(*padded.shape[:-1], -1, block)
+    scale = runs.abs().amax(-1, keepdim=True) / (2 ** (bits - 1) - 1)
+    codes = torch.round(runs / torch.where(scale > 0, scale, torch.ones_like(scale)))
+    rounded: Tensor = (codes * scale).reshape(padded.shape)[..., :length]
+    return values + (rounded - values).detach()
+
+
+_LIBRARY.impl("dynamic_quantize", dynamic_quantize, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+add(DYNAMIC, Mixing(), onnx="DynamicQuantize")
