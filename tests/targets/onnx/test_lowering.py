@@ -47,4 +47,5 @@ def test_op_equals_torch(name, seen):
 def test_each_lowering_was_run_above(seen):
     if set(seen) != set(CASES):
         pytest.skip("only some cases ran in this process")
-    assert {row.onnx for row in rows()} <= set().union(*seen.values()) | {""}
+    of_torch = {row.onnx for row in rows() if row.name.startswith("aten.")}  # ours are part of plans: tests/plan/test_weight_only.py
+    assert of_torch <= set().union(*seen.values()) | {""}
