@@ -52,6 +52,9 @@ hgnet_tiny hgnetv2_b0 inception_next_atto focalnet_tiny_srf davit_tiny gcvit_xxt
 convit_tiny convmixer_768_32 visformer_tiny sequencer2d_s hiera_tiny_224 hieradet_small tiny_vit_5m_224 vgg11 vitamin_small_224
 rdnet_tiny mambaout_femto nextvit_small shvit_s1 swiftformer_xs csatv2 fasternet_t0 ghostnetv3_050 mobilenetv5_base
 naflexvit_base_patch16_gap
+beit_base_patch16_224 cpubone_nano cspnext_tiny deepseek_vit_412m densenet121 efficientvim_m1 efficientvit_b0 gemma4_vit_167m iformer_t
+inception_v3 lcnetv2_small lowformer_b0 mvitv2_tiny nasnetalarge pnasnet5large qwen3_vit_88m legacy_seresnet18 swinv2_cr_tiny_224
+tresnet_m vit_tiny_r_s16_p8_224 vit_relpos_small_patch16_224 samvit_base_patch16_224 legacy_xception
 """
 OTHERS = """
 hf:bert hf:distilbert hf:gpt2 hf:vit hf:swin hf:wav2vec2 hf:whisper_encoder hf:llama own:unet own:fpn_resnet18 own:lstm own:gru

@@ -59,8 +59,13 @@ def _plain(name: str, batch: int) -> Sample:
         return TRANSFORMERS[rest](batch)
     if kind == "own":
         return OWN[rest](batch)
-    model, size = torchvision_model(rest) if kind == "tv" else timm_model(rest)
-    return Sample(model, torch.randn(batch, *size))
+    model, (channels, *image) = torchvision_model(rest) if kind == "tv" else timm_model(rest)
+    if getattr(model, "num_classes", 1) == 0:  # its features would be the network's output, of which nothing can go
+        model, _ = timm_model(rest, num_classes=10)
+    return Sample(model, torch.randn(batch, channels, *_SMALLER_IMAGES.get(rest, image)))
+
+
+_SMALLER_IMAGES = {"deepseek_vit_412m": (112, 112), "gemma4_vit_167m": (224, 224), "qwen3_vit_88m": (224, 224)}  # they take any size
 
 
 def timm_model(name: str, **options: object) -> tuple[nn.Module, tuple[int, ...]]:
