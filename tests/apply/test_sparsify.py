@@ -20,6 +20,7 @@ from gossamer.plan.quantization import plan_quantization
 from gossamer.plan.repair import Repair
 from gossamer.plan.score import score
 from gossamer.plan.sparsity import plan_sparsity
+from gossamer.plan.weight_only import plan_weight_quantization
 from gossamer.program.bundle import load, save
 from gossamer.program.capture import capture
 from gossamer.program.masks import check_zeros
@@ -163,6 +164,14 @@ def test_quantization_and_export_keep_zeros(sparse, data, rounding, tmp_path):
     assert not [problem for problem in report.problems if "step" in problem]
     assert report.compressed.sparsity == pytest.approx(sum(found.values()) / sum(quantized.state[name].numel() for name in found))
     assert set(report.layer_sparsity) == set(found)
+
+
+@pytest.mark.parametrize("weights", ["int8", "uint4"])
+def test_weights_in_blocks_keep_zeros(sparse, data, weights, tmp_path):
+    quantized = apply(sparse, plan_weight_quantization(sparse, weights=weights, calibration=data[0]))
+    assert_same_zeros(quantized, sparse)
+    artifact = export(quantized, tmp_path / "model.onnx")
+    assert artifact.sparsity()["head.weight"] >= float((~sparse.masks["head.weight"]).double().mean())
 
 
 def test_float_export_shows_zeros_and_what_they_are_good_for(sparse, program, data, tmp_path):

@@ -71,6 +71,13 @@ def test_masks_go_along(program):
     assert "masks" not in "".join(program.state_dict())
 
 
+def test_cost_counts_masked_weights(program):
+    cost = program.cost()
+    assert cost.masked == sum(int((~mask).sum()) for mask in program.masks.values())
+    assert cost.sparsity == cost.masked / cost.params
+    assert program.with_graph(program.graph, masks={}).cost() == type(cost)(cost.params, cost.macs, cost.size_bytes, cost.peak_memory_bytes)
+
+
 def test_folded_batch_norms_keep_zeros(program):
     folded = fold_batch_norms(program)
     assert folded.masks.keys() == program.masks.keys()

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Collection
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from gossamer.batches import as_batches
-from gossamer.errors import ConfigError, DataError, PlanError, nearest
-from gossamer.numerics.affine import Quantizer, quantize
+from gossamer.errors import ConfigError, PlanError
 from gossamer.numerics.formats import IntFormat
-from gossamer.numerics.moments import Moments
-from gossamer.numerics.packing import pack_steps
-from gossamer.numerics.ranges import choose_block_quantizer
-from gossamer.numerics.rounding import second_order_codes
-from gossamer.plan.calibrate import calibrate
-from gossamer.plan.edits import Edit, FoldBatchNorm, QuantizeInput, QuantizeValue, RoundWeight
-from gossamer.plan.placement import Layer, Placement
-from gossamer.plan.plan import Frozen, Plan
+from gossamer.plan.edits import Edit, FoldBatchNorm, QuantizeInput
+from gossamer.plan.plan import Plan
 from gossamer.plan.quantization import pick_format
 from gossamer.plan.spec import TargetSpec, specs
+from gossamer.plan.weight_layers import layer_moments, weighted_layers
 from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
-from gossamer.program.graph import Node, Ref
-from gossamer.program.ops import bind, op_of
-from gossamer.program.ops.kinds import Convolution, Linear
 from gossamer.program.program import Program
 
 
@@ -61,17 +47,19 @@ def plan_weight_quantization(
     fmt = _format(weights, block, round_inputs, spec)
     folds = foldable_batch_norms(program)
     prepared = fold_batch_norms(program.copy().eval(), folds)
-    layers, frozen = _layers(prepared, skip)
+    layers, frozen = weighted_layers(prepared, skip, convolutions=False)
     if not layers:
         why = f": {frozen[0].where}, {frozen[0].reason}" if frozen else ""
         raise PlanError(f"the network has no linear layer whose weight can have codes of its own{why}.")
-    moments = _moments(prepared, layers, calibration)
+    moments = layer_moments(prepared, layers, calibration)
     edits: list[Edit] = [FoldBatchNorm(name) for name in folds]
     done: set[str] = set()
     for layer in layers:
         if layer.weight not in done:
             done.add(layer.weight)
-            edits += _weight_edits(prepared.state[layer.weight].detach(), layer, fmt, block, moments.get(layer.node))
+            weight, keep = prepared.state[layer.weight].detach(), prepared.masks.get(layer.weight)
+            quantizer = choose_block_quantizer(weight, fmt, "mse", size=block)
+            edits += weight_edits(weight, layer.weight, quantizer, moments.get(layer.node), keep)
         if round_inputs:
             edits.append(QuantizeInput(layer.node, spec.input_bits, block))
     return Plan(tuple(edits), program.digest, weights_digest=program.weights_digest(), target=target, frozen=frozen)
@@ -90,68 +78,3 @@ def _format(weights: str, block: int, round_inputs: bool, spec: TargetSpec) -> I
             "round_inputs", False, f"True with {weights}, which {spec.name} computes slower than float otherwise; or take int4"
         )
     return fmt
-
-
-def _layers(program: Program, skip: Collection[str]) -> tuple[tuple[Layer, ...], tuple[Frozen, ...]]:
-    """Linear layers with a weight of their own, and the layers that stay float."""
-    matched: dict[str, bool] = dict.fromkeys(skip, False)
-    layers, frozen = [], []
-    for node in program.graph.nodes:
-        if not isinstance(op_of(node).kind, (Linear, Convolution)):
-            continue
-        name = node.module or node.name
-        asked = [pattern for pattern in skip if fnmatchcase(name, pattern)]
-        matched.update(dict.fromkeys(asked, True))
-        reason = f"skipped as asked ({asked[0]})" if asked else _why_float(program, node)
-        if reason:
-            frozen.append(Frozen(name, reason))
-        else:
-            bound = bind(node)
-            layers.append(Layer(node.name, bound["input"].name, bound["weight"].name, bound["bias"] and bound["bias"].name))
-    for pattern, found in matched.items():
-        if not found:
-            known = {node.module for node in program.graph.nodes if isinstance(op_of(node).kind, Linear) and node.module}
-            raise PlanError(f"skip names {pattern!r}, which is no layer of this network; {nearest(pattern, known)}")
-    return tuple(layers), tuple(frozen)
-
-
-def _why_float(program: Program, node: Node) -> str:
-    if not isinstance(op_of(node).kind, Linear):
-        return "only matrix products have kernels for weights in blocks"
-    weight = bind(node)["weight"]
-    if not isinstance(weight, Ref) or weight.name not in program.state:
-        return "its weight is computed, not stored"
-    for user in program.graph.users[weight.name]:
-        alone = isinstance(op_of(user).kind, Linear) and bind(user)["weight"] == weight and user.uses.count(weight.name) == 1
-        if not alone:
-            return f"its weight is also used by {user.module or user.name}, which needs the float numbers"
-    return "" if weight.name not in program.graph.outputs else "its weight is an output of the network"
-
-
-def _moments(program: Program, layers: tuple[Layer, ...], calibration: Any) -> Mapping[str, Moments]:
-    """Second moments of each layer's inputs, or none without data."""
-    if calibration is None:
-        return {}
-    batches = as_batches(calibration, what="calibration")
-    nothing: Placement = Placement(groups=(), gates=frozenset(), layers=layers, integer=frozenset(), frozen=())
-    seen = calibrate(program, batches, nothing, ranges="min-max", second_moments=True).moments
-    for layer in layers:
-        found = seen.get(layer.node)
-        if found is None or not bool(torch.isfinite(found.total).all()):
-            raise DataError(f"the calibration data makes NaN or infinite values at {layer.node!r}; clean the data or the weights.")
-    return seen
-
-
-def _weight_edits(weight: Tensor, layer: Layer, fmt: IntFormat, block: int, moments: Moments | None) -> Iterator[Edit]:
-    quantizer = choose_block_quantizer(weight, fmt, "mse", size=block)
-    yield QuantizeValue(layer.weight, quantizer)
-    if moments is not None and moments.second is not None:
-        steps = _second_order(weight, quantizer, moments) - quantize(weight, quantizer)
-        if steps.any():
-            yield RoundWeight(layer.weight, pack_steps(steps))
-
-
-def _second_order(weight: Tensor, quantizer: Quantizer, moments: Moments) -> Tensor:
-    scale, zero = quantizer.tensors(weight)
-    covariance = moments.covariance(centred=False)
-    return second_order_codes(weight[None], scale[None], covariance, quantizer.format, zero_point=zero[None])[0]

@@ -24,12 +24,19 @@ if TYPE_CHECKING:
 class Cost:
     """params: elements of parameters. macs: multiply-accumulates for one input. size_bytes: parameters and buffers
     as stored, codes for quantized ones. peak_memory_bytes: the most that inputs and results take at once, for one
-    input, when each is freed after its last use and results of in-place and view ops share memory."""
+    input, when each is freed after its last use and results of in-place and view ops share memory. masked: how many of
+    the params masks hold at zero; macs and size_bytes count those like any other, as dense kernels and files do."""
 
     params: int
     macs: int
     size_bytes: int
     peak_memory_bytes: int
+    masked: int = 0
+
+    @property
+    def sparsity(self) -> float:
+        """Share of params that masks hold at zero."""
+        return self.masked / max(self.params, 1)
 
 
 def count_cost(program: Program) -> Cost:
@@ -40,7 +47,13 @@ def count_cost(program: Program) -> Cost:
         macs=sum(node_macs(node, metas) for node in program.graph.nodes),
         size_bytes=_size_bytes(program),
         peak_memory_bytes=peak_memory_bytes(program, metas),
+        masked=_masked(program),
     )
+
+
+def _masked(program: Program) -> int:
+    state = program.state if program.masks else {}
+    return sum({id(state[name]): int((~mask).sum()) for name, mask in program.masks.items()}.values())
 
 
 def count_params(program: Program) -> int:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gossamer.targets.onnx.coding import CODES
 from gossamer.targets.onnx.draft import Array
 
-_KINDS = "fiu"  # numpy kinds of weights and codes
 _WIDE_INTEGERS = (np.dtype(np.int32), np.dtype(np.int64))  # sizes, indices, biases
+_ZERO = np.zeros((), np.int64)
 
 
 def count_zeros(path: Path) -> Mapping[str, tuple[int, int]]:
@@ -23,25 +24,48 @@ def count_zeros(path: Path) -> Mapping[str, tuple[int, int]]:
     from onnx import numpy_helper
 
     graph = onnx.load(path).graph
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    zero_points = {node.input[0]: _zero_point(node, stored) for node in graph.node if node.op_type == "DequantizeLinear"}
+    arrays: dict[str, Array] = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    codes: dict[str, tuple[Array, Array]] = {}  # and what stands for zero
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in arrays:
+            codes[node.input[0]] = _dequantized(node, arrays)
+        elif node.op_type == "MatMulNBits":
+            codes[node.input[1]] = _in_blocks(node, arrays)
     found = {}
-    for name, tensor in stored.items():
-        array: Array = numpy_helper.to_array(tensor)
-        if array.ndim < 2 or array.dtype in _WIDE_INTEGERS or (array.dtype.kind not in _KINDS and name not in zero_points):
-            continue
-        zero, axis = zero_points.get(name, (np.zeros((), np.int64), 0))
-        if zero.ndim == 1 and zero.size > 1:
-            zero = zero.reshape([-1 if place == axis else 1 for place in range(array.ndim)])
-        codes = array.astype(np.float64) if array.dtype.kind == "f" else array.astype(np.int64)
-        found[name.removesuffix(CODES)] = (int((codes == zero).sum()), array.size)
+    for name, array in arrays.items():
+        if array.ndim >= 2 and array.dtype not in _WIDE_INTEGERS and (array.dtype.kind in "fiu" or name in codes):
+            values, zero = codes.get(name, (array, _ZERO))
+            found[name.removesuffix(CODES)] = (int((values == zero).sum()), values.size)
     return found
 
 
-def _zero_point(node: object, stored: Mapping[str, object]) -> tuple[Array, int]:
-    from onnx import numpy_helper
+def _attributes(node: Any) -> dict[str, int]:
+    return {attribute.name: attribute.i for attribute in node.attribute}
 
-    inputs = node.input  # type: ignore[attr-defined]
-    axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)  # type: ignore[attr-defined]
-    tensor = stored.get(inputs[2]) if len(inputs) > 2 else None
-    return (np.zeros((), np.int64) if tensor is None else numpy_helper.to_array(tensor).astype(np.int64)), axis
+
+def _dequantized(node: Any, arrays: Mapping[str, Array]) -> tuple[Array, Array]:
+    values = arrays[node.input[0]].astype(np.int64)
+    zero = arrays[node.input[2]].astype(np.int64) if len(node.input) > 2 else _ZERO
+    if zero.ndim == 1 and zero.size > 1:
+        axis = _attributes(node).get("axis", 1) % values.ndim
+        zero = zero.reshape([-1 if place == axis else 1 for place in range(values.ndim)])
+    return values, zero
+
+
+def _in_blocks(node: Any, arrays: Mapping[str, Array]) -> tuple[Array, Array]:
+    """Codes (N, K) and zero points, unpacked from bytes that hold several, low bits first."""
+    numbers = _attributes(node)
+    bits, rows, columns = numbers["bits"], numbers["N"], numbers["K"]
+    blocks = -(-columns // numbers["block_size"])
+    values = _unpacked(arrays[node.input[1]].reshape(rows, -1), bits)[:, :columns]
+    if len(node.input) > 3 and node.input[3]:
+        zero = _unpacked(arrays[node.input[3]].reshape(rows, -1), bits)[:, :blocks]
+    else:
+        zero = np.full((rows, blocks), 2 ** (bits - 1), np.int64)
+    return values, np.repeat(zero, numbers["block_size"], axis=1)[:, :columns]
+
+
+def _unpacked(packed: Array, bits: int) -> Array:
+    shifts = np.arange(0, 8, bits)
+    codes: Array = (packed[..., None].astype(np.int64) >> shifts) & (2**bits - 1)
+    return codes.reshape(len(packed), -1)
