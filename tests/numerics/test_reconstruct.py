@@ -56,7 +56,7 @@ def test_arguments_stay():
 
 
 def test_plenty_of_samples_are_fitted_with_little_damping():
-    weight, x, y = problem(60)
+    weight, x, y = problem(240)
     assert all(map(torch.equal, refit_by_holdout(weight, x, y), refit(weight, x, y)))
 
 

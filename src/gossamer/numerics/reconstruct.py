@@ -10,7 +10,7 @@ from torch import Tensor
 from gossamer.numerics.kept import solve_kept
 
 DAMPINGS = (1e-2, 1e-1, 1.0)
-PLENTY = 10  # samples per input from which on the least damping is right
+PLENTY = 40  # samples per input from which on the least damping is right
 
 
 def refit_by_holdout(weight: Tensor, inputs: Tensor, outputs: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:

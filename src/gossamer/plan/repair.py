@@ -21,7 +21,7 @@ from gossamer.coupling.kept import keep_table, state_keeps
 from gossamer.errors import ConfigError, DataError, PlanError
 from gossamer.numerics.reconstruct import bias_only, refit_by_holdout
 from gossamer.plan.columns import has_columns, layer_columns
-from gossamer.plan.edits import KeepChannels
+from gossamer.plan.edits import KeepChannels, KeepHeads
 from gossamer.plan.plan import Frozen, Plan
 from gossamer.program.constants import fold_weights
 from gossamer.program.cost import peak_memory_bytes
@@ -35,6 +35,7 @@ from gossamer.progress import OnProgress, Progress, silent
 
 METHODS = ("least_squares", "mean", "batch_norm")
 POSITIONS = 10  # sampled per input, at least
+TIMES = 10  # samples for each number that a layer reads, where the data has them
 MOST_SAMPLES = 4096  # input vectors per layer
 Keeps = Mapping[str, Mapping[int, np.ndarray]]  # state tensor -> axis -> which positions stay, for axes that lose some
 MEMORY_BYTES = 2**30  # of values that are held at once; data beyond it is not read
@@ -174,7 +175,7 @@ class _Targets:
 
     def _columns(self, node: Node, weight: Tensor, value: Tensor, number: int) -> Tensor:
         whole = self._state[bind(node)["weight"].name]
-        wanted = min(MOST_SAMPLES, max(POSITIONS * self._count, 3 * whole[0].numel()))
+        wanted = min(MOST_SAMPLES, max(POSITIONS * self._count, TIMES * whole[0].numel()))
         return layer_columns(node, weight, value, limit=math.ceil(wanted * value.shape[0] / self._count), seed=number)
 
     def _outputs(self, node: Node, value: Tensor) -> Tensor:
@@ -267,8 +268,11 @@ def _norms(original: Program) -> tuple[list[str], tuple[Frozen, ...]]:
 
 def _keeps(small: Program, original: Program, plan: Plan) -> Keeps:
     """What stays of each state tensor. Checks that `small` has the shapes of the plan."""
-    analysis = analyse(original)
-    edits = [edit for edit in plan.edits if isinstance(edit, KeepChannels)]
+    edits = [edit for edit in plan.edits if isinstance(edit, (KeepChannels, KeepHeads))]
+    analysis = analyse(original, "heads" if any(isinstance(edit, KeepHeads) for edit in edits) else "width")
+    sizes = {group.name: group.size for group in analysis.groups}
+    if any(sizes.get(edit.group) != edit.size for edit in edits):
+        raise PlanError("the plan removes heads and makes heads narrower; make one plan for each, and repair after each.")
     table = keep_table(analysis, {edit.group: np.array(edit.keep) for edit in edits})
     before, after = original.state, small.state
     keeps = {name: state_keeps(analysis.factors.get(name, ()), table) for name in before}
