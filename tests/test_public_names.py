@@ -20,6 +20,7 @@ NAMES = {
     "export",
     "fit",
     "load",
+    "plan_dynamic_quantization",
     "plan_pruning",
     "plan_quantization",
     "plan_weight_quantization",

@@ -17,6 +17,7 @@ from gossamer.data.source import Data as Data
 from gossamer.errors import GossamerError as GossamerError
 from gossamer.plan.budget import Budget as Budget
 from gossamer.plan.constraints import Constraints as Constraints
+from gossamer.plan.dynamic import plan_dynamic_quantization as plan_dynamic_quantization
 from gossamer.plan.plan import Plan as Plan
 from gossamer.plan.pruning import plan_pruning as plan_pruning
 from gossamer.plan.quantization import plan_quantization as plan_quantization
@@ -51,6 +52,7 @@ __all__ = [
     "export",
     "fit",
     "load",
+    "plan_dynamic_quantization",
     "plan_pruning",
     "plan_quantization",
     "plan_weight_quantization",

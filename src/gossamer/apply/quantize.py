@@ -17,7 +17,7 @@ from gossamer.program.gates import gated_activations, split_gates
 from gossamer.program.graph import Graph, Node, Ref
 from gossamer.program.ops import bind, op_of, with_arguments
 from gossamer.program.ops.kinds import Convolution, Linear
-from gossamer.program.ops.own import DYNAMIC
+from gossamer.program.ops.own import DYNAMIC, DYNAMIC_RANGE
 from gossamer.program.program import Program
 
 
@@ -120,7 +120,8 @@ def round_inputs(graph: Graph, edits: Sequence[QuantizeInput]) -> Graph:
             if key not in made:
                 made[key] = _fresh(f"{source}_rounded", taken)
                 taken.add(made[key])
-                nodes.append(Node(made[key], DYNAMIC, (Ref(source), edit.bits, edit.block), module=node.module, source=node.source))
+                op, sizes = (DYNAMIC, (edit.bits, edit.block)) if edit.block else (DYNAMIC_RANGE, (edit.bits,))
+                nodes.append(Node(made[key], op, (Ref(source), *sizes), module=node.module, source=node.source))
             node = with_arguments(node, input=Ref(made[key]))
         nodes.append(node)
     return replace(graph, nodes=tuple(nodes))

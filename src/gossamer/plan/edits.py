@@ -87,7 +87,8 @@ class QuantizeValue:
 
 @dataclass(frozen=True, slots=True)
 class QuantizeInput:
-    """Round the input of the layer `node` while the network runs: runs of `block` values to symmetric codes of `bits` bits."""
+    """Round the input of the layer `node` while the network runs: runs of `block` values to symmetric codes of `bits` bits; all
+    of it to unsigned codes with one zero point where `block` is 0."""
 
     node: str
     bits: int

@@ -22,6 +22,8 @@ class TargetSpec:
     requantization      name of the rounding from accumulator to code, as the simulator computes it
     add_tolerance_steps how far an integer Add may be from the simulator, in code steps
     least_channels      convolutions that read fewer channels (depthwise ones aside) are faster in float
+    dynamic_formats     formats of weights whose matrix products quantize their input while they run, to unsigned codes of as many
+                        bits; () for none
     block_formats       formats of weights that its matrix products take with one scale per block, best first; () for none
     block_sizes         weights per block, the usual one first
     input_bits          of the codes to which those products can round their input while they run; 0 when they cannot
@@ -40,6 +42,7 @@ class TargetSpec:
     gate_ops: frozenset[str] = frozenset()
     add_tolerance_steps: int = 0
     least_channels: int = 1
+    dynamic_formats: tuple[IntFormat, ...] = ()
     block_formats: tuple[IntFormat, ...] = ()
     block_sizes: tuple[int, ...] = ()
     input_bits: int = 0

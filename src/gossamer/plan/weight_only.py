@@ -7,11 +7,12 @@ from typing import Any
 
 from gossamer.errors import ConfigError, PlanError
 from gossamer.numerics.formats import IntFormat
+from gossamer.numerics.ranges import choose_block_quantizer
 from gossamer.plan.edits import Edit, FoldBatchNorm, QuantizeInput
 from gossamer.plan.plan import Plan
 from gossamer.plan.quantization import pick_format
 from gossamer.plan.spec import TargetSpec, specs
-from gossamer.plan.weight_layers import layer_moments, weighted_layers
+from gossamer.plan.weight_layers import layer_moments, weight_edits, weighted_layers
 from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
 from gossamer.program.program import Program
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from gossamer.plan.spec import TargetSpec, specs
 from gossamer.program.capture import relative_error
 from gossamer.program.ops import op_of
-from gossamer.program.ops.own import DYNAMIC
+from gossamer.program.ops.own import ROUNDED
 from gossamer.program.program import Program
 from gossamer.targets.results import LayerParity, Parity
 from gossamer.targets.simulate import Simulator
@@ -42,7 +42,7 @@ def check_parity(artifact: Artifact, runner: Runner, samples: tuple[Tensor, ...]
     going on from the runtime's own numbers. A float one is compared by its outputs with the program.
     Shapes: samples (N, ...) for each input.
     """
-    if any(node.op == DYNAMIC for node in artifact.program.graph.nodes):
+    if any(node.op in ROUNDED for node in artifact.program.graph.nodes):
         return _rounded_parity(artifact, runner, samples)
     if artifact.program.quantizers:
         return _code_parity(artifact, runner, samples)
@@ -119,7 +119,7 @@ def _rounded_parity(artifact: Artifact, runner: Runner, samples: tuple[Tensor, .
     arrays = [tensor.numpy() for tensor in samples]
     program = artifact.program.copy().eval()
     runtime = targets[artifact.target].open(artifact.path, threads=1, values=True).run_values(*arrays)
-    rounded = {node.uses[0] for node in program.graph.nodes if node.op == DYNAMIC} & runtime.keys()
+    rounded = {node.uses[0] for node in program.graph.nodes if node.op in ROUNDED} & runtime.keys()
     errors: list[float] = []
     compared = 0
 

@@ -9,9 +9,28 @@ from gossamer.program.ops.kinds import Mixing
 from gossamer.program.ops.table import add
 
 DYNAMIC = "gossamer.dynamic_quantize.default"
+DYNAMIC_RANGE = "gossamer.dynamic_range.default"
+ROUNDED = frozenset({DYNAMIC, DYNAMIC_RANGE})  # they round what they read while the network runs
 
 _LIBRARY = torch.library.Library("gossamer", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define("dynamic_range(Tensor self, int bits) -> Tensor")  # type: ignore[no-untyped-call]
 _LIBRARY.define("dynamic_quantize(Tensor self, int bits, int block) -> Tensor")  # type: ignore[no-untyped-call]
+
+
+def dynamic_range(values: Tensor, bits: int) -> Tensor:
+    """All values rounded to unsigned codes with one scale and zero point, from the lowest to the highest of them (and 0).
+
+    What kernels that quantize their input while they run do, as ONNX defines DynamicQuantizeLinear. All samples of a batch share
+    the range. Gradients pass straight through. Shapes: any -> the same.
+    """
+    given = values.detach()
+    low, high = given.amin().clamp_max(0), given.amax().clamp_min(0)
+    top = 2**bits - 1
+    scale = (high - low) / top
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    zero = torch.clamp(torch.round(-low / scale), 0, top)
+    codes = torch.clamp(torch.round(given / scale) + zero, 0, top)
+    return values + ((codes - zero) * scale - values).detach()
 
 
 def dynamic_quantize(values: Tensor, bits: int, block: int) -> Tensor:
@@ -30,4 +49,6 @@ def dynamic_quantize(values: Tensor, bits: int, block: int) -> Tensor:
 
 
 _LIBRARY.impl("dynamic_quantize", dynamic_quantize, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("dynamic_range", dynamic_range, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+add(DYNAMIC_RANGE, Mixing(), onnx="DynamicRange")
 add(DYNAMIC, Mixing(), onnx="DynamicQuantize")

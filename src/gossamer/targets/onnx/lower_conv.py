@@ -12,6 +12,7 @@ from gossamer.program.ops import bind
 from gossamer.targets.onnx.coding import code_bias, emit_codes
 from gossamer.targets.onnx.forms import Size, product
 from gossamer.targets.onnx.lower_blocks import in_blocks, matmul_in_blocks
+from gossamer.targets.onnx.lower_dynamic import matmul_of_range, rounds_its_input
 from gossamer.targets.onnx.lowering import Call, lowerings
 
 
@@ -64,6 +65,8 @@ def linear(call: Call) -> str:
     quantized = source in call.values.coded
     if (blocks := in_blocks(call)) is not None:
         return matmul_in_blocks(call, blocks)
+    if rounds_its_input(call):
+        return matmul_of_range(call)
     if form.rank == 2:
         return call.op("Gemm", source, call.tensor("weight"), *_bias(call, source), transB=1)
     weight = call.array("weight")

@@ -30,6 +30,7 @@ SPEC = TargetSpec(
     requantization="float32-half-even",
     add_tolerance_steps=1,
     least_channels=4,  # the integer kernel gathers 1 to 3 bytes at a time: 4 times slower than float with 1 channel
+    dynamic_formats=(IntFormat(bits=8, narrow=True),),
     block_formats=tuple(IntFormat(bits=bits, signed=signed) for bits in (4, 8) for signed in (True, False)),
     block_sizes=(32, 16, 64, 128, 256),
     input_bits=8,  # MatMulNBits at accuracy level 4, reproduced to 1e-7 by the dynamic_quantize op

@@ -1,0 +1,62 @@
+"""Planning dynamic range quantization: int8 weights, values quantized while the network runs, by what they then hold. No data needed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+from gossamer.errors import ConfigError, PlanError
+from gossamer.numerics.ranges import choose_weight_quantizer
+from gossamer.plan.edits import Edit, FoldBatchNorm, QuantizeInput
+from gossamer.plan.plan import Frozen, Plan
+from gossamer.plan.quantization import pick_format
+from gossamer.plan.spec import specs
+from gossamer.plan.weight_layers import layer_moments, weight_edits, weighted_layers
+from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
+from gossamer.program.ops import bind, op_of
+from gossamer.program.ops.kinds import Convolution, Linear
+from gossamer.program.program import Program
+
+
+def plan_dynamic_quantization(
+    program: Program, target: str = "onnxruntime", *, weights: str = "int8", calibration: Any = None, skip: Collection[str] = ()
+) -> Plan:
+    """Plan integer weights for all layers, and integer products for the linear ones, whose inputs get codes while the network runs.
+
+    weights      format of weights, symmetric, one scale for each output channel; the range with the least error (norm 2.4)
+    calibration  inputs without labels; with them weights are rounded so that each layer's output changes least
+    skip         layers that stay float; "*" in a name matches anything
+
+    Convolutions store codes and compute in float: their file is smaller, not their time.
+    Raises: PlanError for a program that is quantized or has no such layer, and for a name in `skip` that does not exist (suggests the
+    nearest); ConfigError for a format or target that cannot; DataError for data that cannot be used.
+    Source: Krishnamoorthi 2018, arXiv:1806.08342 (weights only, dynamic ranges); Frantar et al. 2022, arXiv:2210.17323 (rounding).
+    """
+    if program.quantizers:
+        raise PlanError(f"the network is quantized already (for {program.target!r}); plan from the float network.")
+    spec = specs[target]
+    if not spec.dynamic_formats:
+        raise ConfigError("target", target, "one with products that quantize their input while they run")
+    fmt = pick_format(weights, spec.dynamic_formats, "weights", target)
+    folds = foldable_batch_norms(program)
+    prepared = fold_batch_norms(program.copy().eval(), folds)
+    layers, frozen = weighted_layers(prepared, skip, convolutions=True)
+    if not layers:
+        raise PlanError("the network has no layer whose weight can have codes of its own; export it as it is.")
+    moments = layer_moments(prepared, layers, calibration)
+    edits: list[Edit] = [FoldBatchNorm(name) for name in folds]
+    done: set[str] = set()
+    for layer in layers:
+        node = prepared.graph.by_name[layer.node]
+        if layer.weight not in done:
+            done.add(layer.weight)
+            weight = prepared.state[layer.weight].detach()
+            kind = op_of(node).kind
+            axis = 1 if isinstance(kind, Convolution) and kind.transposed and bind(node)["groups"] == 1 else 0
+            quantizer = choose_weight_quantizer(weight, fmt, "mse", axis=axis)
+            edits += weight_edits(weight, layer.weight, quantizer, moments.get(layer.node), prepared.masks.get(layer.weight))
+        if isinstance(op_of(node).kind, Linear):
+            edits.append(QuantizeInput(layer.node, fmt.bits, 0))
+        else:
+            frozen = (*frozen, Frozen(node.module or node.name, "a convolution: its weight has codes, its products are computed in float"))
+    return Plan(tuple(edits), program.digest, weights_digest=program.weights_digest(), target=target, frozen=frozen)
