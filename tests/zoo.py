@@ -55,7 +55,7 @@ def stir(model: nn.Module) -> None:
 def _plain(name: str, batch: int) -> Sample:
     kind, _, rest = name.rpartition(":")
     if kind == "hf":
-        _prepare()
+        prepare()
         return TRANSFORMERS[rest](batch)
     if kind == "own":
         return OWN[rest](batch)
@@ -70,7 +70,7 @@ _SMALLER_IMAGES = {"deepseek_vit_412m": (112, 112), "gemma4_vit_167m": (224, 224
 
 def timm_model(name: str, **options: object) -> tuple[nn.Module, tuple[int, ...]]:
     """A timm model and the shape of one input."""
-    _prepare()
+    prepare()
     import timm
 
     model = timm.create_model(name, **options).eval()
@@ -79,7 +79,7 @@ def timm_model(name: str, **options: object) -> tuple[nn.Module, tuple[int, ...]
 
 def torchvision_model(name: str, **options: object) -> tuple[nn.Module, tuple[int, ...]]:
     """A torchvision classifier and the shape of one input."""
-    _prepare()
+    prepare()
     import torchvision
 
     size = 299 if name == "inception_v3" else 224
@@ -90,7 +90,7 @@ def torchvision_model(name: str, **options: object) -> tuple[nn.Module, tuple[in
 
 def torchvision_classifiers() -> list[str]:
     """The names of all classifiers of torchvision."""
-    _prepare()
+    prepare()
     import torchvision
 
     return list(torchvision.models.list_models(module=torchvision.models))
@@ -99,7 +99,7 @@ def torchvision_classifiers() -> list[str]:
 _LIBRARY = None
 
 
-def _prepare() -> None:
+def prepare() -> None:
     """The registry's torchvision is built for CUDA: with a CPU torch its ops must be declared before the import."""
     global _LIBRARY
     if _LIBRARY is None and not hasattr(torch.ops.torchvision, "nms"):
@@ -191,7 +191,7 @@ def _all_levels(maps: Mapping[str, Tensor]) -> Tensor:
 
 
 def _fpn(batch: int) -> Sample:
-    _prepare()
+    prepare()
     import torchvision
     from torchvision.models.detection.backbone_utils import BackboneWithFPN
 

@@ -15,7 +15,7 @@ from gossamer.program.capture import capture, relative_error
 from gossamer.targets.export import export
 from gossamer.targets.onnx.run import open_session
 from own_networks import Decoder, GruClassifier, LstmClassifier, TextEncoder, UNet
-from zoo import build, stir
+from zoo import build, prepare, stir
 
 NOISE = pytest.mark.filterwarnings("ignore")  # of the packages: deprecations, and what export says about recurrent weights
 
@@ -99,6 +99,7 @@ def test_own_networks(network, inputs, tmp_path):
 @pytest.mark.parametrize("name", ["hf:bert", "hf:gpt2", "hf:llama", "own:fpn_resnet18", "tv:shufflenet_v2_x0_5", "lcnet_050"])
 def test_networks_of_other_packages(name, tmp_path):
     package = "transformers" if name.startswith("hf:") else "torchvision" if ":" in name else "timm"
+    prepare()
     pytest.importorskip(package, reason=f"{package} is optional; benchmarks/coverage.py measures its networks")
     torch.manual_seed(0)
     sample = build(name)

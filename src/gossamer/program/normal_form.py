@@ -55,7 +55,7 @@ def functional(graph: Graph) -> Graph:
             same = {old for old, new in current.items() if new == node.args[0].name} | {written, node.args[0].name}
             place = memory[written]
             shown = sorted(n for n in made if last_read.get(n, -1) > position and n not in same and memory[n].overlaps(place))
-            node = _as_functional(node, twin, through_view=bool(shown))
+            node = _as_functional(node, twin)
             current |= dict.fromkeys(same, node.name)
             if shown:
                 nodes.append(node)
@@ -100,8 +100,8 @@ def written_values(graph: Graph) -> dict[str, str]:
     return written
 
 
-def _as_functional(node: Node, twin: str, through_view: bool) -> Node:
-    if node.op == "aten.copy_.default" and not through_view:  # x.copy_(y) is y, broadcast to x
+def _as_functional(node: Node, twin: str) -> Node:
+    if node.op == "aten.copy_.default":  # x.copy_(y) is y, broadcast to x; torch's own twin, aten.copy, has no gradient
         return replace(node, op="aten.expand_as.default", args=(node.args[1], node.args[0]), kwargs=())
     if node.op in ("aten.zero_.default", "aten.fill_.Scalar"):
         value = 0 if node.op == "aten.zero_.default" else node.args[1]
