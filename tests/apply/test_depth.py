@@ -11,6 +11,7 @@ import attention as written
 from attention import HEADS, Encoder, inputs
 from gossamer.apply.depth import remove_blocks, silence
 from gossamer.apply.engine import apply
+from gossamer.apply.repair import repair
 from gossamer.coupling.blocks import find_blocks
 from gossamer.errors import PlanError
 from gossamer.plan.constraints import Constraints
@@ -163,3 +164,19 @@ def test_channels_removed_before_may_end_a_layer():
     program = capture(network, torch.zeros(2, 4))
     with pytest.raises(PlanError, match="leave blocks out first, in a plan of their own"):
         apply(program, Plan((*edits(program, "layers", "1"), KeepChannels("0", (1, 2), 6)), program.digest))
+
+
+def test_repair_after_heads_are_gone(program):
+    scores = score(program, "l2", attention="heads")
+    heads = [group.name for group in scores.analysis.groups if group.unit == "heads"]
+    plan = plan_pruning(program, scores, 0.5, mode="layerwise", constraints=Constraints(only=heads))
+    small = apply(program, plan)
+    data = inputs(400, seed=3)
+    x = inputs(200, seed=4)
+    assert relative_error(repair(small, program, plan, data)(x), program(x)) < 0.7 * relative_error(small(x), program(x))
+
+
+def test_repair_of_heads_and_their_width_at_once_is_refused(program):
+    plan = Plan((KeepHeads("blocks.0.attn.qkv", (0,), HEADS), KeepChannels("blocks.2.attn.q", (0, 1), 4)), program.digest)
+    with pytest.raises(PlanError, match="make one plan for each, and repair after each"):
+        repair(apply(program, plan), program, plan, inputs(50))
