@@ -78,3 +78,22 @@ def test_sizes_that_depend_on_values_are_named():
     assert torch.equal(program(torch.full((1, 3), 2.0)), torch.full((1, 3), 4.0))
     with pytest.raises(UnsupportedOp, match=r"no shape rule for aten\.\S+ at test_shapes.py:\d+; its result depends on values"):
         infer_shapes(program)
+
+
+def test_tensors_without_memory_give_the_shapes_of_fake_ones():
+    """The quick way and the careful one agree, a second time too, when results are remembered; tied tensors share storage."""
+    from gossamer.program import shapes
+    from networks import BLOCKS, RandomNetwork
+
+    def plain(metas):
+        places = {}
+        return {
+            name: (meta.shape, meta.dtype, places.setdefault(meta.storage, len(places))) if isinstance(meta, TensorMeta) else meta
+            for name, meta in metas.items()
+        }
+
+    for seed, blocks in enumerate((BLOCKS[:4], BLOCKS[4:7], BLOCKS[7:])):
+        program = capture(RandomNetwork(blocks, 8, True, seed).eval(), torch.zeros(2, 3, 8, 8))
+        expected = plain(shapes._infer_on_fakes(program, 3))
+        assert plain(shapes._infer_on_meta(program, 3)) == expected
+        assert plain(shapes._infer_on_meta(program, 3)) == expected

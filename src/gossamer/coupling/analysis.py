@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from torch import Tensor
@@ -69,6 +70,10 @@ class Analysis:
         return {group.name: group for group in self.groups}
 
 
+# scoring, planning and applying look at the same program: its analysis is kept as long as it lives
+_KNOWN: WeakKeyDictionary[Program, dict[str, tuple[Graph, tuple[Any, ...], Analysis]]] = WeakKeyDictionary()
+
+
 def analyse(program: Program, attention: str = "width") -> Analysis:
     """Find the coupled groups of a program. Reads only; takes well under a second for common networks.
 
@@ -79,6 +84,24 @@ def analyse(program: Program, attention: str = "width") -> Analysis:
     """
     if attention not in GRANULARITIES:
         raise ConfigError("attention", attention, f"one of {', '.join(GRANULARITIES)}")
+    mark = _fingerprint(program)
+    known = _KNOWN.setdefault(program, {}).get(attention)
+    if known is not None and known[0] is program.graph and known[1] == mark:
+        return known[2]
+    found = _analyse(program, attention)
+    _KNOWN[program][attention] = (program.graph, mark, found)
+    return found
+
+
+def _fingerprint(program: Program) -> tuple[Any, ...]:
+    """What an analysis depends on beside the graph: shapes, and the numbers of integer state, which may index others."""
+    return tuple(
+        (tensor.shape, tensor.dtype, () if tensor.is_floating_point() else tuple(tensor.reshape(-1).tolist()))
+        for tensor in program.state.values()
+    )
+
+
+def _analyse(program: Program, attention: str) -> Analysis:
     metas = infer_shapes(program, batch=1)
     context = _propagate(program, metas) if attention == "width" else _propagate_heads(program, metas)
     _make_rectangles(context)

@@ -68,14 +68,17 @@ def squash(labels: Tensor) -> Tensor:
     shape = labels.shape
     if 0 in shape:
         return labels
-    small = labels
-    for axis in range(labels.dim()):
+    small = labels.numpy()
+    for axis in range(small.ndim):
         if small.shape[axis] == 1:
             continue
-        first = small.narrow(axis, 0, 1)
-        if small.stride(axis) == 0 or bool((small == first).all()):
+        first = small[(slice(None),) * axis + (slice(0, 1),)]
+        corner: np.ndarray = small.swapaxes(0, axis)  # along the axis, at position 0 of all others: its ends mostly tell
+        while corner.ndim > 1:
+            corner = corner[:, 0]
+        if small.strides[axis] == 0 or (corner[0] == corner[-1] and bool((small == first).all())):
             small = first
-    return small.expand(shape)
+    return torch.from_numpy(small).expand(shape)
 
 
 def essence(labels: Tensor) -> np.ndarray:
