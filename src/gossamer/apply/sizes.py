@@ -78,8 +78,8 @@ def _slice(node: Node, analysis: Analysis, table: np.ndarray) -> Node:
     def moved(position: Arg, default: int) -> Arg:
         if isinstance(position, Ref):
             return position
-        absolute = range(len(vector) + 1)[slice(position, None)].start if position is not None else default
-        return int(vector[: min(absolute, len(vector))].sum())
+        absolute = default if position is None else position if position >= 0 else max(0, len(vector) + position)
+        return int(vector[:absolute].sum())
 
     return with_arguments(node, start=moved(bound["start"], 0), end=moved(bound["end"], len(vector)))
 

@@ -12,8 +12,12 @@ from torch import Tensor
 from gossamer.coupling import labels as lab
 from gossamer.coupling.atoms import Atoms
 from gossamer.program.graph import Arg, Graph, Node, Ref, map_refs
-from gossamer.program.ops import function
+from gossamer.program.ops import function, op_of
+from gossamer.program.ops.kinds import Factory
 from gossamer.program.shapes import Meta, TensorMeta
+
+# factories whose result is the same everywhere, so that it shrinks by its sizes alone
+FILLED = frozenset(f"aten.{name}.default" for name in "zeros ones full new_zeros new_ones new_full".split())
 
 
 @dataclass
@@ -72,6 +76,13 @@ class Context:
         """Whether labels name nothing, or nothing but atoms that are known to stay."""
         essence = lab.essence(labels)
         return not essence.any() or self.atoms.all_frozen(essence)
+
+    def is_filled_for(self, name: str, readers: tuple[type, ...]) -> bool:
+        """Whether a factory fills the value, and only ops of these kinds read it: it may then carry what they need."""
+        maker = self.graph.by_name.get(name)
+        if maker is None or not isinstance(op_of(maker).kind, Factory) or lab.varying(self.labels(name)):
+            return False
+        return maker.op in FILLED and all(isinstance(op_of(user).kind, readers) for user in self.graph.users[name])
 
     def note_concrete(self, node: Node) -> None:
         """Compute results that depend on sizes and integer constants only: they index and shape other values."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from gossamer.coupling import labels as lab
 from gossamer.coupling.context import Context, feature
 from gossamer.program.graph import Node, Ref
-from gossamer.program.ops import bind, op_of
+from gossamer.program.ops import bind
 from gossamer.program.ops import kinds as k
 
 
@@ -71,10 +71,8 @@ def _tie_layer(context: Context, params: Sequence[Ref], incoming: np.ndarray, hi
 
 def _tie_state(context: Context, node: Node, name: str, hidden: np.ndarray) -> None:
     """An initial state has the width of the state. One that a factory fills for recurrent layers alone shrinks with them."""
-    maker = context.graph.by_name.get(name)
     shape = context.meta(name).shape
-    filled = maker is not None and isinstance(op_of(maker).kind, k.Factory) and not lab.varying(context.labels(name))
-    if filled and all(isinstance(op_of(user).kind, k.Recurrent) for user in context.graph.users[name]):
+    if context.is_filled_for(name, (k.Recurrent,)):
         context.values[name] = lab.along(hidden, shape, len(shape) - 1)
         return
     found = feature(context, context.labels(name), -1)

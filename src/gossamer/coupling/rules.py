@@ -14,7 +14,7 @@ from gossamer.coupling import labels as lab
 from gossamer.coupling.context import Context, aligned, feature
 from gossamer.coupling.recurrent import recurrent
 from gossamer.program.graph import Node, Ref, map_refs
-from gossamer.program.ops import bind, function, op_of
+from gossamer.program.ops import bind, function, op_of, with_arguments
 from gossamer.program.ops import kinds as k
 from gossamer.program.shapes import Meta, TensorMeta
 
@@ -28,6 +28,7 @@ ORDERLY = frozenset(
         "tensor_split.indices tensor_split.sections repeat_interleave.self_int"
     ).split()
 )
+_JOINS = ("aten.cat.default", "aten.concat.default")
 PADS = ("aten.constant_pad_nd.default", "aten.pad.default")
 
 
@@ -82,13 +83,15 @@ def _movement(context: Context, node: Node) -> Any:
         return _nothing(context, node)
     if any(_is_index(context, node, name) for name in carriers):
         return _opaque(context, node)
-    sources = {name: context.values[name] if name in context.values else context.labels(name) for name in carriers}
+    sources: Mapping[str, Any] = {name: context.values[name] if name in context.values else context.labels(name) for name in carriers}
     if node.op in PADS and (padded := _pad_beside(context, node, sources)) is not None:
         return padded
     if node.op == "aten.im2col.default":
         return _im2col(context, node, next(iter(sources.values())))
     if node.op == "aten.expand_as.default":
         return _expand_as(*(sources.get(name, lab.empty(context.meta(name).shape)) for name in node.uses))
+    if node.op in _JOINS:
+        sources = _fill_beside(context, node, sources)
     result = _move(context, node, sources)
     if node.op not in ORDERLY:
         _check_order(context, node, sources)
@@ -105,6 +108,19 @@ def _pad_beside(context: Context, node: Node, sources: Mapping[str, Any]) -> Ten
     for axis in padded:
         labels = labels.narrow(axis, 0, 1)
     return lab.squash(labels.expand(context.meta(node.name).shape))
+
+
+def _fill_beside(context: Context, node: Node, sources: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a factory fills only to be joined with values carries what they do along all other axes, so that it shrinks, too."""
+    axis = bind(node)["dim"] % len(context.meta(node.name).shape)
+    carried = [labels for labels in sources.values() if isinstance(labels, Tensor) and lab.varying(labels)]
+    if not carried or axis in lab.varying(carried[0]):
+        return sources
+    found = dict(sources)
+    for name, labels in sources.items():
+        if context.is_filled_for(name, (type(op_of(node).kind),)) and labels.shape[:axis] == carried[0].shape[:axis]:
+            found[name] = context.values[name] = lab.squash(carried[0].narrow(axis, 0, 1).expand(labels.shape))
+    return found
 
 
 def _im2col(context: Context, node: Node, labels: Tensor) -> Tensor:
@@ -131,6 +147,8 @@ def _expand_as(narrow: Tensor, model: Tensor) -> Tensor:
 def _move(context: Context, node: Node, sources: Mapping[str, Any]) -> Any:
     """Run the op itself on labels; sizes and indices are concrete."""
     values = {**context.concrete, **sources}
+    if node.op in PADS:  # what is filled in carries nothing
+        node = with_arguments(node, value=0)
     kwargs = {key: map_refs(value, values.__getitem__) for key, value in node.kwargs}
     result = function(node.op)(*map_refs(node.args, values.__getitem__), **kwargs)
     return tuple(lab.squash(item) for item in result) if isinstance(result, (tuple, list)) else lab.squash(result)
@@ -213,7 +231,7 @@ def _pool(context: Context, node: Node) -> Any:
 
 # reductions to which zeros add nothing, and those whose statistics are then taken over what stays
 _SUMS = ("aten.sum.dim_IntList", "aten.linalg_vector_norm.default")
-_MEANS = ("aten.mean.dim", "aten.var.correction", "aten.std.correction")
+_MEANS = tuple(f"aten.{name}" for name in "mean.dim var.correction std.correction amax.default amin.default logsumexp.default".split())
 
 
 def _reduction(context: Context, node: Node) -> Any:

@@ -86,7 +86,7 @@ def _check_arguments(removed_ratio: float | Mapping[str, float] | None, budget: 
 
 def _without_scores(scores: Scores, rules: Rules) -> dict[str, str]:
     """Prunable groups that the criterion says nothing about, and why they stay."""
-    groups = [group for group in scores.analysis.groups if group.prunable and group.name not in rules.whole]
+    groups = [group for group in scores.analysis.groups if group.prunable and group.size > 1 and group.name not in rules.whole]
     return {group.name: f"{scores.criterion} says nothing about it" for group in groups if np.isposinf(scores.values[group.name]).all()}
 
 
@@ -116,11 +116,14 @@ def _edits(analysis: Analysis, kept: Kept) -> tuple[KeepChannels | KeepHeads, ..
 
 
 def _frozen(analysis: Analysis, whole: Mapping[str, str]) -> tuple[Frozen, ...]:
+    """What stays and why. A layer with a single output has nothing that could go, so it is not listed."""
     notes = [Frozen(name, reason) for name, reason in whole.items()]
     for group in analysis.groups:
-        if group.reason and group.name not in whole:
-            part = "" if not group.prunable else f"{int(group.fixed.sum())} of {group.size} channels: "
-            notes.append(Frozen(group.name, part + group.reason))
+        width = max(len(places) for places in group.places.values())
+        together = f"all {width} channels of it are coupled and could only go together" if group.size == 1 else ""
+        if width > 1 and (group.reason or together) and group.name not in whole:
+            part = "" if not group.prunable or together else f"{int(group.fixed.sum())} of {group.size} channels: "
+            notes.append(Frozen(group.name, part + (group.reason or together)))
     return tuple(notes)
 
 
