@@ -223,7 +223,10 @@ def test_norms_are_needed_for_their_scales():
         score(two_layers()[1], "bn_scale")
 
 
-@pytest.mark.parametrize(("name", "what"), [("activation", "activations"), ("stability", "runs of the network"), ("hessian", "gradients")])
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [("activation", "activations"), ("stability", "runs of the network"), ("thinet", "runs of the network"), ("hessian", "gradients")],
+)
 def test_data_are_asked_for(name, what):
     with pytest.raises(DataError, match=f"'{name}' needs {what}"):
         score(two_layers()[1], name)
@@ -235,7 +238,7 @@ def test_labels_are_asked_for(name):
         score(two_layers()[1], name, data()[0])
 
 
-@pytest.mark.parametrize("name", ["activation", "stability"])
+@pytest.mark.parametrize("name", ["activation", "stability", "obs", "lasso", "thinet"])
 def test_labels_are_not_needed(name):
     assert np.isfinite(score(two_layers()[1], name, data()[0]).values["0"]).all()
 
@@ -269,3 +272,27 @@ def test_groups_without_a_norm_go_last():
     program = capture(network.eval(), torch.zeros(2, 2, 4, 4))
     plan = plan_pruning(program, score(program, "bn_scale"), 0.4)
     assert [edit.group for edit in plan.edits] == ["0"]
+
+
+def test_groups_that_no_known_layer_reads_stay_whole():
+    network = nn.Sequential(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 6, 2), nn.ReLU(), nn.Conv2d(6, 3, 1)).eval()
+    program = capture(network, torch.zeros(2, 2, 4, 4))
+    scores = score(program, "thinet", data()[0])
+    assert np.isinf(scores.values["0"]).all()  # a transposed convolution
+    assert np.isfinite(scores.values["2"]).all()
+    plan = plan_pruning(program, scores, 0.5, mode="layerwise")
+    assert [edit.group for edit in plan.edits] == ["2"]
+    assert "thinet says nothing about it" in {note.reason for note in plan.frozen if note.where == "0"}
+
+
+@pytest.mark.parametrize("name", ["obs", "lasso", "thinet"])
+def test_layers_behind_tell_better_than_weights(name):
+    """Large weights on a channel that is always zero: l2 keeps it, the layers behind know."""
+    _, program = two_layers()
+    with torch.no_grad():
+        program.state["0.weight"][1] *= 3
+        program.state["0.bias"][1] = -100.0
+        program.state["3.weight"].view(3, 4, 4)[:, 1] *= 3
+    x, _ = data()
+    assert int(score(program, name, x).values["0"].argmin()) == 1
+    assert int(score(program, "l2").values["0"].argmax()) == 1
