@@ -5,6 +5,8 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from onnx import numpy_helper
 from torch import nn
 
@@ -28,6 +30,7 @@ from gossamer.targets.export import export
 from gossamer.targets.verify import verify
 from gossamer.train.fit import fit
 from gossamer.train.recipe import Recipe
+from networks import networks
 
 
 class Net(nn.Module):
@@ -215,3 +218,22 @@ def test_bad_edits(program, sparse, data):
         sparsify(quantized, [])
     with pytest.raises(PlanError, match="make the float network sparse"):
         plan_sparsity(quantized, 0.9)
+
+
+@settings(max_examples=4)
+@given(networks(), st.sampled_from(["layerwise", "erk"]), st.sampled_from(["unstructured", "4x1"]))
+def test_random_networks_from_zeros_to_codes(tmp_path_factory, network, allocation, pattern):
+    """Zeros, repair, removal of channels, codes, file: simulated == executed, and no zero is lost on the way."""
+    program = capture(network, torch.zeros(2, 3, 8, 8))
+    inputs = torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    plan = plan_sparsity(program, 0.5, allocation=allocation, pattern=pattern)
+    sparse = repair(apply(program, plan), program, plan, inputs)
+    small = apply(sparse, plan_pruning(sparse, score(sparse, "l2"), 0.3))
+    check_zeros(small)
+    coded = apply(small, plan_quantization(small, inputs))
+    artifact = export(coded, tmp_path_factory.mktemp("random") / "model.onnx")
+    found = onnx_zeros(artifact.path)
+    for name, mask in coded.masks.items():
+        assert found.get(name, mask.numel()) >= int((~mask).sum())
+    report = verify(artifact, reference=small, data=(inputs, torch.arange(48) % 5))
+    assert not [problem for problem in report.problems if "step" in problem or "differ" in problem]

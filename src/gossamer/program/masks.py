@@ -1,7 +1,7 @@
 """Masks of a program: which single weights are zero and stay zero, whatever happens to the network afterwards.
 
-A masked weight is zero in memory, so every file, simulation and copy holds the zero. While the network runs, the weight is
-read through its mask, so that the gradient of a masked weight is zero, too: any optimizer then leaves it where it is.
+A masked weight is zero in memory, so every file, simulation and copy holds the zero. Where gradients are computed, the weight
+is read through its mask, so that the gradient of a masked weight is zero, too: any optimizer then leaves it where it is.
 """
 
 from __future__ import annotations

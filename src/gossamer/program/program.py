@@ -225,7 +225,9 @@ class Program(nn.Module):
         return self
 
     def _masked(self, name: str, tensor: Tensor) -> Tensor:
-        return through_mask(tensor, self.masks[name]) if name in self.masks else tensor
+        """Gradients go through the mask; without them there is nothing to do, since masked weights are zero in memory."""
+        learns = name in self.masks and tensor.requires_grad and torch.is_grad_enabled()
+        return through_mask(tensor, self.masks[name]) if learns else tensor
 
     def _coded(self, name: str, value: Any) -> Any:
         return fake_quantize(value, self.quantizers[name]) if name in self.quantizers else value
