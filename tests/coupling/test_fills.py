@@ -86,3 +86,17 @@ def test_single_outputs_are_not_listed_and_channels_that_go_together_are():
         "stem": "all 8 channels of it are coupled and could only go together",
         "head": "it reaches the network's output",
     }
+
+
+def test_columns_become_an_image_again():
+    """VOLO: patches are weighted and summed back where they came from."""
+
+    class Outlook(Between):
+        def between(self, x):
+            columns = F.unfold(x, 3, padding=1)
+            return F.fold(columns * columns.sigmoid(), (4, 4), 3, padding=1)
+
+    torch.manual_seed(0)
+    program = capture(Outlook().eval(), torch.randn(2, 3, 4, 4))
+    plan = plan_pruning(program, score(program, "l1"), 0.5)
+    assert apply(program, plan).state["stem.weight"].shape[0] == 4

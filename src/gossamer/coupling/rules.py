@@ -133,6 +133,15 @@ def _im2col(context: Context, node: Node, labels: Tensor) -> Tensor:
     return lab.along(columns, shape, len(shape) - 2)
 
 
+def _mixing(context: Context, node: Node) -> Any:
+    """Columns summed back into an image, (N, C * K, L) to (N, C, H, W): positions of a channel go together. Others stay."""
+    labels = context.labels(node.uses[0])
+    if node.op != "aten.col2im.default" or labels.dim() - 1 in lab.varying(labels):
+        return _opaque(context, node)
+    shape = context.meta(node.name).shape
+    return lab.along(feature(context, lab.tensor(lab.vector(labels, labels.dim() - 2).reshape(shape[-3], -1).T), 1), shape, len(shape) - 3)
+
+
 def _expand_as(narrow: Tensor, model: Tensor) -> Tensor:
     """What is repeated along an axis shrinks with the value whose shape it takes."""
     if lab.varying(narrow):
@@ -365,6 +374,6 @@ RULES: Mapping[type, Rule] = {
     k.Factory: _nothing,
     k.Scalar: _scalar,
     k.Recurrent: recurrent,
-    k.Mixing: _opaque,
+    k.Mixing: _mixing,
     k.Opaque: _opaque,
 }
