@@ -50,7 +50,7 @@ def _tuned(cells: dict[tuple[str, ...], Any], result: dict[str, Any]) -> list[st
         f"Fine-tuned from the repaired network, {result['steps']} updates each: plain and distilled (same) on {result['labels']:,} labelled images, "
         f"distilled (all) on as many batches of unlabelled images out of all {result['train_samples']:,}; n = {result['samples']:,}",
         "",
-        "| network, criterion | removed | plain | distilled (same) | distilled (all) | same - plain, 95 % | all - plain, 95 % |",
+        "| network, criterion | removed | plain | distilled (same) | distilled (all) | same - plain, points, 95 % | all - plain, points, 95 % |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for (name, criterion, share), cell in cells.items():
