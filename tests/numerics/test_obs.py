@@ -119,6 +119,19 @@ def test_sparsegpt_with_one_block_of_columns_equals_many_without_choice():
     assert keep.all()
 
 
+@given(st.integers(0, 30), st.sampled_from([None, NOfM(2, 4)]))
+def test_sparsegpt_keeps_older_zeros(seed, pattern):
+    weight, hessian, _ = layer(4, 16, seed)
+    old = torch.rand(4, 16, generator=torch.Generator().manual_seed(seed)) > 0.4
+    new, keep = sparsegpt(weight * old, hessian, 40 if pattern is None else None, pattern=pattern, columns=4, old=old)
+    assert not (keep & ~old).any()
+    assert not new[~keep].any()
+    if pattern is None:
+        assert int((~keep).sum()) == max(40, int((~old).sum()))
+    else:
+        assert (keep.reshape(-1, 4).sum(1) <= 2).all()
+
+
 def test_weights_that_are_zero_go_first():
     weight, hessian, _ = layer(4, 12)
     weight[:, 3] = 0

@@ -108,37 +108,46 @@ def obc_keep_n_of_m(weight: Tensor, hessian: Tensor, pattern: NOfM) -> Tensor:
 
 
 def sparsegpt(
-    weight: Tensor, hessian: Tensor, zeros: int | None = None, *, pattern: NOfM | None = None, columns: int = COLUMNS
+    weight: Tensor,
+    hessian: Tensor,
+    zeros: int | None = None,
+    *,
+    pattern: NOfM | None = None,
+    columns: int = COLUMNS,
+    old: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One sweep over the columns: in each block the cheapest weights go, and later columns make good what they did.
 
     zeros    how many weights of the matrix go, the same share of each block of columns; or give an N:M `pattern`
+    old      a mask (R, K); what it has at zero stays zero and counts
     Shapes:  weight (R, K), hessian (K, K) -> new weight (R, K) in the dtype of the hessian, and its mask.
     Cost:    K³ for the inverse and R * K² for the sweep.
     Source:  Frantar and Alistarh 2023 (SparseGPT), arXiv:2301.00774, algorithm 1.
     """
     upper = torch.linalg.cholesky(inverse_of(hessian), upper=True)
     new = weight.to(hessian, copy=True)
-    keep = torch.ones(weight.shape, dtype=torch.bool, device=weight.device)
+    keep = torch.ones(weight.shape, dtype=torch.bool, device=weight.device) if old is None else old.clone()
     total = weight.shape[1]
     if pattern is not None:
         columns = -(-columns // pattern.m) * pattern.m
     done = 0
     for start in range(0, total, columns):
         stop = min(start + columns, total)
-        part, factor = new[:, start:stop].clone(), upper[start:stop, start:stop]
+        part, factor, open_places = new[:, start:stop].clone(), upper[start:stop, start:stop], keep[:, start:stop]
         pivots = factor.diagonal()
         mask = torch.ones_like(part, dtype=torch.bool)
-        if pattern is None:
-            due = round((zeros or 0) * stop / total)
-            mask = keep_largest([part.square() / pivots.square()], due - done)[0]
-            done = due
+        if pattern is None:  # a block that had more zeros than its share leaves fewer to the next
+            due = max(round((zeros or 0) * stop / total) - done, int((~open_places).sum()))
+            mask = keep_largest([torch.where(open_places, part.square() / pivots.square(), -1.0)], due)[0]
+            done += int((~mask).sum())
         errors = torch.zeros_like(part)
         for column in range(stop - start):
             if pattern is not None and column % pattern.m == 0:
                 group = slice(column, column + pattern.m)
-                best = (part[:, group].square() / pivots[group].square()).argsort(dim=1, descending=True, stable=True)
+                scores = torch.where(open_places[:, group], part[:, group].square() / pivots[group].square(), -1.0)
+                best = scores.argsort(dim=1, descending=True, stable=True)
                 mask[:, group] = torch.zeros_like(mask[:, group]).scatter_(1, best[:, : pattern.n], True)
+                mask[:, group] &= open_places[:, group]
             value = part[:, column]
             errors[:, column] = torch.where(mask[:, column], 0.0, value) / pivots[column]
             part[:, column:] -= errors[:, column : column + 1] * factor[column, column:]

@@ -279,12 +279,13 @@ class _Chooser:
         for done, site in enumerate(self.sites):
             self.on_progress(Progress(self.method, done, len(self.sites), site.name))
             weight, hessian = rows[site.name]
-            keep = self._solve_layer(site.name, weight, hessian, zeros.get(site.name, 0))
+            old, _ = _rows(self.old[site.name], hessian, self.pattern)
+            keep = self._solve_layer(site.name, weight, hessian, zeros.get(site.name, 0), old)
             keeps[site.name] = _unrows(keep, site.shape, self.pattern)
         self.on_progress(Progress(self.method, len(self.sites), len(self.sites)))
         return keeps
 
-    def _solve_layer(self, name: str, weight: Tensor, hessian: Tensor, zeros: int) -> Tensor:
+    def _solve_layer(self, name: str, weight: Tensor, hessian: Tensor, zeros: int, old: Tensor) -> Tensor:
         """The mask (G, R, K) of one layer."""
         groups, count, columns = weight.shape
         pattern = self.pattern if isinstance(self.pattern, NOfM) else None
@@ -294,7 +295,10 @@ class _Chooser:
                 raise PlanError(f"'obc' would take about {cost:.1e} multiply-adds for {name!r}; use the method 'sparsegpt', or skip it.")
             return obc_keep_n_of_m(weight, hessian, pattern) if pattern else obc_keep(weight, hessian, zeros)
         shares = even_zeros([count * columns] * groups, zeros)
-        solved = [sparsegpt(rows, matrix, share, pattern=pattern)[1] for rows, matrix, share in zip(weight, hessian, shares, strict=True)]
+        solved = [
+            sparsegpt(rows, matrix, share, pattern=pattern, old=mask)[1]
+            for rows, matrix, share, mask in zip(weight, hessian, shares, old, strict=True)
+        ]
         return torch.stack(solved)
 
     @property
