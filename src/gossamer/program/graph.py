@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -39,7 +39,10 @@ class Node:
     @property
     def uses(self) -> tuple[str, ...]:
         """Names of the values it reads, in order, repeats included."""
-        return tuple(refs_in((self.args, tuple(value for _, value in self.kwargs))))
+        found = refs_in(self.args)
+        for _, value in self.kwargs:
+            found += refs_in(value)
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -142,13 +145,18 @@ class Graph:
         return self
 
 
-def refs_in(arg: Arg) -> Iterator[str]:
+def refs_in(arg: Arg) -> list[str]:
     """Names of all values in an argument, in order."""
     if isinstance(arg, Ref):
-        yield arg.name
-    elif isinstance(arg, tuple):
+        return [arg.name]
+    found: list[str] = []
+    if isinstance(arg, tuple):
         for item in arg:
-            yield from refs_in(item)
+            if isinstance(item, Ref):
+                found.append(item.name)
+            elif isinstance(item, tuple):
+                found += refs_in(item)
+    return found
 
 
 def map_refs(arg: Arg, change: Callable[[str], Arg]) -> Arg:
