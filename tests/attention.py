@@ -155,6 +155,17 @@ class ChannelAttention(Attention):
         return v @ weights.transpose(-1, -2)
 
 
+class Aggregated(Attention):
+    """A grouped convolution over the tokens of the queries, one group per head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(WIDTH, WIDTH, 3, padding=1, groups=HEADS)
+
+    def scores(self, q: Tensor, k: Tensor) -> Tensor:
+        return super().scores(split(self.conv(joined(q).transpose(1, 2)).transpose(1, 2)), k)
+
+
 class Separate(nn.Module):
     """A layer each for queries, keys and values."""
 

@@ -18,7 +18,7 @@ from gossamer.plan.edits import KeepHeads
 from gossamer.program.capture import capture, relative_error
 
 FOUR = ["Attention", "Sdpa", "Einsum", "TableBias", "TransposedTable", "MaskBias", "Masked", "NetworkBias", "Rotary", "ChannelAttention"]
-FOUR += ["Separate", "OneKey", "OneKeySdpa"]
+FOUR += ["Aggregated", "Separate", "OneKey", "OneKeySdpa"]
 TWO = ["GroupedExpand", "GroupedRepeat", "GroupedSdpa"]
 
 
@@ -94,6 +94,13 @@ def test_fused_projection_loses_rows_of_queries_keys_and_values():
     small = shrink(program, (KeepHeads("blocks.0.attn.qkv", (3,), HEADS),), "heads")
     rows = program.state["blocks.0.attn.qkv.weight"].view(3, HEADS, WIDTH // HEADS, WIDTH)[:, 3]
     assert torch.equal(small.state["blocks.0.attn.qkv.weight"], rows.reshape(-1, WIDTH))
+
+
+def test_convolutions_lose_whole_groups():
+    program = capture(encoder("Aggregated"), inputs())
+    small = shrink(program, (KeepHeads("blocks.0.attn.qkv", (1, 3), HEADS),), "heads")
+    weight = program.state["blocks.0.attn.conv.weight"].view(HEADS, WIDTH // HEADS, WIDTH // HEADS, 3)
+    assert torch.equal(small.state["blocks.0.attn.conv.weight"], weight[[1, 3]].flatten(0, 1))
 
 
 def test_width_stays_the_default():

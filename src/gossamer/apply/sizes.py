@@ -103,14 +103,13 @@ def _source_labels(analysis: Analysis, ref: Ref) -> lab.Labels:
 
 
 def _convolution(node: Node, analysis: Analysis, table: np.ndarray) -> Node:
-    """A depthwise convolution has as many groups as channels."""
+    """Groups of which no channel stays go: of a depthwise convolution one with each channel."""
     bound = bind(node)
-    labels = _labels(analysis, bound["input"].name)
-    channels = labels.shape[1]
-    if bound["groups"] == 1 or bound["groups"] != channels:
+    keep = axis_keeps(_labels(analysis, bound["input"].name), table).get(1)
+    if bound["groups"] == 1 or keep is None:
         return node
-    kept = kept_shape(labels, table)[1]
-    return node if kept == channels else with_arguments(node, groups=kept)
+    kept = int(keep.reshape(bound["groups"], -1).any(axis=1).sum())
+    return node if kept == bound["groups"] else with_arguments(node, groups=kept)
 
 
 def _group_norm(node: Node, analysis: Analysis, table: np.ndarray) -> Node:

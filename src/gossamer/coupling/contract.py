@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from gossamer.coupling import labels as lab
 from gossamer.coupling.context import Context, feature
-from gossamer.coupling.heads import head_mask, head_product
+from gossamer.coupling.heads import head_groups, head_mask, head_product
 from gossamer.program.graph import Node
 from gossamer.program.ops import bind, op_of
 from gossamer.program.ops import kinds as k
@@ -38,15 +39,16 @@ def convolution(context: Context, node: Node) -> Tensor:
         context.blocks.append(lab.tensor(out))
     else:
         out = context.atoms.fresh(out_count, owner)
-        if groups > 1:
-            context.blocks += [lab.tensor(out.reshape(groups, -1)), lab.tensor(channels.reshape(groups, -1))]
+        inside, outside = channels.reshape(groups, -1), out.reshape(groups, -1)
+        if groups > 1 and not head_groups(context, inside, outside):
+            context.blocks += [lab.tensor(outside), lab.tensor(inside)]
     blocked = np.broadcast_to(channels.reshape(groups, 1, -1), (groups, per_group, len(channels) // groups))
     if transposed:  # weight (I, O/groups, *K)
         taken = lab.along(channels, weight_shape, 0)
         per_input = np.broadcast_to(out.reshape(groups, 1, per_group), (groups, len(channels) // groups, per_group))
         made = _two_axes(per_input.reshape(len(channels), per_group), weight_shape)
     else:
-        taken = _two_axes(blocked.reshape(out_count, -1), weight_shape)
+        taken = lab.along(channels, weight_shape, 1) if groups == 1 else _two_axes(blocked.reshape(out_count, -1), weight_shape)
         made = lab.along(out, weight_shape, 0)
     context.tie_axes(weight.name, made, taken)
     context.readers[weight.name] = taken
@@ -151,20 +153,22 @@ def einsum(context: Context, node: Node) -> lab.Labels:
     inner = [letter for letter in shared if letter not in out]
     outer = [[letter for letter in term if letter not in shared] for term in letters]
     batch = [letter for letter in shared if letter in out]
+    made = [*batch, *(letter for own in outer for letter in own)]
     plain = all(len(set(term)) == len(term) and term.isalpha() for term in (*letters, out))
-    if not plain or len(letters) != 2 or [len(inner), *map(len, outer)] != [1, 1, 1]:
+    if not plain or len(letters) != 2 or len(inner) != 1 or sorted(made) != sorted(out):
         return _give_up(context, node, carriers, shape)
+    size = dict(zip(out, shape, strict=True))
+    rows, columns = (math.prod(size[letter] for letter in own) for own in outer)
     left, right = (
-        lab.squash(labels.permute([term.index(letter) for letter in (*batch, *own, *inner)]))
+        lab.squash(labels.permute([term.index(letter) for letter in (*batch, *own, *inner)]).flatten(len(batch), -2))
+        if own
+        else lab.squash(labels.permute([term.index(letter) for letter in (*batch, *inner)]).unsqueeze(-2))
         for term, own, labels in zip(letters, outer, carriers, strict=True)
     )
-    made = [*batch, *outer[0], *outer[1]]
-    if sorted(made) != sorted(out):
-        return _give_up(context, node, carriers, shape)
     context.contracted[node.name] = bound["tensors"][0].name
-    result = _product(context, node, left, right, [shape[out.index(letter)] for letter in made])
-    order = [made.index(letter) for letter in out]
-    return lab.each(result, lambda labels: lab.squash(labels.permute(order)))
+    result = _product(context, node, left, right, [*(size[letter] for letter in batch), rows, columns])
+    sizes, order = [size[letter] for letter in made], [made.index(letter) for letter in out]
+    return lab.each(result, lambda labels: lab.squash(labels.reshape(sizes).permute(order)))
 
 
 def attention(context: Context, node: Node) -> Tensor:

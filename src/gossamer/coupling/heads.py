@@ -53,6 +53,21 @@ def head_mask(context: Context, node: Node, scores: Tensor, mask: Tensor) -> Ten
     return scores
 
 
+def head_groups(context: Context, inside: np.ndarray, outside: np.ndarray) -> bool:
+    """Whether the groups of a convolution, (G, I/G) inputs and (G, O/G) outputs, are parts of heads: then whole groups go."""
+    if context.heads is None or not any(_of_one_head(labels) for labels in (inside, outside)):
+        return False
+    both = np.concatenate([inside, outside], axis=1)
+    _couple(context, both, np.broadcast_to(both.max(axis=1, keepdims=True), both.shape))
+    return True
+
+
+def _of_one_head(blocks: np.ndarray) -> bool:
+    """Whether each block carries one label, and not all the same."""
+    same = (blocks == blocks[:, :1]).all() and blocks.all() and blocks.shape[1] > 1
+    return bool(same) and len(np.unique(blocks[:, 0])) > 1
+
+
 def _batch_axes(labels: Tensor) -> set[int]:
     """Axes before the last two that carry labels, counted from the end."""
     return {axis - labels.dim() for axis in lab.varying(labels) if axis < labels.dim() - 2}
