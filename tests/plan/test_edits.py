@@ -31,7 +31,12 @@ def keeps(draw, kind):
     return kind(draw(NAMES), tuple(sorted(keep)), draw(st.integers(max(keep) + 1, 99)))
 
 
-BY_FIELD = {"str": NAMES, "Quantizer": quantizers(), "tuple[float, ...]": st.lists(FLOATS, max_size=5).map(tuple)}
+BY_FIELD = {
+    "str": NAMES,
+    "int": st.integers(0, 128),
+    "Quantizer": quantizers(),
+    "tuple[float, ...]": st.lists(FLOATS, max_size=5).map(tuple),
+}
 
 
 def strategy(kind):
