@@ -97,3 +97,27 @@ def test_tensors_without_memory_give_the_shapes_of_fake_ones():
         expected = plain(shapes._infer_on_fakes(program, 3))
         assert plain(shapes._infer_on_meta(program, 3)) == expected
         assert plain(shapes._infer_on_meta(program, 3)) == expected
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes", "ignore:LSTM with projections")
+@pytest.mark.parametrize(
+    "layer",
+    [nn.LSTM(3, 4, 2, batch_first=True, bidirectional=True), nn.GRU(3, 4, batch_first=True), nn.LSTM(3, 4, proj_size=2, batch_first=True)],
+)
+def test_shapes_of_recurrent_layers_are_those_of_a_run(layer):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x):
+            outputs, states = self.layer(x)
+            finals = states if isinstance(states, tuple) else (states,)
+            return torch.cat([outputs.flatten(1), *(final.transpose(0, 1).flatten(1) for final in finals)], 1)
+
+    program = capture(Net().eval(), torch.randn(2, 5, 3))
+    metas, seen = infer_shapes(program, batch=3), {}
+    program.run(torch.randn(3, 5, 3), observe=lambda name, value: seen.update({name: value}))
+    (node,) = [node for node in program.graph.nodes if node.op.endswith(".input")]
+    assert [meta.shape for meta in metas[node.name]] == [tuple(result.shape) for result in seen[node.name]]
+    assert tensor_meta(metas, program.graph.outputs[0]).shape == tuple(seen[program.graph.outputs[0]].shape)

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from gossamer.errors import UnsupportedOp
 from gossamer.program.execute import DEVICE, TRAINING, Step, run_steps
+from gossamer.program.ops import function
 
 if TYPE_CHECKING:
     from gossamer.program.program import Program
@@ -72,6 +73,8 @@ def _remembered(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Run an op on tensors without memory, or give what it gave for the same shapes before."""
     storages: set[int] = set()
     key = (call, _describe(args, storages), _describe(tuple(kwargs.items()), storages))
+    if call in _RECURRENT:
+        return _recurrent(*args, **kwargs)
     known = _RESULTS.get(key)
     if known is not None:
         shape, stride, dtype = known
@@ -82,6 +85,19 @@ def _remembered(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             _RESULTS.clear()
         _RESULTS[key] = (result.shape, result.stride(), result.dtype)
     return result
+
+
+# decomposed into every step of the sequence by torch, though their shapes are plain
+_RECURRENT = tuple(function(f"aten.{name}.input") for name in ("lstm", "gru", "rnn_tanh", "rnn_relu"))
+
+
+def _recurrent(
+    data: Tensor, states: Any, params: Any, _biases: bool, _layers: int, _dropout: float, _train: bool, bidirectional: bool, _first: bool
+) -> tuple[Tensor, ...]:
+    """Outputs (*, directions * H) and final states like the initial ones."""
+    initial = states if isinstance(states, (tuple, list)) else (states,)
+    width = initial[0].shape[-1] * (1 + bidirectional)
+    return data.new_empty((*data.shape[:-1], width)), *(torch.empty_like(state) for state in initial)
 
 
 def _describe(arg: Any, storages: set[int]) -> Any:
