@@ -108,10 +108,11 @@ def test_inputs_beyond_the_limit_are_not_run(monkeypatch):
     assert all(torch.equal(one.second, other.second) for one, other in zip(cut["first"], short["first"], strict=True))
 
 
-def test_values_that_are_not_finite_are_told():
+@pytest.mark.parametrize(("layer", "factor"), [("0.weight", 3e38), ("1.weight", torch.nan)])
+def test_values_that_are_not_finite_are_told(layer, factor):
     x = samples(6, 3, 6, 6)
     program = capture(nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 2, 1)).eval(), x[:2])
     with torch.no_grad():
-        program.state["0.weight"].mul_(3e38)
+        program.state[layer].mul_(factor)
     with pytest.raises(DataError, match="makes NaN or infinite values at 'conv2d_1'"):
         list(group_readings(program, analyse(program), as_batches(x, what="scoring"), 0))

@@ -172,6 +172,8 @@ def _readings(reader: _Reader, weight: Tensor, columns: Tensor) -> list[Reading]
     """One reading a block, all divided by the size of the layer's outputs; none of a layer whose outputs never change."""
     matrices = weight.detach().float().reshape(len(columns), -1, columns.shape[1])
     energy = float((matrices @ columns).double().square().sum()) / columns.shape[2]
+    if not math.isfinite(energy):
+        raise DataError(f"the scoring data makes NaN or infinite values at {reader.node.name!r}; clean the data or the weights.")
     if energy == 0:
         return []
     return [
