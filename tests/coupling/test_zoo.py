@@ -117,3 +117,44 @@ def test_stirring_leaves_no_constant_weight():
     for name, tensor in model.state_dict().items():
         assert "num_batches" in name or tensor.unique().numel() == tensor.numel()
     assert (model[1].running_var > 0).all()
+
+
+class DecomposedBias(nn.Module):
+    """mvitv2: products of queries with tables of positions along each axis, picked by scaled coordinates that skip rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.head = nn.Linear(3, 8), nn.Linear(4, 2)
+        self.rows, self.columns = nn.Parameter(torch.randn(9, 8)), nn.Parameter(torch.randn(9, 8))
+
+    def forward(self, x):
+        places = torch.arange(4)[:, None] * 1.0 - torch.arange(2)[None, :] * 2.0 + 3.0
+        query = self.query(x).reshape(-1, 1, 4, 4, 8)
+        vertical = torch.einsum("byhwc,hkc->byhwk", query, self.rows[places.long()])
+        horizontal = torch.einsum("byhwc,wkc->byhwk", query, self.columns[places.long()])
+        return self.head((vertical.unsqueeze(-1) + horizontal.unsqueeze(-2)).flatten(4)).mean((1, 2, 3))
+
+
+def test_products_with_picked_rows_of_tables(tmp_path):
+    torch.manual_seed(0)
+    _, small, share = prune_half(DecomposedBias(), torch.randn(2, 16, 3))
+    assert share > 0.8  # all but the head
+    assert small.state["rows"].shape == small.state["columns"].shape == (9, 4)
+    check_trains(small)
+    check_export(small, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("indexing", ["ij", "xy"])
+def test_grids_of_coordinates_are_exported(indexing, tmp_path):
+    class Grids(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.head = nn.Conv2d(1, 6, 1), nn.Conv2d(6, 2, 1)
+
+        def forward(self, x):
+            first, second = torch.meshgrid(torch.arange(3.0), torch.arange(4.0), indexing=indexing)
+            return self.head(self.stem(x).relu() * (first + 2 * second).reshape(3, 4))
+
+    _, small, share = prune_half(Grids(), torch.randn(2, 1, 3, 4))
+    assert share == 1.0
+    check_export(small, tmp_path / "model.onnx")

@@ -351,3 +351,16 @@ def test_relative_error():
     assert relative_error(torch.ones(3), torch.ones(4)) == float("inf")
     assert relative_error(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 5.0])) == pytest.approx(1 / 34**0.5)
     assert relative_error(torch.tensor([float("nan")]), torch.ones(1)) != relative_error(torch.ones(1), torch.ones(1))
+
+
+def test_buffers_may_hold_infinite_limits():
+    class Limited(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 3)
+            self.register_buffer("mask", torch.tensor([0.0, float("-inf"), 0.0]))
+
+        def forward(self, x):
+            return (self.layer(x) + self.mask).softmax(1)
+
+    assert torch.isinf(capture(Limited(), torch.randn(2, 3)).state["mask"]).any()

@@ -188,11 +188,12 @@ def _integer_state(program: Program) -> Mapping[str, Tensor]:
 def _make_rectangles(context: Context) -> None:
     """Where labels vary along several axes, merge across all but the last, so that what is kept is a rectangle.
 
-    It keeps equal counts per block wherever a view, a grouped convolution or attention heads split an axis.
+    It keeps equal counts per block wherever a view, a grouped convolution or attention heads split an axis. Tables of the
+    state of which only some rows are read lose the same columns of all.
     """
-    pending = [
-        labels for value in [*context.values.values(), *context.blocks] for labels in flat_labels(value) if len(lab.varying(labels)) > 1
-    ]
+    tables = [factors[0] for factors in context.factors.values() if len(factors) == 1]
+    values = [*context.values.values(), *context.blocks, *tables]
+    pending = [labels for value in values for labels in flat_labels(value) if len(lab.varying(labels)) > 1]
     for labels in (_relabel(labels, context.atoms) for labels in pending):  # merged positions vary no more
         essence = lab.essence(labels)
         for axis in lab.varying(labels)[:-1]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from gossamer.program.shapes import Meta, TensorMeta
 
 # factories whose result is the same everywhere, so that it shrinks by its sizes alone
 FILLED = frozenset(f"aten.{name}.default" for name in "zeros ones full new_zeros new_ones new_full".split())
+_MOST_REALS = 2**20  # elements of a table of real numbers that is worth computing
 
 
 @dataclass
@@ -39,6 +41,7 @@ class Context:
     contracted: dict[str, str] = field(default_factory=dict)
     computing: frozenset[str] = frozenset()
     heads: list[tuple[np.ndarray, np.ndarray]] | None = None
+    reals: dict[str, Any] = field(default_factory=dict)  # like `concrete`, not integers
 
     def meta(self, name: str) -> TensorMeta:
         """Shape and dtype of a tensor value."""
@@ -85,16 +88,20 @@ class Context:
         return maker.op in FILLED and all(isinstance(op_of(user).kind, readers) for user in self.graph.users[name])
 
     def note_concrete(self, node: Node) -> None:
-        """Compute results that depend on sizes and integer constants only: they index and shape other values."""
+        """Compute results that depend on sizes and integer constants only: they index and shape other values.
+
+        Positions may be computed through real numbers (scaled coordinates), which are known but index nothing themselves."""
         meta = self.metas[node.name]
         if not isinstance(meta, (TensorMeta, tuple)):
             self.concrete[node.name] = meta
-        elif isinstance(meta, TensorMeta) and not meta.dtype.is_floating_point and all(name in self.concrete for name in node.uses):
-            self.concrete[node.name] = self.call(node)
+        elif isinstance(meta, TensorMeta) and all(name in self.concrete or name in self.reals for name in node.uses):
+            kind = self.reals if meta.dtype.is_floating_point else self.concrete
+            if kind is self.concrete or meta.numel <= _MOST_REALS:
+                kind[node.name] = self.call(node)
 
     def call(self, node: Node) -> Any:
         """Run a node on concrete values."""
-        get = self.concrete.__getitem__
+        get = ChainMap(self.concrete, self.reals).__getitem__
         kwargs = {key: map_refs(value, get) for key, value in node.kwargs}
         return function(node.op)(*map_refs(node.args, get), **kwargs)
 

@@ -82,8 +82,12 @@ def _check_finite(model: nn.Module) -> None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if is_lazy(tensor):
             raise CaptureError(f"the weight {name!r} has no shape yet", way_out="run the model once on real data before")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            count = int((~torch.isfinite(tensor)).sum())
+        if not tensor.is_floating_point():
+            continue
+        limit = not isinstance(tensor, nn.Parameter) and not name.endswith(("running_mean", "running_var"))
+        wrong = torch.isnan(tensor) if limit else ~torch.isfinite(tensor)  # buffers hold masks and limits: infinite is a value there
+        if bool(wrong.any()):
+            count = int(wrong.sum())
             raise CaptureError(f"the weight {name!r} holds {count} NaN or infinite values", way_out="load weights that are finite")
 
 

@@ -204,3 +204,16 @@ def channel_shuffle(call: Call) -> str:
     split = call.reshape(call.tensor("self"), sizes, wide)
     moved = call.op("Transpose", split, perm=[0, 2, 1, *range(3, len(wide))])
     return call.reshape(moved, [wide[0], wide[2], wide[1], *wide[3:]], sizes)
+
+
+@lowerings.add("Meshgrid")
+def meshgrid(call: Call) -> tuple[str, ...]:
+    """Vectors, each repeated along the axes of the others; "xy" swaps the first two axes."""
+    swapped = call.get("indexing", "ij") == "xy"
+    made = []
+    for position, (source, result) in enumerate(zip(call["tensors"], call.results, strict=True)):
+        axis = (1, 0)[position] if swapped and position < 2 else position
+        shape = [1] * result.rank
+        shape[axis] = -1
+        made.append(call.op("Expand", call.op("Reshape", call.tensor_of(source), call.ints(*shape)), call.sizes(result.sizes)))
+    return tuple(made)
