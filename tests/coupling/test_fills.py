@@ -100,3 +100,21 @@ def test_columns_become_an_image_again():
     program = capture(Outlook().eval(), torch.randn(2, 3, 4, 4))
     plan = plan_pruning(program, score(program, "l1"), 0.5)
     assert apply(program, plan).state["stem.weight"].shape[0] == 4
+
+
+@pytest.mark.parametrize("name", ["tile", "repeat"])
+def test_a_window_of_an_embedding_is_repeated(name):
+    """Hiera: channels of a table that is repeated along its other axes."""
+
+    class Windows(Between):
+        def __init__(self):
+            super().__init__()
+            self.window = nn.Parameter(torch.randn(1, 8, 2, 2))
+
+        def between(self, x):
+            return x + getattr(self.window, name)(1, 1, 2, 2)
+
+    torch.manual_seed(0)
+    program = capture(Windows().eval(), torch.randn(2, 3, 4, 4))
+    small = apply(program, plan_pruning(program, score(program, "l1"), 0.5))
+    assert small.state["window"].shape == (1, 4, 2, 2)
