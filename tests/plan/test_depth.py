@@ -157,12 +157,14 @@ def test_blocks_inside_a_block_that_is_gone():
         def forward(self, x):
             inner = self.first(x)
             inner = inner + torch.relu(self.second(inner))
-            return x + 0.001 * self.last(inner)
+            return x + self.last(inner)
 
     program = capture(Nested().eval(), torch.zeros(2, 4))
     data = torch.randn(4, 4)
-    with torch.no_grad():
-        program.state["second.weight"].mul_(1000)
+    with torch.no_grad():  # the inner branch undoes what the outer one starts with
+        for name, bias in (("first", -5.0), ("second", 5.0), ("last", 0.0)):
+            program.state[f"{name}.weight"].copy_(torch.eye(4) * (name == "last"))
+            program.state[f"{name}.bias"].fill_(bias)
     assert plan_depth(program, data, 1).edits == (RemoveBlock("add_1", "x"),)
     with pytest.raises(PlanError, match="only 1 of the 2 blocks can go"):
         plan_depth(program, data, 2)

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 
 
+_DEEP = 3  # steps to a representative before all paths are made short
+
+
 class Atoms:
     """A growing set of atoms. `reason` holds, for some atoms, why their whole class must stay."""
 
@@ -59,11 +62,23 @@ class Atoms:
     def find(self, atoms: np.ndarray) -> np.ndarray:
         """The representative of each atom's class, same shape."""
         roots: np.ndarray = self._parent[atoms]
+        steps = 0
         while True:
             above: np.ndarray = self._parent[roots]
             if np.array_equal(above, roots):
                 return roots
             roots = above
+            steps += 1
+            if steps == _DEEP:
+                self._flatten()
+
+    def _flatten(self) -> None:
+        """Point every atom at its representative; done when paths get long, since it walks over all atoms."""
+        while True:
+            above = self._parent[self._parent]
+            if np.array_equal(above, self._parent):
+                return
+            self._parent = above
 
     def merge(self, left: np.ndarray, right: np.ndarray) -> None:
         """Put left[i] and right[i] into one class, for all i (arrays of the same shape). Zeros are passed over."""
@@ -77,7 +92,6 @@ class Atoms:
             low, high = roots.min(axis=0), roots.max(axis=0)
             np.minimum.at(self._parent, high, low)
             pairs = roots
-        self._parent = self.find(self._parent)
 
     def merge_along(self, labels: np.ndarray, axis: int) -> None:
         """Merge everything along `axis` with the first non-zero label there."""
