@@ -158,3 +158,24 @@ def test_grids_of_coordinates_are_exported(indexing, tmp_path):
     _, small, share = prune_half(Grids(), torch.randn(2, 1, 3, 4))
     assert share == 1.0
     check_export(small, tmp_path / "model.onnx")
+
+
+class EmptyPart(nn.Module):
+    """qwen3_vit: the part in front of the patches may be empty; gemma4_vit: rows of a table picked as a product."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head, self.table = nn.Linear(3, 8), nn.Linear(8, 2), nn.Parameter(torch.randn(5, 8))
+
+    def forward(self, x):
+        y = self.stem(x)
+        y = torch.cat([y[:, :0], y[:, 0:].relu()], dim=1)
+        return self.head(y + nn.functional.one_hot(torch.arange(4) % 3, 5).float() @ self.table)
+
+
+def test_empty_parts_and_picked_rows(tmp_path):
+    torch.manual_seed(0)
+    _, small, share = prune_half(EmptyPart(), torch.randn(2, 4, 3))
+    assert share == 1.0
+    assert small.cost().params == 3 * 4 + 4 + 4 * 2 + 2 + 5 * 4
+    check_export(small, tmp_path / "model.onnx")

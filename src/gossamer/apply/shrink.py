@@ -74,7 +74,9 @@ def _check_shapes(small: Program, analysis: Analysis, table: np.ndarray) -> None
         ) from error
     for name, labels in analysis.values.items():
         meta = metas.get(name)
-        if isinstance(labels, (Tensor, Pair)) and isinstance(meta, TensorMeta) and meta.shape != kept_shape(labels, table):
+        if not isinstance(labels, (Tensor, Pair)) or not isinstance(meta, TensorMeta) or not meta.numel:  # nothing has no labels
+            continue
+        if meta.shape != kept_shape(labels, table):
             raise PlanError(
                 f"after the removal {name} has shape {meta.shape}, expected {kept_shape(labels, table)}; please report this network."
             )

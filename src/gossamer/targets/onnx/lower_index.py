@@ -182,3 +182,11 @@ def grid_sample(call: Call) -> str:
     padding = ("zeros", "border", "reflection")[call["padding_mode"]]
     sources = call.tensor("input"), call.tensor("grid")
     return call.op("GridSample", *sources, mode=mode, padding_mode=padding, align_corners=int(call["align_corners"]))
+
+
+@lowerings.add("OneHot")
+def one_hot(call: Call) -> str:
+    """1 at the class of each position, along a new last axis."""
+    source = call.op("Unsqueeze", call.tensor("self"), call.ints(-1))
+    classes = call.constant(np.arange(call.number("num_classes")), torch.int64)
+    return call.cast(call.op("Equal", source, classes), torch.int64)
