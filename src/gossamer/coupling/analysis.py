@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -88,7 +89,13 @@ def analyse(program: Program, attention: str = "width") -> Analysis:
     known = _KNOWN.setdefault(program, {}).get(attention)
     if known is not None and known[0] is program.graph and known[1] == mark:
         return known[2]
-    found = _analyse(program, attention)
+    collecting = gc.isenabled()  # many small objects live until the end: collections on the way would walk all of torch for nothing
+    gc.disable()
+    try:
+        found = _analyse(program, attention)
+    finally:
+        if collecting:
+            gc.enable()
     _KNOWN[program][attention] = (program.graph, mark, found)
     return found
 

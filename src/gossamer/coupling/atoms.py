@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-
 _DEEP = 3  # steps to a representative before all paths are made short
 
 

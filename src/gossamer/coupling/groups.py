@@ -50,28 +50,28 @@ def find_groups(atoms: Atoms, heads: Sequence[tuple[np.ndarray, np.ndarray]] | N
     """
     reasons = atoms.frozen()
     whole = np.unique(np.concatenate([atoms.find(np.ravel(left)) for left, _ in heads])) if heads else np.zeros(0, np.int64)
-    home: dict[int, int] = {}  # unit -> number of the block list that holds it
+    home = np.full(atoms.count, -1, dtype=np.int64)  # unit -> number of the block list that holds it
     members: dict[int, list[tuple[str, np.ndarray]]] = {}
     for number, (owner, block) in enumerate(atoms.blocks):
         roots = atoms.find(block)
-        met = sorted({home[root] for root in roots.tolist() if root in home})
+        met = [other for other in np.unique(home[roots]).tolist() if other >= 0]
         merged = [entry for other in met for entry in members.pop(other)]
         target = met[0] if met else number
         members[target] = [*merged, (owner, roots)]
         for _, others in members[target] if len(met) > 1 else [(owner, roots)]:
-            for root in others.tolist():
-                home[root] = target
+            home[others] = target
     found = (entries for _, entries in sorted(members.items()))
     return tuple(_group(entries, reasons, whole) for entries in found if not all(owner.startswith("state ") for owner, _ in entries))
 
 
 def _group(entries: list[tuple[str, np.ndarray]], reasons: dict[int, str], heads: np.ndarray) -> Group:
-    units = np.array(list(dict.fromkeys(int(root) for _, roots in entries for root in roots)), dtype=np.int64)
-    why = [reasons.get(int(unit), "") for unit in units]
+    everything = np.concatenate([roots for _, roots in entries])
+    units = everything[np.sort(np.unique(everything, return_index=True)[1])]  # in order of appearance
+    why = [reasons.get(unit, "") for unit in units.tolist()]
     owners = tuple(dict.fromkeys(owner for owner, _ in entries))
     fixed = np.array([bool(reason) for reason in why])
     name = next((owner for owner in owners if not owner.startswith("state ")), owners[0])
-    number = {int(unit): place for place, unit in enumerate(units)}
+    order = np.argsort(units)
     unit = "heads" if np.isin(units, heads[heads != 0]).any() else "channels"
-    places = {owner: np.array([number[root] for root in roots.tolist()]) for owner, roots in reversed(entries)}
+    places = {owner: order[np.searchsorted(units, roots, sorter=order)] for owner, roots in reversed(entries)}
     return Group(name, owners, units, fixed, next((reason for reason in why if reason), ""), places, unit)

@@ -81,7 +81,9 @@ def unit_rows(tensor: Tensor, member: Member, count: int) -> Tensor:
     """All elements of each unit as one row, (count, elements); units with fewer elements are padded with zeros."""
     order = np.argsort(member.units, kind="stable")
     owned = member.units[order]
-    picked = tensor.index_select(member.axis, torch.from_numpy(member.positions[order]).to(tensor.device))
+    positions = member.positions[order]
+    whole = np.array_equal(positions, np.arange(tensor.shape[member.axis]))  # the usual case needs no copy
+    picked = tensor if whole else tensor.index_select(member.axis, torch.from_numpy(positions).to(tensor.device))
     flat = picked.movedim(member.axis, 0).reshape(len(order), -1).float()
     counts = np.bincount(owned, minlength=count)
     if (counts == counts[0]).all():
