@@ -4,7 +4,7 @@
     theirs  BasePruner (which builds the dependency graph) + step, MagnitudeImportance(p=2), set up as their timm example
             does: the classifier ignored, num_heads for attention, unfused attention, sizes set on the modules afterwards
 
-Each run is a process of its own with one thread; the order alternates; below 5 s the median of 3 runs counts. Seconds are CPU
+Each run is a process of its own with one thread; the order alternates; below 5 s the median of --runs runs counts. Seconds are CPU
 seconds of that thread, which other work on the machine hardly changes. Weights are random. Memory is the peak of the work above what the process held with the model built; for ours it is taken without
 capture in the figure "memory_mb" and with it in "memory_with_capture_mb". A model is skipped when the file has it at this commit, so a run can be stopped.
 
@@ -216,12 +216,12 @@ def in_child(side: str, name: str) -> dict[str, Any]:
     return {"runs": False, "error": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]}
 
 
-def compare(name: str, first: int) -> dict[str, Any]:
-    """Both sides of one model, in turns."""
+def compare(name: str, first: int, count: int) -> dict[str, Any]:
+    """Both sides of one model, in turns, short ones `count` times."""
     sides = (OURS, THEIRS) if first % 2 == 0 else (THEIRS, OURS)
     runs: dict[str, list[dict[str, Any]]] = {side: [in_child(side, name)] for side in sides}
     again = [side for side in sides if runs[side][0].get("seconds", SHORT_S) < SHORT_S]
-    for turn in range(2):
+    for turn in range(count - 1):
         for side in again if turn % 2 else again[::-1]:
             runs[side].append(in_child(AGAIN if side == THEIRS else side, name))
     return {side: _median(runs[side]) for side in (OURS, THEIRS)}
@@ -246,12 +246,14 @@ def summary(models: dict[str, Any]) -> dict[str, Any]:
         return found
     speeds = [entry[THEIRS]["seconds"] / entry[OURS]["seconds"] for entry in both]
     total = [entry[THEIRS]["seconds"] / (entry[OURS]["seconds"] + entry[OURS]["capture_s"]) for entry in both]
+    bare = [entry[THEIRS]["seconds"] / (entry[OURS]["seconds"] - entry[OURS]["proof_s"]) for entry in both]
     memory = [entry[THEIRS]["memory_mb"] / max(entry[OURS]["memory_mb"], 1) for entry in both]
     whole = [entry[THEIRS]["memory_mb"] / max(entry[OURS]["memory_with_capture_mb"], 1) for entry in both]
     return {
         **found,
         "finished": len(finished),
         "speedup": round(statistics.median(speeds), 2),
+        "speedup_without_proof": round(statistics.median(bare), 2),
         "speedup_with_capture": round(statistics.median(total), 2),
         "memory_ratio": round(statistics.median(memory), 2),
         "memory_ratio_with_capture": round(statistics.median(whole), 2),
@@ -265,6 +267,7 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="measure all models again")
     parser.add_argument("--only", nargs="*", help="these models only; torchvision's are written tv:NAME")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="start no further model after so many seconds")
+    parser.add_argument("--runs", type=int, default=3, help="of each model that takes less than 5 s")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -278,11 +281,12 @@ def main() -> None:
     models: dict[str, Any] = old.get("models", {})
     second = old.get("second_plan") or in_child(SECOND, "tv:resnet50")
     for number, name in enumerate(options.only or MODELS.split()):
-        if models.get(name, {}).get("commit") == facts["commit"]:
+        known = models.get(name, {})
+        if known.get("commit") == facts["commit"] and known["runs"] >= options.runs:
             continue
         if time.perf_counter() - start > options.seconds:
             break
-        models[name] = {"commit": facts["commit"], **compare(name, number)}
+        models[name] = {"commit": facts["commit"], "runs": options.runs, **compare(name, number, options.runs)}
         write("torch_pruning", {**facts, "summary": summary(models), "second_plan": second, "models": models})
 
 
