@@ -49,7 +49,13 @@ BASELINE = Recipe(learning_rate=0.05, batch_size=128)
 BASELINE_EPOCHS = 3
 TUNING = Recipe(learning_rate=0.01, batch_size=64)
 GOAL = Budget(params=0.2, macs=0.2)
-ROUNDS = RoundSettings(constraints=Constraints(min_keep=0.05, multiple=8), recipe=Recipe(learning_rate=0.02, batch_size=128), epochs=1)
+ROUNDS = RoundSettings(
+    rounds=3,
+    epochs=2,
+    mode="layerwise",
+    constraints=Constraints(min_keep=0.05, multiple=8),
+    recipe=Recipe(learning_rate=0.02, batch_size=128),
+)
 SIDE = ("accuracy", "accuracy_interval", "latency_ms", "size_bytes", "macs", "params")
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"vgg16": vgg16, "resnet20": resnet20}
 PATH = RESULTS / "mnist_pruning.json"
@@ -213,6 +219,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder with the four IDX files")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "gossamer-mnist-pruning")
+    parser.add_argument("--only", nargs="+", default=None, metavar="CRITERION", help="these criteria only, and no rounds")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after the first cell that ends later")
     arguments = parser.parse_args()
     if arguments.data is None:
@@ -221,6 +228,10 @@ def main() -> None:
     torch.set_num_threads(1)
     bench = Bench(arguments.data, arguments.cache, arguments.seconds)
     programs = {name: baseline(bench, name) for name in NETWORKS}
+    if arguments.only is not None:
+        for name, program in programs.items():
+            grid(bench, name, program, tuple(arguments.only))
+        return
     for names in (TUNED[:1], tuple(other for other in criteria.names() if other not in TUNED), TUNED[1:]):
         for name, program in programs.items():
             grid(bench, name, program, names)
