@@ -167,6 +167,16 @@ def test_a_transformer_with_narrower_heads():
     assert (model.attention.head_width, model.attention.inner) == (8, 32)
 
 
+def test_whole_heads():
+    model = Transformer().eval()
+    program = capture(model, torch.zeros(2, 5, 6))
+    plan = plan_pruning(program, score(program, "random", seed=3, attention="heads"), 0.5, mode="layerwise")
+    small = apply(program, plan)
+    eager = transplant(small, model)
+    assert_same(eager, small, torch.randn(4, 5, 6))
+    assert (eager.attention.heads, eager.attention.head_width, eager.attention.inner) == (2, 8, 16)
+
+
 def line_of(cls, text):
     import inspect
 
