@@ -179,3 +179,22 @@ def test_empty_parts_and_picked_rows(tmp_path):
     assert share == 1.0
     assert small.cost().params == 3 * 4 + 4 + 4 * 2 + 2 + 5 * 4
     check_export(small, tmp_path / "model.onnx")
+
+
+class ComputedScale(nn.Module):
+    """deepseek_vit, gemma: the scale of a norm is computed from a parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.head, self.scale = nn.Linear(3, 8), nn.Linear(8, 2), nn.Parameter(torch.randn(8))
+
+    def forward(self, x):
+        return self.head(nn.functional.rms_norm(self.stem(x), (8,), 1.0 + self.scale.to(torch.float32)))
+
+
+def test_computed_scales_of_norms_shrink(tmp_path):
+    torch.manual_seed(0)
+    _, small, _ = prune_half(ComputedScale(), torch.randn(2, 3))
+    assert small.state["scale"].shape == (4,)
+    check_trains(small)
+    check_export(small, tmp_path / "model.onnx")

@@ -95,13 +95,15 @@ def _pick_norm_scatter(
     state[f"{name}.places"] = torch.from_numpy(places)
     source = "input" if "input" in bound else "self"
     changes = {source: Ref(f"{name}.picked")}
+    nodes: list[Node] = []
     for key in ("weight", "bias"):
         if isinstance(bound.get(key), Ref):
-            state[f"{name}.{key}"] = _sliced(state[bound[key].name], state_keeps(analysis.factors[bound[key].name], table))
-            changes[key] = Ref(f"{name}.{key}")
+            picked, changes[key] = _picked(bound[key].name, f"{name}.{key}", analysis, table, state)
+            nodes += picked
     rank = analysis.values[bound[source].name].dim()
     pad = (*(0,) * (2 * (rank - 1 - axis)), 0, 1)
     return [
+        *nodes,
         Node(f"{name}.picked", "aten.index_select.default", (bound[source], axis, Ref(f"{name}.kept"))),
         replace(with_arguments(node, **changes), name=f"{name}.normed"),
         Node(f"{name}.padded", "aten.constant_pad_nd.default", (Ref(f"{name}.normed"), pad)),
@@ -109,7 +111,13 @@ def _pick_norm_scatter(
     ]
 
 
-def _sliced(tensor: Tensor, keeps: dict[int, np.ndarray]) -> Tensor:
+def _picked(source: str, name: str, analysis: Analysis, table: np.ndarray, state: dict[str, Tensor]) -> tuple[list[Node], Ref]:
+    """What stays of a state tensor or of one computed from it: the nodes that select it, and the result."""
+    computed = source in analysis.values
+    keeps = axis_keeps(analysis.values[source], table) if computed else state_keeps(analysis.factors[source], table)
+    nodes: list[Node] = []
     for axis, keep in keeps.items():
-        tensor = tensor.index_select(axis, torch.from_numpy(np.flatnonzero(keep)))
-    return tensor.detach()
+        state[f"{name}.{axis}.kept"] = torch.from_numpy(np.flatnonzero(keep))
+        nodes.append(Node(f"{name}.{axis}", "aten.index_select.default", (Ref(source), axis, Ref(f"{name}.{axis}.kept"))))
+        source = nodes[-1].name
+    return nodes, Ref(source)

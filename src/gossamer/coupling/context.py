@@ -129,7 +129,12 @@ class Context:
         self.tie_elements(name.name, lab.squash(lab.tensor(vector)))
 
     def tie_elements(self, name: str, labels: Tensor) -> None:
-        """Couple every element of a state tensor with the label at its position."""
+        """Couple every element of a state tensor, or of a computed one, with the label at its position."""
+        if name in self.values:
+            found, wanted = aligned(self.labels(name), labels)
+            self.atoms.merge(found, wanted)
+            self.freeze(wanted[found == 0], f"{name} cannot shrink with it")
+            return
         present = self.factors.setdefault(name, (labels,))
         if len(present) > 1:  # also the weight of a contraction
             for other in (*present, labels):
