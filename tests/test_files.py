@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -52,22 +53,23 @@ def test_places_that_cannot_be_written(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
 
 
-@pytest.fixture
+@contextmanager
 def full_disk():
-    """No file may grow beyond 1 KiB."""
+    """No file may grow beyond 1 KiB; no fixture, since pytest may write its own log before a fixture ends."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("full_disk")
 def test_a_full_disk_leaves_the_old_file(tmp_path):
     path = tmp_path / "file"
     write_text(path, "old")
-    with pytest.raises(FileError, match="cannot be written .*choose a folder that is writable and has space"):
+    with full_disk(), pytest.raises(FileError, match="cannot be written .*choose a folder that is writable and has space"):
         write_bytes(path, bytes(10_000))
-    with pytest.raises(FileError, match="cannot be written .*choose a folder that is writable and has space"):
+    with full_disk(), pytest.raises(FileError, match="cannot be written .*choose a folder that is writable and has space"):
         write_tensors(path, {}, {"a": torch.zeros(10_000)})
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
