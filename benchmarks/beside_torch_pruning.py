@@ -165,7 +165,9 @@ def theirs(name: str, macs: bool = True) -> dict[str, Any]:
 
 
 def _set_heads(model: Any, num_heads: dict[Any, int]) -> None:
-    """What their example does after step(), and the same for the attribute that later versions of timm added."""
+    """What their examples do after step(), and the same for the attribute that later versions of timm added."""
+    if hasattr(model, "hidden_dim") and hasattr(model, "conv_proj"):  # torchvision's ViT
+        model.hidden_dim = model.conv_proj.out_channels
     for module in model.modules():
         for part in ("qkv", "qkv_proj"):
             layer = getattr(module, part, None)
