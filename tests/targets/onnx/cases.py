@@ -173,6 +173,8 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Inputs]] = {
     "any": (lambda x: ((x > 1).any(-1) | (x > -1).all(1).any(-1, keepdim=True)).float(), TOKENS),
     "logsumexp": (lambda x: x.logsumexp(-1), TOKENS),
     "cumsum": (lambda x: x.cumsum(1), TOKENS),
+    "one_hot": (lambda x: F.one_hot(x.argmax(-1), 8).float() - x, TOKENS),
+    "meshgrid": (lambda x: x[:, :1] + sum(torch.meshgrid(x[0, 0], x[0, 1], indexing="ij")), TOKENS),
     "variance": (lambda x: x.var(-1) + x.std(-1, unbiased=False) + torch.var_mean(x, -1)[1], TOKENS),
     "norms": (lambda x: x.norm(dim=-1) + torch.linalg.vector_norm(x, 1, -1) + torch.linalg.vector_norm(x, float("inf"), -1), TOKENS),
     "norm 3": (lambda x: F.normalize(x, p=3, dim=1), TOKENS),
