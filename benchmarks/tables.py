@@ -139,7 +139,13 @@ def torch_pruning(result: dict[str, Any]) -> str:
             f"{_number(theirs, 'seconds', '.2f')} s | {_number(ours, 'memory_mb', '.0f')} MB | {_number(theirs, 'memory_mb', '.0f')} MB | "
             f"{_left(ours)} | {_left(theirs)} |"
         )
-    return "\n".join([*lines, "", f"CPU seconds of one thread. {_machine(result)}"])
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"CPU seconds of one thread, {min(entry['runs'] for entry in result['models'].values())} or more runs of each. {_machine(result)}",
+        ]
+    )
 
 
 def _number(side: dict[str, Any], key: str, form: str) -> str:
