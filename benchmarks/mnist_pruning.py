@@ -22,8 +22,8 @@ from mnist_networks import resnet20, vgg16
 from torch import Tensor, nn
 
 import gossamer as gs
-from gossamer.compress.round_settings import RoundSettings
-from gossamer.compress.rounds import prune_rounds
+from gossamer.pipeline.round_settings import RoundSettings
+from gossamer.pipeline.rounds import prune_rounds
 from gossamer.data.mnist import mnist
 from gossamer.data.source import spread
 from gossamer.errors import GossamerError

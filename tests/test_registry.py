@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from gossamer import registry
@@ -55,3 +58,18 @@ def test_plug_ins_are_loaded_once_at_first_lookup(monkeypatch):
     assert table["blue"] == 7
     assert table.names() == ("blue",)
     assert loads == [1]
+
+
+def test_the_home_of_a_table_is_imported_when_a_name_is_looked_up(tmp_path, monkeypatch):
+    (tmp_path / "shapes_of_the_test.py").write_text("import builtins\nbuiltins.table_of_the_test.add('circle')(3.14)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    table = Registry("shape", home="shapes_of_the_test")
+    monkeypatch.setattr("builtins.table_of_the_test", table, raising=False)
+    assert "circle" in table
+    assert table["circle"] == 3.14
+
+
+def test_targets_are_found_without_asking_for_them_first():
+    code = "from gossamer.plan.spec import specs; print(specs['onnxruntime'].name)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "onnxruntime"

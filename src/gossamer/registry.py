@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Generic, TypeVar
 
@@ -23,12 +24,17 @@ class Entry(Generic[T]):
 
 
 class Registry(Generic[T]):
-    """A table of named entries of one kind. Plug-ins are imported when a name is first looked up."""
+    """A table of named entries of one kind.
+
+    Plug-ins, and `home`, the module whose import fills the table where that is another one, are imported when a name is first
+    looked up.
+    """
 
     _plugins_loaded = False
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, *, home: str = "") -> None:
         self.kind = kind
+        self._home = home
         self._entries: dict[str, Entry[T]] = {}
 
     def add(self, name: str, *, source: str = "") -> Callable[[T], T]:
@@ -53,6 +59,7 @@ class Registry(Generic[T]):
         return self.entry(name).value
 
     def __contains__(self, name: str) -> bool:
+        self._load_plugins()
         return name in self._entries
 
     def __iter__(self) -> Iterator[Entry[T]]:
@@ -64,8 +71,10 @@ class Registry(Generic[T]):
         self._load_plugins()
         return tuple(self._entries)
 
-    @staticmethod
-    def _load_plugins() -> None:
+    def _load_plugins(self) -> None:
+        if self._home:
+            home, self._home = self._home, ""
+            import_module(home)
         if not Registry._plugins_loaded:
             Registry._plugins_loaded = True
             for plugin in entry_points(group=PLUGIN_GROUP):

@@ -27,15 +27,15 @@ from gossamer.cli.command import (
     show_json,
 )
 from gossamer.cli.progress_view import shown_progress
-from gossamer.compress.loop import compress as run_compress
-from gossamer.compress.result import Result
-from gossamer.compress.settings import Settings
 from gossamer.data.models import NamedModel, load_model
 from gossamer.data.named import load_data
 from gossamer.data.source import Data
 from gossamer.data.user_code import resolve
 from gossamer.errors import ConfigError
 from gossamer.numerics.saliency import criteria
+from gossamer.pipeline.loop import compress as run_compress
+from gossamer.pipeline.result import Result
+from gossamer.pipeline.settings import Settings
 from gossamer.plan.budget import Budget
 from gossamer.plan.constraints import Constraints
 from gossamer.report.console import console_view

@@ -10,10 +10,10 @@ import torch
 from gossamer.cli.command import DebugOption, JsonOption, SeedOption, ThreadsOption, command, messages
 from gossamer.cli.compress import OutOption, compress_into, report_result
 from gossamer.cli.progress_view import shown_progress
-from gossamer.compress.settings import Settings
 from gossamer.data.digits_cnn import train_digits
 from gossamer.data.mnist import mnist
 from gossamer.data.models import NamedModel
+from gossamer.pipeline.settings import Settings
 from gossamer.plan.budget import Budget
 
 BUDGET = Budget(max_drop_points=0.5, min_speedup=2.5, min_size_ratio=8)

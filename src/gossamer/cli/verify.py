@@ -14,10 +14,10 @@ from gossamer.cli.command import DATA_HELP, DebugOption, FolderArgument, JsonOpt
 from gossamer.cli.compress import find_metric
 from gossamer.cli.progress_view import shown_progress
 from gossamer.cli.report import load_finished
-from gossamer.compress.trial import artifact_name
 from gossamer.data.named import load_data
 from gossamer.data.source import Data
 from gossamer.errors import ConfigError
+from gossamer.pipeline.trial import artifact_name
 from gossamer.program.bundle import load
 from gossamer.report.console import result_table
 from gossamer.targets.metrics import metrics

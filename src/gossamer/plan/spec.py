@@ -50,4 +50,4 @@ class TargetSpec:
     width_multiple: int = 1
 
 
-specs: Registry[TargetSpec] = Registry("target")
+specs: Registry[TargetSpec] = Registry("target", home="gossamer.targets")

@@ -47,7 +47,7 @@ class Target:
     count_zeros: Callable[[Path], Mapping[str, tuple[int, int]]] | None = None
 
 
-targets: Registry[Target] = Registry("target")
+targets: Registry[Target] = Registry("target", home="gossamer.targets")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from gossamer.apply.engine import apply
-from gossamer.compress import rounds
-from gossamer.compress.cumulative import Start, local_plan
-from gossamer.compress.round_settings import RoundSettings
-from gossamer.compress.rounds import prune_rounds
 from gossamer.errors import ConfigError, FileError, PlanError
+from gossamer.pipeline import rounds
+from gossamer.pipeline.cumulative import Start, local_plan
+from gossamer.pipeline.round_settings import RoundSettings
+from gossamer.pipeline.rounds import prune_rounds
 from gossamer.plan.budget import Budget
 from gossamer.plan.constraints import Constraints
 from gossamer.plan.edits import KeepChannels

@@ -15,12 +15,12 @@ import torch
 from gossamer.apply.engine import apply
 from gossamer.apply.repair import repair
 from gossamer.batches import as_batches
-from gossamer.compress.claim import claim
-from gossamer.compress.cumulative import Goal, Start, local_plan
-from gossamer.compress.round_settings import RoundSettings
 from gossamer.data.source import calibration_from
 from gossamer.errors import ConfigError, FileError
 from gossamer.files import read_json, write_json
+from gossamer.pipeline.claim import claim
+from gossamer.pipeline.cumulative import Goal, Start, local_plan
+from gossamer.pipeline.round_settings import RoundSettings
 from gossamer.plan.budget import Budget
 from gossamer.plan.plan import Plan
 from gossamer.plan.score import score

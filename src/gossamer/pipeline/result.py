@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gossamer.compress.layers import layer_rows
-from gossamer.compress.settings import Settings
-from gossamer.compress.trial import Trial, artifact_name
 from gossamer.errors import FileError
 from gossamer.files import write_json, write_with
+from gossamer.pipeline.layers import layer_rows
+from gossamer.pipeline.settings import Settings
+from gossamer.pipeline.trial import Trial, artifact_name
 from gossamer.plan.budget import Budget
 from gossamer.program.program import Program
 from gossamer.report.document import write_report

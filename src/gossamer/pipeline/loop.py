@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from gossamer.compress.claim import claim
-from gossamer.compress.result import Result
-from gossamer.compress.settings import Settings
-from gossamer.compress.trial import Job, Trial, artifact_name, calibration, plan_removal, run_trial, scorer
 from gossamer.coupling.kept import keep_table
 from gossamer.coupling.predict import Predictor
 from gossamer.data.source import as_data
 from gossamer.files import write_json
+from gossamer.pipeline.claim import claim
+from gossamer.pipeline.result import Result
+from gossamer.pipeline.settings import Settings
+from gossamer.pipeline.trial import Job, Trial, artifact_name, calibration, plan_removal, run_trial, scorer
 from gossamer.plan.budget import Budget
 from gossamer.plan.edits import KeepChannels
 from gossamer.plan.score import Scores

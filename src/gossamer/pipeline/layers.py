@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gossamer.compress.trial import Trial
+from gossamer.pipeline.trial import Trial
 from gossamer.program.graph import Graph, Node, Ref
 from gossamer.program.ops import bind, op_of
 from gossamer.program.ops.kinds import Convolution, Linear

@@ -2,8 +2,8 @@ import torch
 from torch import nn
 
 import gossamer as gs
-from gossamer.compress.trial import TOURNAMENT_RATIO, Job, calibration, scorer
 from gossamer.data.source import as_data
+from gossamer.pipeline.trial import TOURNAMENT_RATIO, Job, calibration, scorer
 from gossamer.progress import silent
 from gossamer.search.tournament import tournament
 from gossamer.targets.export import export

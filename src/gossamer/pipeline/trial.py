@@ -10,9 +10,9 @@ from typing import Any
 from gossamer.apply.engine import apply
 from gossamer.apply.repair import repair
 from gossamer.batches import Batches, as_batches
-from gossamer.compress.settings import TOURNAMENT, Settings
 from gossamer.data.source import Data
 from gossamer.files import read_json, write_json
+from gossamer.pipeline.settings import TOURNAMENT, Settings
 from gossamer.plan.budget import Budget
 from gossamer.plan.plan import Plan
 from gossamer.plan.pruning import plan_pruning
