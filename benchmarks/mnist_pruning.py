@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,14 @@ from mnist_networks import resnet20, vgg16
 from torch import Tensor, nn
 
 import gossamer as gs
-from gossamer.pipeline.round_settings import RoundSettings
-from gossamer.pipeline.rounds import prune_rounds
 from gossamer.data.mnist import mnist
 from gossamer.data.source import spread
 from gossamer.errors import GossamerError
 from gossamer.files import read_json, write_json
 from gossamer.numerics.intervals import newcombe, wilson
 from gossamer.numerics.saliency import criteria
+from gossamer.pipeline.round_settings import RoundSettings
+from gossamer.pipeline.rounds import prune_rounds
 from gossamer.plan.budget import Budget
 from gossamer.plan.constraints import Constraints
 from gossamer.plan.score import Scores, score
@@ -48,13 +48,12 @@ TUNED = ("l2", "taylor")
 BASELINE = Recipe(learning_rate=0.05, batch_size=128)
 BASELINE_EPOCHS = 3
 TUNING = Recipe(learning_rate=0.01, batch_size=64)
-GOAL = Budget(params=0.2, macs=0.2)
+GOAL = dict.fromkeys(("0", "3", "7", "10", "14", "17", "20"), 0.5) | dict.fromkeys(("24", "27", "30", "34", "37", "40"), 0.625)
 ROUNDS = RoundSettings(
-    rounds=3,
+    rounds=2,
     epochs=2,
-    mode="layerwise",
-    constraints=Constraints(min_keep=0.05, multiple=8),
-    recipe=Recipe(learning_rate=0.02, batch_size=128),
+    constraints=Constraints(multiple=8),
+    recipe=Recipe(learning_rate=0.05, batch_size=128),
 )
 SIDE = ("accuracy", "accuracy_interval", "latency_ms", "size_bytes", "macs", "params")
 NETWORKS: dict[str, Callable[[], nn.Module]] = {"vgg16": vgg16, "resnet20": resnet20}
@@ -178,7 +177,7 @@ def cell(bench: Bench, program: Program, scores: Scores, removed: float, *, tune
     return {**found, **{way: accuracy(answers) for way, answers in right.items()}}
 
 
-def grid(bench: Bench, name: str, program: Program, names: tuple[str, ...]) -> None:
+def grid(bench: Bench, name: str, program: Program, names: Sequence[str]) -> None:
     """All cells of some criteria that are not there yet."""
     for criterion in names:
         missing = [removed for removed in REMOVED if f"{name} {criterion} {removed:.0%}" not in bench.document["cells"]]
@@ -205,7 +204,7 @@ def in_rounds(bench: Bench, name: str, program: Program) -> None:
     figures = report.to_dict()
     keys = ("speedup", "paired_speedup", "drop_points", "drop_interval", "batch", "threads", "samples", "steady", "problems", "seconds")
     sides = {side: {key: figures[side][key] for key in SIDE} for side in ("original", "compressed")}
-    entry = {**sides, **{key: figures[key] for key in keys}, "budget": GOAL.to_json(), "settings": ROUNDS.to_json()}
+    entry = {**sides, **{key: figures[key] for key in keys}, "removed_ratio": GOAL, "settings": ROUNDS.to_json()}
     bench.record("rounds", name, {**entry, "rounds": [one.to_json() for one in found.rounds]}, started)
 
 
@@ -219,7 +218,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder with the four IDX files")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "gossamer-mnist-pruning")
-    parser.add_argument("--only", nargs="+", default=None, metavar="CRITERION", help="these criteria only, and no rounds")
+    parser.add_argument("--only", nargs="+", default=None, metavar="CRITERION", help="these criteria only")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after the first cell that ends later")
     arguments = parser.parse_args()
     if arguments.data is None:
@@ -228,14 +227,11 @@ def main() -> None:
     torch.set_num_threads(1)
     bench = Bench(arguments.data, arguments.cache, arguments.seconds)
     programs = {name: baseline(bench, name) for name in NETWORKS}
-    if arguments.only is not None:
-        for name, program in programs.items():
-            grid(bench, name, program, tuple(arguments.only))
-        return
-    for names in (TUNED[:1], tuple(other for other in criteria.names() if other not in TUNED), TUNED[1:]):
+    in_rounds(bench, "vgg16", programs["vgg16"])
+    others = tuple(other for other in criteria.names() if other not in TUNED)
+    for names in (arguments.only,) if arguments.only else (TUNED[:1], others, TUNED[1:]):
         for name, program in programs.items():
             grid(bench, name, program, names)
-        in_rounds(bench, "vgg16", programs["vgg16"])
 
 
 if __name__ == "__main__":

@@ -145,6 +145,13 @@ def test_a_budget_is_reached_step_by_step(program, tmp_path):
     assert result.rounds[0].accuracy is None
 
 
+def test_shares_by_layer(program, tmp_path):
+    settings = RoundSettings(rounds=2, schedule="linear", criterion="l2", samples=16, recipe=Recipe(batch_size=32))
+    result = prune_rounds(program, data(), {"stem": 0.5, "inner": 0.75}, settings=settings, folder=tmp_path)
+    widths = [[entry.program.state[name].shape[0] for name in ("stem.weight", "inner.weight")] for entry in result.rounds]
+    assert widths == [[9, 10], [6, 4]]
+
+
 def test_limits_in_bytes_fall_from_what_the_start_has(program):
     start = Start.of(program)
     full = program.cost().size_bytes
@@ -203,8 +210,8 @@ def test_bad_arguments(program, finished, tmp_path):
         RoundSettings(criterion="tailor")
     with pytest.raises(ConfigError, match="one without a penalty of its own"):
         RoundSettings(fade_epochs=1, recipe=Recipe(penalty=GroupLasso()))
-    for goal in (1.0, -0.1, True, float("nan"), "half"):
-        with pytest.raises(ConfigError, match=r"goal must be a share in \[0, 1\), or a Budget"):
+    for goal in (1.0, -0.1, True, float("nan"), "half", {"stem": 1.5}):
+        with pytest.raises(ConfigError, match=r"goal must be a share in \[0, 1\), shares by layer, or a Budget"):
             prune_rounds(program, data(), goal, folder=tmp_path)
     with pytest.raises(ConfigError, match=r"folder must be empty or of the same run \(its goal, settings differs\)"):
         prune_rounds(program, data(), 0.5, settings=RoundSettings(), folder=finished.folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +19,7 @@ from gossamer.plan.score import Scores
 from gossamer.program.constants import computed_weights, fold_weights
 from gossamer.program.program import Program
 
-Goal = float | Budget
+Goal = float | Mapping[str, float] | Budget
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +38,8 @@ class Start:
         """What should have been reached when `progress` of the way, in [0, 1], is done; at 1 the goal itself."""
         if progress == 1:
             return goal
+        if isinstance(goal, Mapping):
+            return {layer: ratio * progress for layer, ratio in goal.items()}
         if not isinstance(goal, Budget):
             return goal * progress
         limits = goal.to_json()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -101,7 +101,7 @@ class Rounds:
 def prune_rounds(
     program: Program,
     train_data: Any,
-    goal: float | Budget,
+    goal: Goal,
     *,
     settings: RoundSettings = _DEFAULT,
     validation: Any = None,
@@ -112,7 +112,8 @@ def prune_rounds(
     """Remove channels in rounds, fine-tuning after each with the network at the start as teacher; the argument stays as it is.
 
     train_data  an iterable of (inputs, target) batches, a Dataset, or arrays; without targets the teacher alone teaches
-    goal        share of the removable channels that goes in all, in [0, 1), or what may be left: Budget(params=0.2, macs=0.3)
+    goal        share of the removable channels that goes in all, in [0, 1), shares by layer as in plan_pruning, or what may be
+                left: Budget(params=0.2, macs=0.3)
     settings    how many rounds, by which criterion, how they are trained
     validation  labelled samples on which every round is compared with the start; None to leave that out
     metric      "top1", "top5", or a function (outputs, targets) -> float, higher is better
@@ -122,8 +123,9 @@ def prune_rounds(
     Raises: ConfigError for a goal or setting outside its rule and a folder of another run; PlanError when the goal cannot be
     reached (before anything is trained); DataError and TrainingError as score and fit do; FileError for a damaged folder.
     """
-    if not isinstance(goal, Budget) and (isinstance(goal, bool) or not isinstance(goal, (int, float)) or not 0 <= goal < 1):
-        raise ConfigError("goal", goal, "a share in [0, 1), or a Budget")
+    for share in () if isinstance(goal, Budget) else goal.values() if isinstance(goal, Mapping) else (goal,):
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share < 1:
+            raise ConfigError("goal", goal, "a share in [0, 1), shares by layer, or a Budget")
     place = Path(folder) if folder is not None else Path(tempfile.mkdtemp(prefix="gossamer-"))
     train_data = list(train_data) if isinstance(train_data, Iterator) else train_data  # it is read many times
     claim(place, _identify(program, goal, settings, metric), "folder")
@@ -140,7 +142,7 @@ def _identify(program: Program, goal: Goal, settings: RoundSettings, metric: str
     return {
         "program": program.digest,
         "weights": program.weights_digest(),
-        "goal": goal.to_json() if isinstance(goal, Budget) else goal,
+        "goal": goal.to_json() if isinstance(goal, Budget) else dict(goal) if isinstance(goal, Mapping) else goal,
         "metric": metric_name(metric),
         "settings": settings.to_json(),
     }
