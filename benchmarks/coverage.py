@@ -263,13 +263,16 @@ def main() -> None:
     facts = header(("torch", "timm", "torchvision", "transformers", "onnxruntime"), threads=1, seed=SEED, n=1, **limits)
     path = RESULTS / "coverage.json"
     models: dict[str, Any] = json.loads(path.read_text())["models"] if path.exists() and not options.fresh else {}
+    everything = names()
     print(HEAD)
-    for name in options.only or names():
+    for name in options.only or everything:
         known = models.get(name, {})
         if not known.get("ok") or not (options.keep or known["commit"] == facts["commit"]):
             models[name] = {"commit": facts["commit"], **in_child(name)}
             passed = sum(entry["ok"] for entry in models.values())
-            write("coverage", {**facts, "measured": len(models), "passed": passed, "models": models}, quiet=True)
+            missing = [other for other in everything if other not in models]
+            counts = {"measured": len(models), "passed": passed, "not_measured": missing}
+            write("coverage", {**facts, **counts, "models": models}, quiet=True)
         print(row(name, models[name]), flush=True)
 
 

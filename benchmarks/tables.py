@@ -88,6 +88,8 @@ def coverage(result: dict[str, Any]) -> str:
         )
     failed = [f"{name} ({found['error']})" for name, found in models.items() if not found["ok"]]
     lines += ["", f"Not passed: {'; '.join(failed)}."] if failed else []
+    if result.get("not_measured"):
+        lines += ["", f"Not measured yet: {', '.join(result['not_measured'])}."]
     commits = sorted({found["commit"] for found in models.values()})
     return "\n".join(
         [
