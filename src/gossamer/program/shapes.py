@@ -75,6 +75,8 @@ def _remembered(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     key = (call, _describe(args, storages), _describe(tuple(kwargs.items()), storages))
     if call in _RECURRENT:
         return _recurrent(*args, **kwargs)
+    if call in _LIKE_INPUT and args[0].dtype.is_floating_point:
+        return torch.empty_like(args[0])
     known = _RESULTS.get(key)
     if known is not None:
         shape, stride, dtype = known
@@ -86,6 +88,12 @@ def _remembered(call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         _RESULTS[key] = (result.shape, result.stride(), result.dtype)
     return result
 
+
+# decomposed into many steps by torch, though what they give has the form of what they get
+_LIKE_INPUT = frozenset(
+    function(f"aten.{name}.default")
+    for name in "batch_norm relu relu6 hardtanh silu hardswish hardsigmoid sigmoid gelu tanh elu leaky_relu".split()
+)
 
 # decomposed into every step of the sequence by torch, though their shapes are plain
 _RECURRENT = tuple(function(f"aten.{name}.input") for name in ("lstm", "gru", "rnn_tanh", "rnn_relu"))
