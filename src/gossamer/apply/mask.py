@@ -6,6 +6,7 @@ the one difference between masking and removing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -24,15 +25,17 @@ from gossamer.program.program import Program
 def mask_channels(program: Program, analysis: Analysis, table: np.ndarray) -> Program:
     """The network in which weights are zero wherever they read a removed channel, and so are the values that are
     contracted with other values. It shares its weights with the argument: they are masked anew at each run."""
-    masked = _with_masked_weights(_with_kept_statistics(program, analysis, table), analysis, table)
-    return _with_masked_values(masked, analysis, table)
+    state = dict(program.state)
+    nodes = program.graph.nodes
+    for step in (_with_kept_statistics, _with_masked_weights, _with_masked_values):
+        nodes = tuple(step(nodes, state, analysis, table))
+    return program.with_graph(replace(program.graph, nodes=nodes), state)
 
 
-def _with_masked_weights(program: Program, analysis: Analysis, table: np.ndarray) -> Program:
+def _with_masked_weights(given: Sequence[Node], state: dict[str, Tensor], analysis: Analysis, table: np.ndarray) -> list[Node]:
     """Multiply by zeros and ones in front of each layer that reads a removed channel."""
     nodes: list[Node] = []
-    state = dict(program.state)
-    for node in program.graph.nodes:
+    for node in given:
         for name in dict.fromkeys(name for name in node.uses if name in analysis.readers):
             keeps = axis_keeps(analysis.readers[name], table)
             if not keeps:
@@ -43,18 +46,18 @@ def _with_masked_weights(program: Program, analysis: Analysis, table: np.ndarray
                 view[axis] = -1
                 mask = mask * torch.from_numpy(keep).to(mask).reshape(view)
             masked = f"{node.name}.{name}.masked"
-            state[f"{masked}.by"] = mask
-            nodes.append(Node(masked, "aten.mul.Tensor", (Ref(name), Ref(f"{masked}.by"))))
+            by = f"{masked}.by".replace(".", "/")  # a name without dots needs no modules to hold it
+            state[by] = mask
+            nodes.append(Node(masked, "aten.mul.Tensor", (Ref(name), Ref(by))))
             node = rename_uses(node, {name: masked})
         nodes.append(node)
-    return program.with_graph(replace(program.graph, nodes=tuple(nodes)), state)
+    return nodes
 
 
-def _with_masked_values(program: Program, analysis: Analysis, table: np.ndarray) -> Program:
+def _with_masked_values(given: Sequence[Node], state: dict[str, Tensor], analysis: Analysis, table: np.ndarray) -> list[Node]:
     """Multiply by zeros and ones in front of each product of two values."""
     nodes: list[Node] = []
-    state = dict(program.state)
-    for node in program.graph.nodes:
+    for node in given:
         source = analysis.contracted.get(node.name)
         if source is not None and axis_keeps(analysis.values[source], table):
             mask = stays(analysis.values[source], table)
@@ -62,15 +65,14 @@ def _with_masked_values(program: Program, analysis: Analysis, table: np.ndarray)
             nodes.append(Node(f"{node.name}.masked", "aten.mul.Tensor", (Ref(source), Ref(f"{node.name}.mask"))))
             node = rename_uses(node, {source: f"{node.name}.masked"})
         nodes.append(node)
-    return program.with_graph(replace(program.graph, nodes=tuple(nodes)), state)
+    return nodes
 
 
-def _with_kept_statistics(program: Program, analysis: Analysis, table: np.ndarray) -> Program:
+def _with_kept_statistics(given: Sequence[Node], state: dict[str, Tensor], analysis: Analysis, table: np.ndarray) -> list[Node]:
     """Pick the kept positions in front of each renormalised op; behind a norm, put zeros back in their places."""
     nodes: list[Node] = []
-    state = dict(program.state)
     axes = dict(analysis.renormalised)
-    for node in program.graph.nodes:
+    for node in given:
         source = node.uses[0] if node.name in axes else ""
         keep = axis_keeps(analysis.values[source], table).get(axes[node.name]) if source in analysis.values else None
         if keep is None:
@@ -81,7 +83,7 @@ def _with_kept_statistics(program: Program, analysis: Analysis, table: np.ndarra
             nodes.append(rename_uses(node, {source: f"{node.name}.picked"}))
         else:
             nodes += _pick_norm_scatter(resize(node, analysis, table), axes[node.name], keep, analysis, table, state)
-    return program.with_graph(replace(program.graph, nodes=tuple(nodes)), state)
+    return nodes
 
 
 def _pick_norm_scatter(
