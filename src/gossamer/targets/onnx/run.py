@@ -123,7 +123,10 @@ def _expose(path: Path, data: bytes) -> tuple[bytes, dict[str, str]]:
             name = node.output[0]
             exposed[name.removesuffix(CODES)] = name
             model.graph.output.append(helper.make_tensor_value_info(name, zeros[node.input[2]], None))
-        elif node.op_type in ("MatMulNBits", "DynamicQuantizeLinear") and node.input[0] not in {*exposed, *(port.name for port in model.graph.input)}:
+        elif node.op_type in ("MatMulNBits", "DynamicQuantizeLinear") and node.input[0] not in {
+            *exposed,
+            *(port.name for port in model.graph.input),
+        }:
             exposed[node.input[0]] = node.input[0]  # what it rounds
             model.graph.output.append(helper.make_tensor_value_info(node.input[0], TENSOR_FLOAT, None))
     copy: bytes = model.SerializeToString()
