@@ -59,6 +59,9 @@ $(CORE): $(BIN)/python pyproject.toml constraints.txt
 	$(PIP) --no-build-isolation --editable .
 	@touch $@
 
+# timm and torchvision without what they ask for, which would be another torch: tests prune some of their networks.
 $(DEV): $(CORE)
 	$(PIP) --no-build-isolation --editable '.[dev]'
+	$(PIP) --no-deps timm==1.0.31 torchvision==0.28.0
+	$(PIP) huggingface_hub pyyaml
 	@touch $@
