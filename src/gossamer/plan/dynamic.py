@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 
+from torch import Tensor
+
 from gossamer.errors import ConfigError, PlanError
+from gossamer.numerics.affine import Quantizer
+from gossamer.numerics.formats import IntFormat
 from gossamer.numerics.ranges import choose_weight_quantizer
 from gossamer.plan.edits import Edit, FoldBatchNorm, QuantizeInput
 from gossamer.plan.plan import Frozen, Plan
 from gossamer.plan.quantization import pick_format
 from gossamer.plan.spec import specs
-from gossamer.plan.weight_layers import layer_moments, weight_edits, weighted_layers
+from gossamer.plan.weight_layers import coded_weights, weighted_layers
 from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
+from gossamer.program.graph import Node
 from gossamer.program.ops import bind, op_of
 from gossamer.program.ops.kinds import Convolution, Linear
 from gossamer.program.program import Program
@@ -43,20 +49,18 @@ def plan_dynamic_quantization(
     layers, frozen = weighted_layers(prepared, skip, convolutions=True)
     if not layers:
         raise PlanError("the network has no layer whose weight can have codes of its own; export it as it is.")
-    moments = layer_moments(prepared, layers, calibration)
     edits: list[Edit] = [FoldBatchNorm(name) for name in folds]
-    done: set[str] = set()
-    for layer in layers:
-        node = prepared.graph.by_name[layer.node]
-        if layer.weight not in done:
-            done.add(layer.weight)
-            weight = prepared.state[layer.weight].detach()
-            kind = op_of(node).kind
-            axis = 1 if isinstance(kind, Convolution) and kind.transposed and bind(node)["groups"] == 1 else 0
-            quantizer = choose_weight_quantizer(weight, fmt, "mse", axis=axis)
-            edits += weight_edits(weight, layer.weight, quantizer, moments.get(layer.node), prepared.masks.get(layer.weight))
+    for node, codes in coded_weights(prepared, layers, calibration, partial(_by_output, fmt=fmt)):
+        edits += codes
         if isinstance(op_of(node).kind, Linear):
-            edits.append(QuantizeInput(layer.node, fmt.bits, 0))
+            edits.append(QuantizeInput(node.name, fmt.bits, 0))
         else:
             frozen = (*frozen, Frozen(node.module or node.name, "a convolution: its weight has codes, its products are computed in float"))
     return Plan(tuple(edits), program.digest, weights_digest=program.weights_digest(), target=target, frozen=frozen)
+
+
+def _by_output(node: Node, weight: Tensor, fmt: IntFormat) -> Quantizer:
+    """One scale for each output channel, which a transposed convolution without groups has on axis 1."""
+    kind = op_of(node).kind
+    axis = 1 if isinstance(kind, Convolution) and kind.transposed and bind(node)["groups"] == 1 else 0
+    return choose_weight_quantizer(weight, fmt, "mse", axis=axis)

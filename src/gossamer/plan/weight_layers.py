@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -64,18 +64,37 @@ def _why_float(program: Program, node: Node, *, convolutions: bool) -> str:
     return "" if weight.name not in program.graph.outputs else "its weight is an output of the network"
 
 
-def layer_moments(program: Program, layers: tuple[Layer, ...], calibration: Any) -> Mapping[str, Moments]:
+def layer_moments(program: Program, layers: Sequence[Layer], calibration: Any) -> Mapping[str, Moments]:
     """Second moments of each layer's inputs, or none without data. Raises DataError for data that cannot be used."""
     if calibration is None:
         return {}
     batches = as_batches(calibration, what="calibration")
-    nothing: Placement = Placement(groups=(), gates=frozenset(), layers=layers, integer=frozenset(), frozen=())
+    nothing: Placement = Placement(groups=(), gates=frozenset(), layers=tuple(layers), integer=frozenset(), frozen=())
     seen = calibrate(program, batches, nothing, ranges="min-max", second_moments=True).moments
     for layer in layers:
         found = seen.get(layer.node)
         if found is None or not bool(torch.isfinite(found.total).all()):
             raise DataError(f"the calibration data makes NaN or infinite values at {layer.node!r}; clean the data or the weights.")
     return seen
+
+
+def coded_weights(
+    program: Program, layers: Sequence[Layer], calibration: Any, choose: Callable[[Node, Tensor], Quantizer]
+) -> Iterator[tuple[Node, tuple[Edit, ...]]]:
+    """Each layer's node with the edits for its weight; a weight that several layers share is coded once, with the first.
+
+    choose  the quantizer of a layer's weight. Raises DataError for calibration data that cannot be used.
+    """
+    moments = layer_moments(program, layers, calibration)
+    done: set[str] = set()
+    for layer in layers:
+        node, name = program.graph.by_name[layer.node], layer.weight
+        if name in done:
+            yield node, ()
+            continue
+        done.add(name)
+        weight = program.state[name].detach()
+        yield node, tuple(weight_edits(weight, name, choose(node, weight), moments.get(layer.node), program.masks.get(name)))
 
 
 def weight_edits(weight: Tensor, name: str, quantizer: Quantizer, moments: Moments | None, keep: Tensor | None) -> Iterator[Edit]:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 
+from torch import Tensor
+
 from gossamer.errors import ConfigError, PlanError
+from gossamer.numerics.affine import Quantizer
 from gossamer.numerics.formats import IntFormat
 from gossamer.numerics.ranges import choose_block_quantizer
 from gossamer.plan.edits import Edit, FoldBatchNorm, QuantizeInput
 from gossamer.plan.plan import Plan
 from gossamer.plan.quantization import pick_format
 from gossamer.plan.spec import TargetSpec, specs
-from gossamer.plan.weight_layers import layer_moments, weight_edits, weighted_layers
+from gossamer.plan.weight_layers import coded_weights, weighted_layers
 from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
+from gossamer.program.graph import Node
 from gossamer.program.program import Program
 
 
@@ -52,18 +57,17 @@ def plan_weight_quantization(
     if not layers:
         why = f": {frozen[0].where}, {frozen[0].reason}" if frozen else ""
         raise PlanError(f"the network has no linear layer whose weight can have codes of its own{why}.")
-    moments = layer_moments(prepared, layers, calibration)
     edits: list[Edit] = [FoldBatchNorm(name) for name in folds]
-    done: set[str] = set()
-    for layer in layers:
-        if layer.weight not in done:
-            done.add(layer.weight)
-            weight, keep = prepared.state[layer.weight].detach(), prepared.masks.get(layer.weight)
-            quantizer = choose_block_quantizer(weight, fmt, "mse", size=block)
-            edits += weight_edits(weight, layer.weight, quantizer, moments.get(layer.node), keep)
+    choose = partial(_in_blocks, fmt=fmt, block=block)
+    for node, codes in coded_weights(prepared, layers, calibration, choose):
+        edits += codes
         if round_inputs:
-            edits.append(QuantizeInput(layer.node, spec.input_bits, block))
+            edits.append(QuantizeInput(node.name, spec.input_bits, block))
     return Plan(tuple(edits), program.digest, weights_digest=program.weights_digest(), target=target, frozen=frozen)
+
+
+def _in_blocks(node: Node, weight: Tensor, fmt: IntFormat, block: int) -> Quantizer:
+    return choose_block_quantizer(weight, fmt, "mse", size=block)
 
 
 def _format(weights: str, block: int, round_inputs: bool, spec: TargetSpec) -> IntFormat:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from gossamer.errors import UnsupportedOp
 from gossamer.numerics.affine import Quantizer, quantize
 from gossamer.numerics.formats import PerBlock
 from gossamer.program.graph import Ref
-from gossamer.program.ops import bind
 from gossamer.program.ops.own import DYNAMIC
 from gossamer.targets.onnx.draft import Array
-from gossamer.targets.onnx.lowering import Call, lowerings, where
+from gossamer.targets.onnx.lower_dynamic import left_to_readers
+from gossamer.targets.onnx.lowering import Call, lowerings
 
 _ROUNDED_INPUT = 4  # accuracy_level: runs of the input get int8 codes
 
@@ -78,12 +77,8 @@ def _pack(codes: Array, bits: int) -> Array:
 @lowerings.add("DynamicQuantize")
 def dynamic_quantize(call: Call) -> str:
     """Part of the products behind it, so nothing by itself."""
-    program = call.values.program
-    for user in program.graph.users.get(call.node.name, ()):
-        weight = bind(user).get("weight")
-        quantizer = program.quantizers.get(weight.name) if isinstance(weight, Ref) else None
-        if quantizer is None or quantizer.granularity != PerBlock(1, call["block"]) or call["bits"] != 8:
-            raise UnsupportedOp(
-                call.node.op, where(user), needed="ONNX", way_out="round inputs only in front of layers with weights in blocks of that size"
-            )
-    return call.tensor("self")
+    return left_to_readers(
+        call,
+        lambda weight: weight.granularity == PerBlock(1, call["block"]) and call["bits"] == 8,
+        way_out="round inputs only in front of layers with weights in blocks of that size",
+    )

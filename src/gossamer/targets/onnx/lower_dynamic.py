@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from gossamer.errors import UnsupportedOp
-from gossamer.numerics.affine import quantize
+from gossamer.numerics.affine import Quantizer, quantize
 from gossamer.numerics.formats import PerAxis
 from gossamer.program.graph import Ref
 from gossamer.program.ops import bind
@@ -38,11 +40,19 @@ def matmul_of_range(call: Call) -> str:
 @lowerings.add("DynamicRange")
 def dynamic_range(call: Call) -> str:
     """Part of the products behind it, so nothing by itself."""
+    return left_to_readers(
+        call,
+        lambda weight: weight.granularity == PerAxis(0) and weight.format.bits == call["bits"] == 8,
+        way_out="round inputs only in front of linear layers with int8 weights, one scale per output",
+    )
+
+
+def left_to_readers(call: Call, fits: Callable[[Quantizer], bool], *, way_out: str) -> str:
+    """The tensor that is to be rounded, where all layers that read it round it themselves. Raises UnsupportedOp for one that cannot."""
     program = call.values.program
     for user in program.graph.users.get(call.node.name, ()):
         weight = bind(user).get("weight")
         quantizer = program.quantizers.get(weight.name) if isinstance(weight, Ref) else None
-        if quantizer is None or quantizer.granularity != PerAxis(0) or quantizer.format.bits != 8 or call["bits"] != 8:
-            way_out = "round inputs only in front of linear layers with int8 weights, one scale per output"
+        if quantizer is None or not fits(quantizer):
             raise UnsupportedOp(call.node.op, where(user), needed="ONNX", way_out=way_out)
     return call.tensor("self")
