@@ -35,7 +35,8 @@ def ours(rounding: str, bias_correction: bool) -> Callable[[gs.Program, Tensor, 
     """Quantize and write with this package."""
 
     def run(program: gs.Program, calibration: Tensor, path: Path) -> None:
-        plan = gs.plan_quantization(program, calibration, rounding=rounding, bias_correction=bias_correction)
+        scheme = gs.Scheme(rounding=rounding, bias_correction=bias_correction)
+        plan = gs.plan_quantization(program, calibration, scheme=scheme)
         gs.export(gs.apply(program, plan), path)
 
     return run

@@ -15,6 +15,7 @@ NAMES = {
     "Program",
     "Recipe",
     "Result",
+    "Scheme",
     "Settings",
     "apply",
     "capture",
@@ -34,7 +35,6 @@ NAMES = {
     "save",
     "score",
     "simulate",
-    "tournament",
     "transplant",
     "verify",
 }

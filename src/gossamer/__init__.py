@@ -37,9 +37,9 @@ if _TYPE_CHECKING:
     from gossamer.plan.depth import plan_depth as plan_depth
     from gossamer.plan.dynamic import plan_dynamic_quantization as plan_dynamic_quantization
     from gossamer.plan.quantization import plan_quantization as plan_quantization
+    from gossamer.plan.scheme import Scheme as Scheme
     from gossamer.plan.sparsity import plan_sparsity as plan_sparsity
     from gossamer.plan.weight_only import plan_weight_quantization as plan_weight_quantization
-    from gossamer.search.tournament import tournament as tournament
     from gossamer.targets.export import export as export
     from gossamer.targets.simulate import simulate as simulate
     from gossamer.targets.verify import verify as verify
@@ -51,6 +51,7 @@ _LAZY = {
     "Data": "data.source",
     "Recipe": "train.recipe",
     "Result": "pipeline.result",
+    "Scheme": "plan.scheme",
     "Settings": "pipeline.settings",
     "compress": "pipeline.loop",
     "export": "targets.export",
@@ -64,7 +65,6 @@ _LAZY = {
     "prune_rounds": "pipeline.rounds",
     "repair": "apply.repair",
     "simulate": "targets.simulate",
-    "tournament": "search.tournament",
     "transplant": "apply.transplant",
     "verify": "targets.verify",
 }
@@ -78,6 +78,7 @@ __all__ = [
     "Program",
     "Recipe",
     "Result",
+    "Scheme",
     "Settings",
     "apply",
     "capture",
@@ -97,7 +98,6 @@ __all__ = [
     "save",
     "score",
     "simulate",
-    "tournament",
     "transplant",
     "verify",
 ]

@@ -21,6 +21,7 @@ from gossamer.plan.plan import Plan
 from gossamer.plan.pruning import plan_pruning
 from gossamer.plan.quantization import plan_quantization
 from gossamer.plan.repair import Repair
+from gossamer.plan.scheme import Scheme
 from gossamer.plan.score import score
 from gossamer.plan.sparsity import plan_sparsity
 from gossamer.plan.weight_only import plan_weight_quantization
@@ -166,7 +167,7 @@ def onnx_zeros(path: Path):
 @pytest.mark.parametrize("rounding", ["second-order", "nearest"])
 def test_quantization_and_export_keep_zeros(sparse, data, rounding, tmp_path):
     trained = fit(sparse, data, epochs=1)
-    plan = plan_quantization(trained, data[0], rounding=rounding)
+    plan = plan_quantization(trained, data[0], scheme=Scheme(rounding=rounding))
     quantized = apply(trained, plan)
     assert_same_zeros(quantized, sparse)
     artifact = export(quantized, tmp_path / "model.onnx")

@@ -10,6 +10,7 @@ from gossamer.numerics.distance import sqnr_db
 from gossamer.plan.edits import QuantizeValue, RoundWeight, ShiftBias, SplitGate
 from gossamer.plan.plan import Plan
 from gossamer.plan.quantization import plan_quantization
+from gossamer.plan.scheme import Scheme
 from gossamer.plan.spec import specs
 from gossamer.program.capture import capture
 from gossamer.progress import Progress
@@ -95,9 +96,9 @@ def correlated():
     return capture(nn.Sequential(nn.Conv2d(32, 16, 1)).eval(), samples[:2]), samples
 
 
-def weight_error(program, samples, **arguments):
+def weight_error(program, samples, **choices):
     """Squared error of the layer's output that rounded weights and biases make, on samples held out, and its mean."""
-    quantized = apply(program, plan_quantization(program, samples[:32], **arguments))
+    quantized = apply(program, plan_quantization(program, samples[:32], scheme=Scheme(**choices)))
     weights = {name: quantizer for name, quantizer in quantized.quantizers.items() if name in quantized.state}
     with torch.no_grad():
         error = quantized.with_graph(quantized.graph, quantizers=weights)(samples[32:]) - program(samples[32:])
@@ -184,14 +185,20 @@ def test_progress_is_told(program, samples):
         ({"activations": "int8"}, "activations must be a format that onnxruntime computes with \\(the nearest is 'uint8'\\)"),
         ({"activations": "float8"}, "intN or uintN"),
         ({"target": "onnxrunntime"}, "did you mean 'onnxruntime'"),
-        ({"ranges": "maxmin"}, "a registered range method"),
-        ({"weight_ranges": "mes"}, "did you mean 'mse'"),
-        ({"rounding": "up"}, "rounding must be one of 'second-order', 'nearest'; got 'up'"),
+        ({"scheme": Scheme(rounding="neerest")}, "did you mean 'nearest'"),
     ],
 )
 def test_arguments_outside_their_rules(program, samples, arguments, message):
     with pytest.raises(ConfigError, match=message):
         plan_quantization(program, samples, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"), [({"ranges": "maxmin"}, "a registered range method"), ({"weight_ranges": "mes"}, "did you mean 'mse'")]
+)
+def test_schemes_outside_their_rules(choice, message):
+    with pytest.raises(ConfigError, match=message):
+        Scheme(**choice)
 
 
 def test_a_quantized_program_is_refused(program, samples, plan):

@@ -14,7 +14,7 @@ from gossamer.numerics.formats import IntFormat
 from gossamer.numerics.ranges import choose_weight_quantizer
 from gossamer.plan.edits import Edit, FoldBatchNorm, QuantizeInput
 from gossamer.plan.plan import Frozen, Plan
-from gossamer.plan.quantization import pick_format
+from gossamer.plan.scheme import pick_format
 from gossamer.plan.spec import specs
 from gossamer.plan.weight_layers import coded_weights, weighted_layers
 from gossamer.program.fold import fold_batch_norms, foldable_batch_norms

@@ -1,0 +1,50 @@
+"""What static quantization can choose, as frozen data, and the formats that a target computes with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gossamer.errors import ConfigError
+from gossamer.numerics.formats import IntFormat, parse_format
+from gossamer.numerics.ranges import range_methods, weight_range_methods
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scheme:
+    """How plan_quantization finds scales and codes. The defaults need no tuning.
+
+    ranges           which range of each value the codes cover: a name in numerics.ranges.range_methods
+    weight_ranges    likewise for weights: a name in numerics.ranges.weight_range_methods
+    rounding         how weights get codes: a name in plan.rounding.roundings, such as "nearest" (one by one) or "second-order"
+                     (so that the layer's output changes least)
+    bias_correction  take the mean error that rounded weights make out of the bias
+
+    Raises: ConfigError for a method that does not exist (suggests the nearest).
+    """
+
+    ranges: str = "mse"
+    weight_ranges: str = "min-max"
+    rounding: str = "second-order"
+    bias_correction: bool = True
+
+    def __post_init__(self) -> None:
+        range_methods.entry(self.ranges)
+        weight_range_methods.entry(self.weight_ranges)
+
+
+@dataclass(frozen=True, slots=True)
+class Formats:
+    """Formats of weights and of values."""
+
+    weights: IntFormat
+    activations: IntFormat
+
+
+def pick_format(name: str, known: tuple[IntFormat, ...], what: str, target: str) -> IntFormat:
+    """The target's form of a named format. Raises ConfigError naming the nearest that it runs."""
+    wanted = parse_format(name)
+    for fmt in known:
+        if fmt.name == wanted.name:
+            return fmt
+    near = min(known, key=lambda fmt: (abs(fmt.bits - wanted.bits), fmt.signed != wanted.signed))
+    raise ConfigError(what, name, f"a format that {target} computes with (the nearest is {near.name!r})")
