@@ -10,8 +10,9 @@ import gossamer as gs
 from gossamer.apply.engine import apply
 from gossamer.errors import ConfigError, PlanError
 from gossamer.numerics.affine import Quantizer, dequantize, fake_quantize, quantize
-from gossamer.numerics.formats import IntFormat, PerBlock
-from gossamer.numerics.ranges import choose_block_quantizer
+from gossamer.numerics.formats import IntFormat, PerBlock, parse_format
+from gossamer.numerics.hqq import lp_error
+from gossamer.numerics.ranges import choose_block_quantizer, in_blocks, weight_range_methods
 from gossamer.plan.plan import Plan
 from gossamer.plan.weight_only import plan_weight_quantization
 from gossamer.program.ops.own import dynamic_quantize
@@ -132,7 +133,7 @@ def test_what_stays_float_is_listed():
     st.sampled_from([3, 8, 16]),
     st.booleans(),
     st.integers(2, 8),
-    st.sampled_from(["min-max", "mse"]),
+    st.sampled_from(["min-max", "mse", "hqq"]),
 )
 def test_each_block_is_coded_as_if_alone(rows, columns, size, signed, bits, method):
     weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(columns))
@@ -165,12 +166,36 @@ def test_rounded_inputs_are_off_by_half_a_step_at_most(length, block):
         ({"weights": "int3"}, ConfigError, r"weights must be a format that onnxruntime computes with \(the nearest is 'int4'\)"),
         ({"block": 48}, ConfigError, "block must be one of 16, 32, 64, 128, 256, what onnxruntime has kernels for; got 48"),
         ({"weights": "int8", "round_inputs": False}, ConfigError, "round_inputs must be True with int8"),
+        ({"ranges": "hq"}, ConfigError, "weight range method must be a registered weight range method .did you mean 'hqq'?"),
         ({"skip": ["5"]}, PlanError, "skip names '5', which is no layer of this network"),
     ],
 )
 def test_bad_arguments(program, given, error, message):
     with pytest.raises(error, match=message):
         plan_weight_quantization(program, **given)
+
+
+@pytest.mark.parametrize("weights", ["int4", "uint4"])
+def test_every_range_method_reaches_the_file(program, weights, tmp_path):
+    x, quantized = samples(), {}
+    for method in weight_range_methods.names():
+        plan = plan_weight_quantization(program, weights=weights, ranges=method, round_inputs=False)
+        assert Plan.from_json(plan.to_json()) == plan
+        quantized[method] = apply(program, plan)
+        gs.export(quantized[method], tmp_path / "m.onnx")
+        assert difference(run_file(tmp_path / "m.onnx", x), quantized[method](x)) < 1e-6
+    fmt = parse_format(weights)
+    for name in quantized["hqq"].quantizers:
+        best, nearest = (lp_of(quantized[method], name, fmt) for method in ("hqq", "min-max"))
+        assert bool((best <= nearest * (1 + 1e-5)).all())
+        assert float(best.sum()) < 0.98 * float(nearest.sum())
+
+
+def lp_of(program, name, fmt):
+    quantizer = program.quantizers[name]
+    rows = in_blocks(program.state[name].detach(), quantizer.granularity.size)
+    scale, zero = (torch.tensor(part, dtype=torch.float32).unsqueeze(1) for part in (quantizer.scale, quantizer.zero_point))
+    return lp_error(rows, scale, zero, fmt)
 
 
 def test_nothing_to_quantize():

@@ -101,6 +101,12 @@ def from_range(low: Tensor, high: Tensor, fmt: IntFormat, granularity: Granulari
     Shapes: low, high () for PerTensor, (N,) for PerAxis and PerBlock. Zero is always exactly representable.
     Units:  a slice that is all zero gets scale 1.
     """
+    scale, zero = grid_from_range(low, high, fmt, symmetric=symmetric)
+    return Quantizer(fmt, granularity, tuple(scale.tolist()), tuple(int(z) for z in zero.tolist()))
+
+
+def grid_from_range(low: Tensor, high: Tensor, fmt: IntFormat, *, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """What from_range chooses, as tensors: scale (N,) in float32 and zero_point (N,), whole numbers in float64."""
     low = torch.clamp(low.to(torch.float64).reshape(-1), max=0.0)
     high = torch.clamp(high.to(torch.float64).reshape(-1), min=0.0)
     if symmetric:
@@ -113,7 +119,7 @@ def from_range(low: Tensor, high: Tensor, fmt: IntFormat, granularity: Granulari
     scale = torch.where(scale < SMALLEST_SCALE, torch.ones_like(scale), scale).to(torch.float32)
     if not symmetric:
         zero = torch.clamp(torch.round(fmt.lo - low / scale.to(torch.float64)), fmt.lo, fmt.hi)
-    return Quantizer(fmt, granularity, tuple(scale.tolist()), tuple(int(z) for z in zero.tolist()))
+    return scale, zero
 
 
 def clips_like(quantizer: Quantizer, low: float | None, high: float | None) -> bool:

@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gossamer.numerics.affine import Quantizer, clips_like, from_range
+from gossamer.numerics.affine import Quantizer, clips_like, from_range, grid_from_range
 from gossamer.numerics.formats import IntFormat, PerAxis, PerBlock, PerTensor
+from gossamer.numerics.hqq import half_quadratic_bound, half_quadratic_ends
 from gossamer.numerics.range_choice import entropy_range, full_range, least_error_range, percentile_range
 from gossamer.numerics.spread import Spread, check_spread, extremes, histogram, moving_extremes
 from gossamer.registry import Registry
@@ -105,23 +106,42 @@ def choose_block_quantizer(weight: Tensor, fmt: IntFormat, method: str, *, size:
     """
     moved = weight.detach().movedim(axis, -1)
     blocks = PerBlock(axis, size)
-    padding = blocks.count(moved.shape[-1]) * size - moved.shape[-1]
-    rows = torch.nn.functional.pad(moved, (0, padding)).reshape(-1, size)
+    scale, zero = choose_block_grid(in_blocks(moved, size), fmt, method)
+    order = (*moved.shape[:-1], -1)
+    scale, zero = (part.reshape(order).movedim(-1, axis).reshape(-1) for part in (scale, zero))
+    return Quantizer(fmt, blocks, tuple(scale.tolist()), tuple(int(code) for code in zero.tolist()))
+
+
+def in_blocks(weight: Tensor, size: int) -> Tensor:
+    """Runs of the last axis as rows, zeros filling the last one of each. Shapes: (*, K) -> (N, size)."""
+    return torch.nn.functional.pad(weight, (0, -weight.shape[-1] % size)).reshape(-1, size)
+
+
+def choose_block_grid(rows: Tensor, fmt: IntFormat, method: str) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of each row: symmetric for a signed format. Shapes: rows (N, K) -> (N,), (N,).
+
+    The rows do not matter to each other, so that a weight can be gone through part by part.
+    """
     if fmt.signed:
         bound = weight_range_methods[method](rows, fmt)
-        low, high = -bound, bound
-    else:
-        low, high = _two_ended(rows, fmt, method)
-    order = (*moved.shape[:-1], -1)
-    low, high = (part.reshape(order).movedim(-1, axis).reshape(-1) for part in (low, high))
-    return from_range(low, high, fmt, blocks, symmetric=fmt.signed)
+        return grid_from_range(-bound, bound, fmt, symmetric=True)
+    return grid_from_range(*two_ended_methods[method](rows, fmt), fmt, symmetric=False)
 
 
-def _two_ended(rows: Tensor, fmt: IntFormat, method: str, *, power: float = 2.4, steps: int = 40) -> tuple[Tensor, Tensor]:
-    """Lowest and highest of each row; for "mse" both shrunk by the share with the least sum of |error|^power. Shapes: (N, K) -> (N,)."""
-    low, high = rows.amin(1).clamp_max(0), rows.amax(1).clamp_min(0)
-    if method == "min-max":
-        return low, high
+ChooseEnds = Callable[[Tensor, IntFormat], tuple[Tensor, Tensor]]
+two_ended_methods: Registry[ChooseEnds] = Registry("weight range method with zero points")
+
+
+@two_ended_methods.add("min-max", source="Jacob et al. 2018, arXiv:1712.05877")
+def lowest_and_highest(rows: Tensor, fmt: IntFormat) -> tuple[Tensor, Tensor]:
+    """The extremes of each row, widened to hold 0. Shapes: rows (N, K) -> (N,), (N,)."""
+    return rows.amin(1).clamp_max(0), rows.amax(1).clamp_min(0)
+
+
+@two_ended_methods.add("mse", source="objective of Banner et al. 2019, arXiv:1810.05723; norm 2.4 of Li et al. 2021, arXiv:2102.05426")
+def least_error_ends(rows: Tensor, fmt: IntFormat, *, power: float = 2.4, steps: int = 40) -> tuple[Tensor, Tensor]:
+    """The extremes of each row, both shrunk by the share with the least sum of |error|^power. Shapes: rows (N, K) -> (N,), (N,)."""
+    low, high = lowest_and_highest(rows, fmt)
     best, found = torch.full_like(low, math.inf), torch.ones_like(low)
     for share in torch.linspace(1.0, 0.4, steps).tolist():
         scale = ((high - low) * share / (fmt.hi - fmt.lo)).clamp_min(torch.finfo(rows.dtype).tiny).unsqueeze(1)
@@ -130,3 +150,8 @@ def _two_ended(rows: Tensor, fmt: IntFormat, method: str, *, power: float = 2.4,
         better = error < best
         best, found = torch.where(better, error, best), torch.where(better, torch.full_like(found, share), found)
     return low * found, high * found
+
+
+HQQ_SOURCE = "Badri & Shaji 2023, Half-Quadratic Quantization of Large Machine Learning Models (Mobius Labs; no arXiv number)"
+weight_range_methods.add("hqq", source=HQQ_SOURCE)(half_quadratic_bound)
+two_ended_methods.add("hqq", source=HQQ_SOURCE)(half_quadratic_ends)

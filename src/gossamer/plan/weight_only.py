@@ -11,7 +11,7 @@ from torch import Tensor
 from gossamer.errors import ConfigError, PlanError
 from gossamer.numerics.affine import Quantizer
 from gossamer.numerics.formats import IntFormat
-from gossamer.numerics.ranges import choose_block_quantizer
+from gossamer.numerics.ranges import choose_block_quantizer, weight_range_methods
 from gossamer.plan.edits import Edit, FoldBatchNorm, QuantizeInput
 from gossamer.plan.plan import Plan
 from gossamer.plan.scheme import pick_format
@@ -28,6 +28,7 @@ def plan_weight_quantization(
     *,
     weights: str = "int4",
     block: int = 32,
+    ranges: str = "mse",
     round_inputs: bool = True,
     calibration: Any = None,
     skip: Collection[str] = (),
@@ -35,22 +36,25 @@ def plan_weight_quantization(
     """Plan codes for the weights of linear layers, one scale for each `block` weights of a row.
 
     weights       "int4", "int8": symmetric; "uint4", "uint8": with a zero point for each block
+    ranges        how the range of a block is chosen, a name in numerics.ranges.weight_range_methods: "mse" (least error, norm 2.4), "hqq"
+                  (most errors small, a few may be large; Badri & Shaji 2023) or "min-max"
     round_inputs  let the kernels round what they read to 8-bit codes while they run (one scale per block), which is faster. The
                   program does the same, so what it computes is what the file computes
     calibration   inputs without labels; with them weights are rounded so that each layer's output changes least (GPTQ), without
                   them one by one
     skip          layers that stay float; "*" in a name matches anything
 
-    Everything else stays float and is listed in `plan.frozen`. The range of a block is the one with the least error (norm 2.4).
+    Everything else stays float and is listed in `plan.frozen`.
     Raises: PlanError for a program that is quantized or has no such layer, and for a name in `skip` that does not exist (suggests
-    the nearest); ConfigError for a format or block size that the target does not run, and for 8 bits without rounded inputs
-    where that would be slower than float; DataError for data that cannot be used.
+    the nearest); ConfigError for a format or block size that the target does not run, for an unknown range method, and for 8 bits
+    without rounded inputs where that would be slower than float; DataError for data that cannot be used.
     Source: Frantar et al. 2022 (GPTQ), arXiv:2210.17323; Dettmers & Zettlemoyer 2023 (blocks), arXiv:2212.09720.
     """
     if program.quantizers:
         raise PlanError(f"the network is quantized already (for {program.target!r}); plan from the float network.")
     spec = specs[target]
     fmt = _format(weights, block, round_inputs, spec)
+    weight_range_methods.entry(ranges)
     folds = foldable_batch_norms(program)
     prepared = fold_batch_norms(program.copy().eval(), folds)
     layers, frozen = weighted_layers(prepared, skip, convolutions=False)
@@ -58,7 +62,7 @@ def plan_weight_quantization(
         why = f": {frozen[0].where}, {frozen[0].reason}" if frozen else ""
         raise PlanError(f"the network has no linear layer whose weight can have codes of its own{why}.")
     edits: list[Edit] = [FoldBatchNorm(name) for name in folds]
-    choose = partial(_in_blocks, fmt=fmt, block=block)
+    choose = partial(_in_blocks, fmt=fmt, block=block, ranges=ranges)
     for node, codes in coded_weights(prepared, layers, calibration, choose):
         edits += codes
         if round_inputs:
@@ -66,8 +70,8 @@ def plan_weight_quantization(
     return Plan(tuple(edits), program.digest, weights_digest=program.weights_digest(), target=target, frozen=frozen)
 
 
-def _in_blocks(node: Node, weight: Tensor, fmt: IntFormat, block: int) -> Quantizer:
-    return choose_block_quantizer(weight, fmt, "mse", size=block)
+def _in_blocks(node: Node, weight: Tensor, fmt: IntFormat, block: int, ranges: str) -> Quantizer:
+    return choose_block_quantizer(weight, fmt, ranges, size=block)
 
 
 def _format(weights: str, block: int, round_inputs: bool, spec: TargetSpec) -> IntFormat:
