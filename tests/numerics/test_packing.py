@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
+from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
 from gossamer.errors import PlanError
-from gossamer.numerics.packing import pack_mask, pack_steps, unpack_mask, unpack_steps
+from gossamer.numerics.packing import pack_bits, pack_mask, pack_steps, packed_size, unpack_bits, unpack_mask, unpack_steps
 
 
 @given(arrays(np.int8, array_shapes(max_dims=4, max_side=6)))
@@ -77,3 +78,26 @@ def test_a_mask_that_would_unpack_to_very_much_is_refused():
     bomb = base64.b64encode(zlib.compress(bytes(10_000_000))).decode()
     with pytest.raises(PlanError, match="a mask of 2 bytes"):
         unpack_mask(bomb, (8,))
+
+
+@given(st.integers(1, 8), st.integers(0, 40), st.sampled_from([(), (3,), (2, 2), (0,)]), st.integers(0, 9))
+def test_packed_codes_come_back(bits, length, leading, seed):
+    codes = np.random.default_rng(seed).integers(0, 2**bits, (*leading, length), dtype=np.uint8)
+    packed = pack_bits(codes, bits)
+    assert packed.shape == (*leading, packed_size(length, bits))
+    assert packed_size(length, bits) == (length * bits + 7) // 8
+    assert np.array_equal(unpack_bits(packed, bits, length), codes)
+    for code, row in zip(rows_of(codes), rows_of(packed), strict=True):
+        assert int.from_bytes(row.tobytes(), "little") == sum(int(number) << bits * place for place, number in enumerate(code))
+
+
+def rows_of(array):
+    return array.reshape(int(np.prod(array.shape[:-1])), array.shape[-1])
+
+
+def test_packing_leaves_its_argument():
+    for bits in (3, 8):
+        codes = np.arange(8, dtype=np.uint8)
+        packed = pack_bits(codes, bits)
+        packed[:] = 0
+        assert codes.tolist() == list(range(8))

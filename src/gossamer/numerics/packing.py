@@ -1,4 +1,4 @@
-"""Small whole numbers and masks as short text, so that a plan in JSON can hold one per weight."""
+"""Small whole numbers and masks as short text, so that a plan in JSON can hold one per weight; codes of a few bits as bytes."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import binascii
 import zlib
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from gossamer.errors import PlanError
+
+Bytes = npt.NDArray[np.uint8]
 
 
 def pack_steps(steps: Tensor) -> str:
@@ -55,3 +58,47 @@ def _inflate(text: str, size: int, what: str) -> bytes:
         return zlib.decompressobj().decompress(base64.b64decode(text.encode("ascii"), validate=True), size + 1)
     except (ValueError, AttributeError, zlib.error, binascii.Error) as error:
         raise PlanError(f"the plan holds damaged {what} ({error}); make it again.") from error
+
+
+def pack_bits(codes: Bytes, bits: int) -> Bytes:
+    """Rows of codes in [0, 2^bits) as bytes without gaps: the first code in the lowest bits, each row begins a new byte.
+
+    Shapes: (*, K) uint8 -> (*, ceil(K * bits / 8)); 1 to 8 bits. What the codes do not fill is 0. For 4 bits this is the order of
+    ONNX Runtime's MatMulNBits.
+    """
+    length = codes.shape[-1]
+    if bits == 8:
+        return codes.copy()
+    filled = np.zeros((*codes.shape[:-1], -(-length // 8) * 8), np.uint8)
+    filled[..., :length] = codes
+    packed = np.zeros((*codes.shape[:-1], filled.shape[-1] // 8, bits), np.uint8)
+    for place in range(8):  # eight codes fill `bits` bytes
+        byte, shift = divmod(place * bits, 8)
+        code = filled[..., place::8]
+        packed[..., byte] |= code << shift  # what leaves the byte at the top comes into the next one
+        if shift + bits > 8:
+            packed[..., byte + 1] |= code >> (8 - shift)
+    return packed.reshape(*codes.shape[:-1], packed.shape[-2] * bits)[..., : packed_size(length, bits)]
+
+
+def unpack_bits(packed: Bytes, bits: int, length: int) -> Bytes:
+    """Inverse of pack_bits for rows of `length` codes. Shapes: (*, ceil(length * bits / 8)) uint8 -> (*, length)."""
+    if bits == 8:
+        return packed.copy()
+    groups = -(-length // 8)
+    filled = np.zeros((*packed.shape[:-1], groups * bits), np.uint8)
+    filled[..., : packed.shape[-1]] = packed
+    grouped = filled.reshape(*packed.shape[:-1], groups, bits)
+    codes = np.empty((*packed.shape[:-1], groups * 8), np.uint8)
+    for place in range(8):
+        byte, shift = divmod(place * bits, 8)
+        code = grouped[..., byte] >> shift
+        if shift + bits > 8:
+            code = code | grouped[..., byte + 1] << (8 - shift)
+        codes[..., place::8] = code & ((1 << bits) - 1)
+    return codes[..., :length]
+
+
+def packed_size(length: int, bits: int) -> int:
+    """Bytes of a row of `length` codes."""
+    return -(-length * bits // 8)
