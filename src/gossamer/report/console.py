@@ -30,7 +30,7 @@ def console_view(document: Mapping[str, Any]) -> RenderableType:
     if content.model or content.statement:
         parts.append(Text(": ".join(text for text in (content.model, content.statement) if text)))
     parts.append(result_table(content.report))
-    parts += [Text(fact) for fact in content.report.facts()[:2]]
+    parts += [Text(fact) for fact in (*content.report.facts()[:2], *content.report.notes)]
     parts += _budget(content.report)
     parts += _candidates(content)
     parts += _layers(content)

@@ -146,5 +146,6 @@ def verification_facts(report: Report) -> list[tuple[str, str]]:
         ("machine", report.machine),
         ("seed", str(report.seed)),
         ("time taken", f"{report.seconds:.1f} s"),
+        *(("note", note) for note in report.notes),
     ]
     return [(name, text) for name, text in facts if text]

@@ -132,6 +132,7 @@ class Report:
     repeats, steady      calls of each network that the latency is the median of; steady: none of them was disturbed by
                          other programs
     layer_sparsity       share of zeros of each weight in the compressed file
+    notes                what users of the compressed file must know, one sentence each
     """
 
     original: Measurement
@@ -157,6 +158,7 @@ class Report:
     machine: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
     layer_sparsity: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @property
     def sparse(self) -> bool:
@@ -247,6 +249,7 @@ class Report:
             f"output error {parity.output_error:.1e}.",
             *([f"{100 * self.compressed.sparsity:.0f} % of the weights are zero. {NOT_FASTER}"] if self.sparse else []),
             *([] if self.steady else ["The machine was too busy for steady times; measure latency again when it is idle."]),
+            *self.notes,
             *(["The budget is met."] if self.budget is not None and self.budget_met else []),
             *self.problems,
         )
@@ -322,6 +325,7 @@ def _report(data: Mapping[str, Any]) -> Report:
         machine=str(data.get("machine", "")),
         versions={str(key): str(value) for key, value in data.get("versions", {}).items()},
         layer_sparsity={str(key): _number(value) for key, value in data.get("layer_sparsity", {}).items()},
+        notes=tuple(map(str, data.get("notes", ()))),
     )
 
 

@@ -38,6 +38,7 @@ class Target:
     """One runtime. `emit(program, path)` writes the file; `open` raises MissingRuntime when the runtime is absent.
 
     `count_zeros(path)` finds (zeros, numbers) of each weight in the file, where the target has it.
+    `notes(program)` tells what users of the file must know, in sentences, where there is anything.
     """
 
     spec: TargetSpec
@@ -45,6 +46,7 @@ class Target:
     emit: Callable[[Program, Path], None]
     open: Open
     count_zeros: Callable[[Path], Mapping[str, tuple[int, int]]] | None = None
+    notes: Callable[[Program], tuple[str, ...]] | None = None
 
 
 targets: Registry[Target] = Registry("target", home="gossamer.targets")
@@ -71,6 +73,12 @@ class Artifact:
             while part := file.read(2**20):
                 total += len(packer.compress(part))
         return total + len(packer.flush())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What users of the file must know, such as processors on which it needs a setting; empty where there is nothing."""
+        find = targets[self.target].notes
+        return () if find is None else find(self.program)
 
     def sparsity(self) -> Mapping[str, float]:
         """Share of zeros of each weight in the file, and of all together under ""; empty where the target does not count them."""

@@ -103,6 +103,7 @@ def verify(
         machine=machine(),
         versions=versions_of("gossamer", "torch", artifact.target),
         layer_sparsity={name: share for name, share in zeros[COMPRESSED].items() if name},
+        notes=artifact.notes,
     )
 
 

@@ -2,9 +2,10 @@
 
 from gossamer.targets.onnx.emit import emit
 from gossamer.targets.onnx.run import open_session
+from gossamer.targets.onnx.saturation import saturation_notes
 from gossamer.targets.onnx.spec import NAME, SPEC
 from gossamer.targets.onnx.weights import count_zeros
 from gossamer.targets.target import Target, targets
 
-TARGET = Target(spec=SPEC, suffix=".onnx", emit=emit, open=open_session, count_zeros=count_zeros)
+TARGET = Target(spec=SPEC, suffix=".onnx", emit=emit, open=open_session, count_zeros=count_zeros, notes=saturation_notes)
 targets.add(NAME)(TARGET)

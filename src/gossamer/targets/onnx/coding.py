@@ -15,12 +15,12 @@ from gossamer.numerics.affine import clips_like as clips_like
 from gossamer.numerics.formats import IntFormat, PerAxis
 from gossamer.targets.onnx.draft import Array, Draft
 
-CODES, REAL = "/q", "/dq"  # ends of the tensor names of a value's codes and of what they stand for
+CODES, REAL, ZERO = "/q", "/dq", "/z"  # ends of the tensor names of a value's codes, of what they stand for, of a weight's zero points
 
 
 def code_dtype(fmt: IntFormat) -> type[np.generic]:
     """The numpy type that holds codes of a format. Raises UnsupportedOp for one that ONNX Runtime has no kernels for."""
-    types: dict[tuple[int, bool], type[np.generic]] = {(8, True): np.int8, (8, False): np.uint8, (32, True): np.int32}
+    types: dict[tuple[int, bool], type[np.generic]] = {(7, True): np.int8, (8, True): np.int8, (8, False): np.uint8, (32, True): np.int32}
     if (fmt.bits, fmt.signed) not in types:
         raise UnsupportedOp(fmt.name, "", needed="ONNX Runtime", way_out="choose int8 or uint8")
     return types[fmt.bits, fmt.signed]
@@ -41,7 +41,8 @@ def emit_real(draft: Draft, codes: str, name: str, quantizer: Quantizer) -> str:
 def code_weight(draft: Draft, weight: Tensor, name: str, quantizer: Quantizer) -> str:
     """Emit a weight's codes as a constant with a DequantizeLinear; return what stands for the float weight."""
     codes = quantize(weight.detach().float(), quantizer).numpy().astype(code_dtype(quantizer.format))
-    scale, zero, axis = _parameters(draft, quantizer)
+    # ONNX Runtime's session.x64quantprecision replaces the zero points of weights by name and stumbles over shared ones
+    scale, zero, axis = _parameters(draft, quantizer, own_zero=name + ZERO)
     stored = draft.constant(codes, name=name + CODES)
     return draft.emit("DequantizeLinear", (stored, scale, zero), name=name + REAL, axis=axis)[0]
 
@@ -73,11 +74,11 @@ def bias_codes(bias: Tensor, scales: Array) -> Array:
     return codes.astype(np.int32)
 
 
-def _parameters(draft: Draft, quantizer: Quantizer) -> tuple[str, str, int | None]:
-    """Names of scale and zero point, and the axis for PerAxis."""
+def _parameters(draft: Draft, quantizer: Quantizer, *, own_zero: str = "") -> tuple[str, str, int | None]:
+    """Names of scale and zero point, and the axis for PerAxis. `own_zero`: name of a zero point that nothing else shares."""
     axis = quantizer.granularity.axis if isinstance(quantizer.granularity, PerAxis) else None
     scale = np.asarray(quantizer.scale, dtype=np.float32)
     zero = np.asarray(quantizer.zero_point, dtype=code_dtype(quantizer.format))
     if axis is None:
         scale, zero = scale[0], zero[0]
-    return draft.constant(scale, name="s"), draft.constant(zero, name="z"), axis
+    return draft.constant(scale, name="s"), draft.constant(zero, name=own_zero or "z", shared=not own_zero), axis

@@ -52,9 +52,13 @@ class Draft:
         given = tuple((key, value) for key, value in attributes.items() if value is not None)
         self.nodes.append(DraftNode(op, tuple(inputs), tuple(outputs), given))
 
-    def constant(self, value: Array, *, name: str = "c") -> str:
-        """The name of an initializer with these contents."""
+    def constant(self, value: Array, *, name: str = "c", shared: bool = True) -> str:
+        """The name of an initializer with these contents; of an own one where it must not be `shared`."""
         value = np.asarray(value)
+        if not shared:
+            own = self.fresh(name)
+            self.initializers[own] = value
+            return own
         content = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
         key = (value.dtype.str, value.shape, hashlib.sha256(content.data).digest())
         if key not in self._constants:

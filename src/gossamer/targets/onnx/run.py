@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from gossamer.errors import ConfigError, DataError, FileError, MissingRuntime
 from gossamer.targets.onnx.coding import CODES
+from gossamer.targets.onnx.cpu import PRECISE, saturates
 
 Array = npt.NDArray[Any]
 TENSOR_FLOAT = 1  # TensorProto.FLOAT
@@ -76,6 +77,8 @@ def start_session(path: Path, data: bytes, *, threads: int, optimized: Path | No
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if saturates():
+        options.add_session_config_entry(*PRECISE)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     try:

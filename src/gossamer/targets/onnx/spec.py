@@ -19,7 +19,8 @@ _COMPUTE = "Conv Gemm MatMul Add Mul Sigmoid HardSigmoid LeakyRelu AveragePool A
 
 SPEC = TargetSpec(
     name=NAME,
-    weight_formats=(IntFormat(bits=8, narrow=True),),
+    # int7 stored as int8: exact also where kernels saturate at 16 bits (targets.onnx.saturation)
+    weight_formats=(IntFormat(bits=8, narrow=True), IntFormat(bits=7)),
     # unsigned: with signed activations 11 convolutions and all additions of a ResNet-18 stay in float
     activation_formats=(IntFormat(bits=8, signed=False),),
     integer_ops=frozenset([*_COMPUTE, *_SAME_SCALE]),
