@@ -65,7 +65,7 @@ def old(network, coded, tmp_path_factory):
     if QEMU is None or platform.machine() != "x86_64":
         pytest.skip("qemu-x86_64 is not installed (Debian: qemu-user), or this is no x86-64")
     folder = tmp_path_factory.mktemp("old")
-    program, x = network
+    _, x = network
     for name, quantized in coded.items():
         export(quantized, folder / f"{name}.onnx")
         codes = {

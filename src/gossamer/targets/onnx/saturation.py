@@ -8,7 +8,6 @@ Source: Intel 2018, "Lower numerical precision deep learning inference and train
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
