@@ -87,6 +87,6 @@ def test_bad_arguments(program):
     with pytest.raises(PlanError, match="skip names '9', which is no layer of this network"):
         plan_dynamic_quantization(program, skip=["9"])
     with pytest.raises(ConfigError, match="weights must be a format that onnxruntime computes with"):
-        plan_dynamic_quantization(program, weights="int4")
+        plan_dynamic_quantization(program, weights="uint8")
     with pytest.raises(PlanError, match="quantized already"):
         plan_dynamic_quantization(apply(program, plan_dynamic_quantization(program)))

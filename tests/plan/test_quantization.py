@@ -181,7 +181,7 @@ def test_progress_is_told(program, samples):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"weights": "int4"}, "weights must be a format that onnxruntime computes with \\(the nearest is 'int8'\\); got 'int4'"),
+        ({"weights": "uint4"}, "weights must be a format that onnxruntime computes with \\(the nearest is 'int4'\\); got 'uint4'"),
         ({"activations": "int8"}, "activations must be a format that onnxruntime computes with \\(the nearest is 'uint8'\\)"),
         ({"activations": "float8"}, "intN or uintN"),
         ({"target": "onnxrunntime"}, "did you mean 'onnxruntime'"),

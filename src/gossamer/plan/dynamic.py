@@ -53,7 +53,7 @@ def plan_dynamic_quantization(
     for node, codes in coded_weights(prepared, layers, calibration, partial(_by_output, fmt=fmt)):
         edits += codes
         if isinstance(op_of(node).kind, Linear):
-            edits.append(QuantizeInput(node.name, fmt.bits, 0))
+            edits.append(QuantizeInput(node.name, spec.input_bits, 0))
         else:
             frozen = (*frozen, Frozen(node.module or node.name, "a convolution: its weight has codes, its products are computed in float"))
     return Plan(tuple(edits), program.digest, weights_digest=program.weights_digest(), target=target, frozen=frozen)

@@ -21,9 +21,12 @@ class TargetSpec:
     gate_ops            integer ops with results in [0, 1] that need codes of scale 2^-bits from the lowest code on
     requantization      name of the rounding from accumulator to code, as the simulator computes it
     add_tolerance_steps how far an integer Add may be from the simulator, in code steps
+    tolerance_steps     likewise for every other op on integers
+    exposed_as_run      whether a file that hands out inner codes runs the same kernels as one that does not; where not, parity
+                        of outputs is that of such a file, and the user's file must be as near to it as its own rounding noise
     least_channels      convolutions that read fewer channels (depthwise ones aside) are faster in float
-    dynamic_formats     formats of weights whose matrix products quantize their input while they run, to unsigned codes of as many
-                        bits; () for none
+    dynamic_formats     formats of weights whose matrix products quantize their input while they run, to unsigned codes of
+                        input_bits; () for none
     block_formats       formats of weights that its matrix products take with one scale per block, best first; () for none
     block_sizes         weights per block, the usual one first
     input_bits          of the codes to which those products can round their input while they run; 0 when they cannot
@@ -41,6 +44,8 @@ class TargetSpec:
     requantization: str
     gate_ops: frozenset[str] = frozenset()
     add_tolerance_steps: int = 0
+    tolerance_steps: int = 0
+    exposed_as_run: bool = True
     least_channels: int = 1
     dynamic_formats: tuple[IntFormat, ...] = ()
     block_formats: tuple[IntFormat, ...] = ()

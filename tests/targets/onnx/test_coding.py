@@ -68,5 +68,5 @@ def test_relu_and_relu6_are_left_out(limits, expected):
 
 
 def test_formats_without_kernels_are_refused():
-    with pytest.raises(UnsupportedOp, match="no ONNX Runtime rule for int4 .*choose int8 or uint8"):
-        code_dtype(IntFormat(bits=4))
+    with pytest.raises(UnsupportedOp, match="no ONNX Runtime rule for int16 .*choose int8 or uint8"):
+        code_dtype(IntFormat(bits=16))

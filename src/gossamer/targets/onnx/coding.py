@@ -14,16 +14,20 @@ from gossamer.numerics.affine import Quantizer, quantize
 from gossamer.numerics.affine import clips_like as clips_like
 from gossamer.numerics.formats import IntFormat, PerAxis
 from gossamer.targets.onnx.draft import Array, Draft
+from gossamer.targets.onnx.storage import storage_of_codes
 
 CODES, REAL, ZERO = "/q", "/dq", "/z"  # ends of the tensor names of a value's codes, of what they stand for, of a weight's zero points
+WIDE = "/q8"  # end of the name of a weight's narrower codes once they are int8
+INT8 = 3  # TensorProto.INT8
 
 
 def code_dtype(fmt: IntFormat) -> type[np.generic]:
     """The numpy type that holds codes of a format. Raises UnsupportedOp for one that ONNX Runtime has no kernels for."""
-    types: dict[tuple[int, bool], type[np.generic]] = {(7, True): np.int8, (8, True): np.int8, (8, False): np.uint8, (32, True): np.int32}
-    if (fmt.bits, fmt.signed) not in types:
+    types: dict[tuple[int, bool], type[np.generic]] = {(8, True): np.int8, (8, False): np.uint8, (32, True): np.int32}
+    bits = max(fmt.bits, 8)
+    if (bits, fmt.signed) not in types:
         raise UnsupportedOp(fmt.name, "", needed="ONNX Runtime", way_out="choose int8 or uint8")
-    return types[fmt.bits, fmt.signed]
+    return types[bits, fmt.signed]
 
 
 def emit_codes(draft: Draft, tensor: str, name: str, quantizer: Quantizer) -> str:
@@ -43,8 +47,15 @@ def code_weight(draft: Draft, weight: Tensor, name: str, quantizer: Quantizer) -
     codes = quantize(weight.detach().float(), quantizer).numpy().astype(code_dtype(quantizer.format))
     # ONNX Runtime's session.x64quantprecision replaces the zero points of weights by name and stumbles over shared ones
     scale, zero, axis = _parameters(draft, quantizer, own_zero=name + ZERO)
-    stored = draft.constant(codes, name=name + CODES)
+    stored = store_codes(draft, codes, name, quantizer.format)
     return draft.emit("DequantizeLinear", (stored, scale, zero), name=name + REAL, axis=axis)[0]
+
+
+def store_codes(draft: Draft, codes: Array, name: str, fmt: IntFormat) -> str:
+    """Codes of a weight as a constant of as few bits as files can hold them with; return them as int8 or uint8."""
+    narrow = storage_of_codes(fmt.bits) if fmt.signed else ""
+    stored = draft.constant(codes, name=name + CODES, stored=narrow)
+    return draft.emit("Cast", (stored,), name=name + WIDE, to=INT8)[0] if narrow else stored
 
 
 def code_bias(draft: Draft, bias: Tensor, name: str, source: Quantizer, weight: Quantizer) -> str:

@@ -29,8 +29,9 @@ class Draft:
     def __init__(self) -> None:
         self.nodes: list[DraftNode] = []
         self.initializers: dict[str, Array] = {}
+        self.stored: dict[str, str] = {}  # constant -> its type in the file, where that is not numpy's
         self._taken: dict[str, int] = {}  # name -> how often it was wished for
-        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._constants: dict[tuple[str, str, tuple[int, ...], bytes], str] = {}
 
     def fresh(self, wish: str) -> str:
         """`wish`, with a number behind it where that is taken."""
@@ -52,18 +53,20 @@ class Draft:
         given = tuple((key, value) for key, value in attributes.items() if value is not None)
         self.nodes.append(DraftNode(op, tuple(inputs), tuple(outputs), given))
 
-    def constant(self, value: Array, *, name: str = "c", shared: bool = True) -> str:
-        """The name of an initializer with these contents; of an own one where it must not be `shared`."""
+    def constant(self, value: Array, *, name: str = "c", stored: str = "", shared: bool = True) -> str:
+        """The name of an initializer with these contents; of an own one where it must not be `shared`. `stored`: its type in the file."""
         value = np.asarray(value)
         if not shared:
             own = self.fresh(name)
             self.initializers[own] = value
             return own
         content = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
-        key = (value.dtype.str, value.shape, hashlib.sha256(content.data).digest())
+        key = (stored, value.dtype.str, value.shape, hashlib.sha256(content.data).digest())
         if key not in self._constants:
             fresh = self.fresh(name)
             self.initializers[fresh] = value
+            if stored:
+                self.stored[fresh] = stored
             self._constants[key] = fresh
         return self._constants[key]
 

@@ -12,6 +12,7 @@ from gossamer.numerics.formats import PerAxis
 from gossamer.program.graph import Ref
 from gossamer.program.ops import bind
 from gossamer.program.ops.own import DYNAMIC_RANGE
+from gossamer.targets.onnx.coding import store_codes
 from gossamer.targets.onnx.lowering import Call, lowerings, where
 
 _FLOAT = 1  # TensorProto.FLOAT
@@ -29,7 +30,7 @@ def matmul_of_range(call: Call) -> str:
     quantizer = call.values.program.quantizers[name]
     stored = quantize(call.values.state[name].detach().float().cpu(), quantizer).numpy().astype(np.int8)
     codes, scale, zero = draft.emit("DynamicQuantizeLinear", (call.tensor("input"),), name=f"{call['input'].name}/q", outputs=3)
-    weight = draft.constant(np.ascontiguousarray(stored.T), name=f"{name}/q")
+    weight = store_codes(draft, np.ascontiguousarray(stored.T), name, quantizer.format)
     zeros = draft.constant(np.zeros(len(quantizer.scale), np.int8), name="z")
     total = call.op("Cast", call.op("MatMulInteger", codes, weight, zero, zeros), to=_FLOAT)
     scales = call.op("Mul", scale, draft.constant(np.asarray(quantizer.scale, np.float32), name=f"{name}/s"))
@@ -42,8 +43,8 @@ def dynamic_range(call: Call) -> str:
     """Part of the products behind it, so nothing by itself."""
     return left_to_readers(
         call,
-        lambda weight: weight.granularity == PerAxis(0) and weight.format.bits == call["bits"] == 8,
-        way_out="round inputs only in front of linear layers with int8 weights, one scale per output",
+        lambda weight: weight.granularity == PerAxis(0) and weight.format.bits <= call["bits"] == 8,
+        way_out="round inputs only in front of linear layers with weights of at most 8 bits, one scale per output",
     )
 
 

@@ -11,6 +11,7 @@ import torch
 
 from gossamer.errors import ConfigError, MissingRuntime, UnsupportedOp
 from gossamer.targets.onnx.draft import Draft
+from gossamer.targets.onnx.storage import STORAGES, stored_bytes, stored_size
 
 OPSET = 20
 LIMIT_BYTES = 2**31 - 2**20  # of a protobuf message, less what the graph takes
@@ -68,17 +69,19 @@ def to_bytes(draft: Draft, inputs: Sequence[Port], outputs: Sequence[Port]) -> b
     Raises: MissingRuntime without the onnx package; ConfigError for weights above 2 GB, the format's limit.
     """
     try:
-        from onnx import ModelProto, helper
+        from onnx import ModelProto, TensorProto, helper
     except ImportError as error:
         raise MissingRuntime("onnx", "writing ONNX files", "pip install onnx") from error
-    size = sum(value.nbytes for value in draft.initializers.values())
+    size = sum(stored_size(value, draft.stored.get(name, "")) for name, value in draft.initializers.items())
     if size > LIMIT_BYTES:
         raise ConfigError(
             "the size of the weights", f"{size / 1e9:.2f} GB", f"at most {LIMIT_BYTES / 1e9:.2f} GB, what one ONNX file holds"
         )
-    opsets = [helper.make_opsetid("", OPSET)]
+    needed = [STORAGES[draft.stored[name]] for name in draft.initializers if name in draft.stored]
+    opsets = [helper.make_opsetid("", max([OPSET, *(storage.opset for storage in needed)]))]
     opsets += [helper.make_opsetid(domain, 1) for domain in sorted({_domain(node.op) for node in draft.nodes} - {""})]
-    model = ModelProto(ir_version=IR_VERSION, producer_name="gossamer", opset_import=opsets)
+    ir_version = max([IR_VERSION, *(storage.ir_version for storage in needed)])
+    model = ModelProto(ir_version=ir_version, producer_name="gossamer", opset_import=opsets)
     graph = model.graph  # filled in place: onnx.helper's own functions copy the weights three times
     graph.name = "g"
     graph.node.extend(
@@ -88,8 +91,12 @@ def to_bytes(draft: Draft, inputs: Sequence[Port], outputs: Sequence[Port]) -> b
     for side, ports in ((graph.input, inputs), (graph.output, outputs)):
         side.extend(helper.make_tensor_value_info(port.name, onnx_dtype(port.dtype), port.shape) for port in ports)
     for name, value in draft.initializers.items():
-        data_type = helper.np_dtype_to_tensor_dtype(value.dtype)
-        graph.initializer.add(name=name, dims=value.shape, data_type=data_type, raw_data=value.tobytes())
+        stored = draft.stored.get(name, "")
+        try:
+            data_type = TensorProto.DataType.Value(stored) if stored else helper.np_dtype_to_tensor_dtype(value.dtype)
+        except ValueError as error:
+            raise MissingRuntime(f"onnx that knows {stored}", "writing this file", "pip install --upgrade onnx onnxruntime") from error
+        graph.initializer.add(name=name, dims=value.shape, data_type=data_type, raw_data=stored_bytes(value, stored))
     data: bytes = model.SerializeToString()
     return data
 

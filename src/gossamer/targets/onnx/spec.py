@@ -17,10 +17,13 @@ NAME = "onnxruntime"
 _SAME_SCALE = "MaxPool Reshape Transpose Slice Split Select Unbind Gather Flip Pad DepthToSpace SpaceToDepth ChannelShuffle".split()
 _COMPUTE = "Conv Gemm MatMul Add Mul Sigmoid HardSigmoid LeakyRelu AveragePool AdaptiveAveragePool ReduceMean Concat".split()
 
+# kernels take int8 codes: of fewer bits, only the file is smaller (half for 3 and 4 bits, a quarter for 2); at most 7 bits are
+# exact also where kernels saturate at 16 bits (targets.onnx.saturation)
+_WEIGHTS = tuple(IntFormat(bits=bits, narrow=True) for bits in (8, 7, 6, 5, 4, 3, 2))
+
 SPEC = TargetSpec(
     name=NAME,
-    # int7 stored as int8: exact also where kernels saturate at 16 bits (targets.onnx.saturation)
-    weight_formats=(IntFormat(bits=8, narrow=True), IntFormat(bits=7)),
+    weight_formats=_WEIGHTS,
     # unsigned: with signed activations 11 convolutions and all additions of a ResNet-18 stay in float
     activation_formats=(IntFormat(bits=8, signed=False),),
     integer_ops=frozenset([*_COMPUTE, *_SAME_SCALE]),
@@ -31,7 +34,7 @@ SPEC = TargetSpec(
     requantization="float32-half-even",
     add_tolerance_steps=1,
     least_channels=4,  # the integer kernel gathers 1 to 3 bytes at a time: 4 times slower than float with 1 channel
-    dynamic_formats=(IntFormat(bits=8, narrow=True),),
+    dynamic_formats=_WEIGHTS,
     block_formats=tuple(IntFormat(bits=bits, signed=signed) for bits in (4, 8) for signed in (True, False)),
     block_sizes=(32, 16, 64, 128, 256),
     input_bits=8,  # MatMulNBits at accuracy level 4, reproduced to 1e-7 by the dynamic_quantize op

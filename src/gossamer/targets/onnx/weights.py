@@ -26,14 +26,22 @@ def count_zeros(path: Path) -> Mapping[str, tuple[int, int]]:
     graph = onnx.load(path).graph
     arrays: dict[str, Array] = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     codes: dict[str, tuple[Array, Array]] = {}  # and what stands for zero
+    widened: dict[str, str] = {}  # narrow constants, by the name they have as int8
     for node in graph.node:
-        if node.op_type == "DequantizeLinear" and node.input[0] in arrays:
-            codes[node.input[0]] = _dequantized(node, arrays)
+        if node.op_type == "Cast" and node.input[0] in arrays:
+            widened[node.output[0]] = node.input[0]
+        elif node.op_type == "DequantizeLinear" and widened.get(node.input[0], node.input[0]) in arrays:
+            name = widened.get(node.input[0], node.input[0])
+            codes[name] = _dequantized(node, arrays, name)
         elif node.op_type == "MatMulNBits":
             codes[node.input[1]] = _in_blocks(node, arrays)
     found = {}
     for name, array in arrays.items():
-        if array.ndim >= 2 and array.dtype not in _WIDE_INTEGERS and (array.dtype.kind in "fiu" or name in codes):
+        if (
+            array.ndim >= 2
+            and array.dtype not in _WIDE_INTEGERS
+            and (array.dtype.kind in "fiu" or name in codes or name in widened.values())
+        ):
             values, zero = codes.get(name, (array, _ZERO))
             found[name.removesuffix(CODES)] = (int((values == zero).sum()), values.size)
     return found
@@ -43,8 +51,8 @@ def _attributes(node: Any) -> dict[str, int]:
     return {attribute.name: attribute.i for attribute in node.attribute}
 
 
-def _dequantized(node: Any, arrays: Mapping[str, Array]) -> tuple[Array, Array]:
-    values = arrays[node.input[0]].astype(np.int64)
+def _dequantized(node: Any, arrays: Mapping[str, Array], name: str) -> tuple[Array, Array]:
+    values = arrays[name].astype(np.int64)
     zero = arrays[node.input[2]].astype(np.int64) if len(node.input) > 2 else _ZERO
     if zero.ndim == 1 and zero.size > 1:
         axis = _attributes(node).get("axis", 1) % values.ndim
