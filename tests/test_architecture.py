@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 LAYERS = (
-    "errors registry progress files batches numerics program coupling plan apply train targets search report data pipeline cli __main__"
+    "errors registry progress files batches numerics checkpoints program coupling plan apply train targets search report data pipeline cli __main__"
 ).split()
 SRC = Path(__file__).parents[1] / "src" / "gossamer"
 FILES = sorted(SRC.rglob("*.py"))

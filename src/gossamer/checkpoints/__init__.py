@@ -1,0 +1,1 @@
+"""Checkpoints larger than memory: read, compressed and read back tensor by tensor, block by block."""
