@@ -57,10 +57,11 @@ class Placement:
     frozen: tuple[Frozen, ...]
 
 
-def place_quantizers(program: Program, spec: TargetSpec) -> Placement:
-    """Decide for a float program with batch norms folded."""
+def place_quantizers(program: Program, spec: TargetSpec, *, kept_float: Mapping[str, str] | None = None) -> Placement:
+    """Decide for a float program with batch norms folded. `kept_float`: why layers that could run on codes must not, by node."""
     site = Site(inference_graph(program.graph), infer_shapes(program), spec)
     reasons = {node.name: reason for node in site.graph.nodes if (reason := site.why_float(node))}
+    reasons = {**(kept_float or {}), **reasons}
     integer, coded = _spread(site, reasons)
     nodes = [node for node in site.graph.nodes if node.name in integer]
     return Placement(

@@ -17,7 +17,8 @@ from gossamer.plan.edits import Edit, FoldBatchNorm, QuantizeValue, SplitGate
 from gossamer.plan.placement import Placement, place_quantizers
 from gossamer.plan.plan import Frozen, Plan
 from gossamer.plan.rounding import RoundingJob, roundings
-from gossamer.plan.scheme import Formats, Scheme, pick_format
+from gossamer.plan.rules import FLOAT, layer_choices
+from gossamer.plan.scheme import Scheme, pick_format
 from gossamer.plan.spec import TargetSpec, specs
 from gossamer.program.clamps import clip_limits
 from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
@@ -35,6 +36,7 @@ def plan_quantization(
     *,
     weights: str = "int8",
     activations: str = "uint8",
+    rules: Mapping[str, str] | None = None,
     scheme: Scheme | None = None,
     on_progress: OnProgress = silent,
 ) -> Plan:
@@ -43,31 +45,39 @@ def plan_quantization(
     calibration    samples like those the network will meet: an iterable of batches, a Dataset, or arrays
     weights        format of weights, symmetric, one scale for each output channel
     activations    format of values, one scale and zero point for each
+    rules          other formats by layer, such as {"head": "float", "features.*": "int4"}: "*" matches anything, the first rule that
+                   matches a layer decides, "float" keeps it float with all that only it would have brought onto codes
     scheme         how ranges, scales and codes are found; None for the defaults of Scheme
 
     What the target cannot compute on codes stays float and is listed in `plan.frozen`.
-    Raises: PlanError for a program that is quantized, or has nothing to quantize; ConfigError for an unknown target or
-    method and for a format that the target does not run; DataError for data that cannot be used.
+    Raises: PlanError for a program that is quantized, or has nothing to quantize, and for rules that decide nothing (suggests the
+    nearest name); ConfigError for an unknown target or method and for a format that the target does not run (names the nearest);
+    DataError for data that cannot be used.
     Source: Nagel et al. 2021, arXiv:2106.08295 (the pipeline); Nagel et al. 2019, arXiv:1906.04721 (bias correction);
     Frantar et al. 2022, arXiv:2210.17323 (second-order rounding).
     """
     if program.quantizers:
         raise PlanError(f"the network is quantized already (for {program.target!r}); plan from the float network.")
     spec, scheme = specs[target], scheme or Scheme()
-    formats = Formats(
-        pick_format(weights, spec.weight_formats, "weights", target),
-        pick_format(activations, spec.activation_formats, "activations", target),
-    )
+    pick_format(weights, spec.weight_formats, "weights", target)
+    activation = pick_format(activations, spec.activation_formats, "activations", target)
     rounding = roundings[scheme.rounding]
-    prepared, edits = _prepare(program, spec)
-    placement = place_quantizers(prepared, spec)
+    choices = layer_choices(program, rules or {}, weights)
+    kept_float = {name: f"kept float as asked ({choice.rule})" for name, choice in choices.items() if choice.format == FLOAT}
+    formats = {
+        name: pick_format(choice.format, spec.weight_formats, f"the format of {choice.rule!r}" if choice.rule else "weights", target)
+        for name, choice in choices.items()
+        if name not in kept_float
+    }
+    prepared, edits = _prepare(program, spec, kept_float)
+    placement = place_quantizers(prepared, spec, kept_float=kept_float)
     if not placement.layers:
         why = f": {placement.frozen[0].where}, {placement.frozen[0].reason}" if placement.frozen else ""
         raise PlanError(f"the network has no layer that {target} computes in integers{why}; export it as it is.")
     batches = as_batches(calibration, what="calibration")
     seen = calibrate(prepared, batches, placement, ranges=scheme.ranges, second_moments=rounding.second_moments, on_progress=on_progress)
-    values = _value_quantizers(prepared.graph, placement, seen, formats.activations, scheme.ranges)
-    job = RoundingJob(prepared, placement, values, seen.moments, batches, formats.weights, scheme)
+    values = _value_quantizers(prepared.graph, placement, seen, activation, scheme.ranges)
+    job = RoundingJob(prepared, placement, values, seen.moments, batches, formats, scheme)
     rounded = rounding.run(job, on_progress)
     return Plan(
         edits=(*edits, *(QuantizeValue(name, quantizer) for name, quantizer in rounded.values.items()), *rounded.edits),
@@ -78,14 +88,14 @@ def plan_quantization(
     )
 
 
-def _prepare(program: Program, spec: TargetSpec) -> tuple[Program, tuple[Edit, ...]]:
+def _prepare(program: Program, spec: TargetSpec, kept_float: Mapping[str, str]) -> tuple[Program, tuple[Edit, ...]]:
     """The network as it will be quantized: batch norms folded, gated activations split where that lets them run on codes."""
     folds = foldable_batch_norms(program)
     prepared = fold_batch_norms(program.copy().eval(), folds)
     edits: tuple[Edit, ...] = tuple(FoldBatchNorm(name) for name in folds)
     gates = [name for name in gated_activations(prepared) if op_of(prepared.graph.by_name[name]).onnx not in spec.integer_ops]
     if gates and spec.gate_ops <= spec.integer_ops and "Mul" in spec.integer_ops:
-        integer = place_quantizers(split_gates(prepared, tuple(gates)), spec).integer
+        integer = place_quantizers(split_gates(prepared, tuple(gates)), spec, kept_float=kept_float).integer
         useful = tuple(name for name in gates if name in integer)
         prepared = split_gates(prepared, useful)
         edits += tuple(SplitGate(name) for name in useful)

@@ -22,7 +22,7 @@ from gossamer.program.program import Program
 from gossamer.progress import OnProgress, Progress
 from gossamer.registry import Registry
 
-_BIAS_LIMIT = 2.0**30  # of int32 bias codes: leaves as much again for the sum of products
+BIAS_LIMIT = 2.0**30  # of int32 bias codes: leaves as much again for the sum of products
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class RoundingJob:
     values     the quantizer of each value
     moments    of the inputs of each layer, by its node; with second moments where the method asks for them
     batches    the calibration data
-    fmt        format of weights
+    formats    format of each layer's weight, by its node
     """
 
     program: Program
@@ -42,7 +42,7 @@ class RoundingJob:
     values: Mapping[str, Quantizer]
     moments: Mapping[str, Moments]
     batches: Batches
-    fmt: IntFormat
+    formats: Mapping[str, IntFormat]
     scheme: Scheme
 
     def weight(self, layer: Layer) -> Tensor:
@@ -51,13 +51,13 @@ class RoundingJob:
 
     def quantizer(self, layer: Layer) -> Quantizer:
         """Scales from the weight, made larger where the bias would not fit into int32 codes of scale(source) * scale."""
-        chosen = choose_weight_quantizer(self.weight(layer), self.fmt, self.scheme.weight_ranges)
+        chosen = choose_weight_quantizer(self.weight(layer), self.formats[layer.node], self.scheme.weight_ranges)
         scale = torch.tensor(chosen.scale, dtype=torch.float64)
         for user in self.placement.layers:
             if user.weight == layer.weight and user.bias is not None:
                 bias = self.program.state[user.bias].detach().abs().to("cpu", torch.float64)
-                scale = torch.maximum(scale, bias / (self.values[user.source].scale[0] * _BIAS_LIMIT))
-        return Quantizer(self.fmt, PerAxis(0), tuple(scale.to(torch.float32).tolist()), chosen.zero_point)
+                scale = torch.maximum(scale, bias / (self.values[user.source].scale[0] * BIAS_LIMIT))
+        return Quantizer(chosen.format, PerAxis(0), tuple(scale.to(torch.float32).tolist()), chosen.zero_point)
 
     def shift(self, layer: Layer, quantizer: Quantizer, codes: Tensor) -> tuple[float, ...]:
         """What takes the mean error of the layer's output out of its bias: -(rounded weight - weight) E[x]."""

@@ -32,14 +32,6 @@ class Scheme:
         weight_range_methods.entry(self.weight_ranges)
 
 
-@dataclass(frozen=True, slots=True)
-class Formats:
-    """Formats of weights and of values."""
-
-    weights: IntFormat
-    activations: IntFormat
-
-
 def pick_format(name: str, known: tuple[IntFormat, ...], what: str, target: str) -> IntFormat:
     """The target's form of a named format. Raises ConfigError naming the nearest that it runs."""
     wanted = parse_format(name)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from gossamer.numerics.affine import Quantizer
+from gossamer.numerics.formats import PerAxis
 from gossamer.program.graph import Ref
 from gossamer.program.ops import bind
-from gossamer.targets.onnx.coding import code_bias, emit_codes
+from gossamer.targets.onnx.coding import code_bias, emit_codes, emit_real
 from gossamer.targets.onnx.forms import Size, product
 from gossamer.targets.onnx.lower_blocks import in_blocks, matmul_in_blocks
 from gossamer.targets.onnx.lower_dynamic import matmul_of_range, rounds_its_input
@@ -27,7 +29,7 @@ def conv(call: Call) -> str:
     else:
         pads = list(_per_axis(padding, dims)) * 2
     pads = [own + extra for own, extra in zip(pads, before or [0] * 2 * dims, strict=True)]
-    inputs = [source, call.tensor("weight"), *_bias(call, source)]
+    inputs = [_for_floats(call, source, 1), call.tensor("weight"), *_bias(call, source)]
     return call.op(
         "Conv",
         *inputs,
@@ -44,7 +46,7 @@ def conv_transpose(call: Call) -> str:
     """weight (I, O/groups, *K)."""
     source = _source(call)
     dims = call.form("weight").rank - 2
-    inputs = [source, call.tensor("weight"), *([] if call["bias"] is None else [call.tensor("bias")])]
+    inputs = [_for_floats(call, source, 1), call.tensor("weight"), *([] if call["bias"] is None else [call.tensor("bias")])]
     return call.op(
         "ConvTranspose",
         *inputs,
@@ -62,14 +64,14 @@ def linear(call: Call) -> str:
     """input (*, I), weight (O, I). Quantized inputs of more than two axes are flattened, so that Gemm reads codes."""
     source = call.tensor("input")
     form = call.form("input")
-    quantized = source in call.values.coded
+    weight = call.array("weight")
+    quantized = source in call.values.coded and weight is None
     if (blocks := in_blocks(call)) is not None:
         return matmul_in_blocks(call, blocks)
     if rounds_its_input(call):
         return matmul_of_range(call)
     if form.rank == 2:
-        return call.op("Gemm", source, call.tensor("weight"), *_bias(call, source), transB=1)
-    weight = call.array("weight")
+        return call.op("Gemm", _for_floats(call, source, 1), call.tensor("weight"), *_bias(call, source), transB=1)
     if not quantized and weight is not None and form.rank > 2:
         transposed = call.values.draft.constant(np.ascontiguousarray(weight.T), name=f"{_name(call, 'weight')}/t")
         result = call.op("MatMul", source, transposed)
@@ -108,6 +110,21 @@ def einsum(call: Call) -> str:
     """The same notation."""
     dtype = call.result.dtype
     return call.op("Einsum", *(call.tensor_of(arg, dtype) for arg in call["tensors"]), equation=call["equation"].replace(" ", ""))
+
+
+def _for_floats(call: Call, source: str, axis: int) -> str:
+    """The input as a layer with float weights must read it: what its codes stand for, with one (equal) scale per channel.
+
+    Between DequantizeLinear with one scale and QuantizeLinear, ONNX Runtime rounds float weights of a layer to int8 on its own, with
+    one scale for all of them (WeightBiasQuantization): a layer that is kept float for its sensitivity would lose most.
+    """
+    values = call.values
+    size = call.form("input").sizes[axis]
+    if source not in values.codes or call.array("weight") is None or not isinstance(size, int):
+        return source
+    quantizer = values.coded[source]
+    each = replace(quantizer, granularity=PerAxis(axis), scale=quantizer.scale * size, zero_point=quantizer.zero_point * size)
+    return emit_real(values.draft, values.codes[source], call.node.name + "/in", each)
 
 
 def _recoded(call: Call, tensor: str, quantizer: Quantizer | None, end: str) -> str:

@@ -1,0 +1,65 @@
+"""Formats by layer: the user's rules, and which layer gets what by them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from gossamer.errors import PlanError, nearest
+from gossamer.program.graph import Node, Ref
+from gossamer.program.ops import bind, op_of
+from gossamer.program.ops.kinds import Convolution, Linear
+from gossamer.program.program import Program
+
+FLOAT = "float"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The format that a layer gets, and the rule that said so; "" where none did."""
+
+    format: str
+    rule: str = ""
+
+
+def layer_choices(program: Program, rules: Mapping[str, str], default: str) -> dict[str, Choice]:
+    """The choice for each convolution and linear layer, by node.
+
+    rules  format by name of a layer, "*" in a name matches anything; the first rule that matches a layer decides.
+
+    Raises: PlanError for a rule that no layer matches (suggests the nearest), for one that earlier rules leave nothing to, and for
+    rules that give layers with one weight different formats.
+    """
+    used: dict[str, bool] = {}
+    choices: dict[str, Choice] = {}
+    layers = [node for node in program.graph.nodes if isinstance(op_of(node).kind, (Linear, Convolution))]
+    for node in layers:
+        matching = [pattern for pattern in rules if fnmatchcase(layer_name(node), pattern)]
+        for place, pattern in enumerate(matching):
+            used[pattern] = used.get(pattern, False) or place == 0
+        choices[node.name] = Choice(rules[matching[0]], matching[0]) if matching else Choice(default)
+    for pattern in rules:
+        if pattern not in used:
+            raise PlanError(f"rules name {pattern!r}, which is no layer of this network; {nearest(pattern, map(layer_name, layers))}")
+        if not used[pattern]:
+            raise PlanError(f"the rule for {pattern!r} decides nothing, since earlier rules match all its layers; put it before them.")
+    _check_shared(program, layers, choices)
+    return choices
+
+
+def layer_name(node: Node) -> str:
+    """What rules call a layer."""
+    return node.module or node.name
+
+
+def _check_shared(program: Program, layers: list[Node], choices: Mapping[str, Choice]) -> None:
+    first: dict[str, Node] = {}
+    for node in layers:
+        weight = bind(node)["weight"]
+        if isinstance(weight, Ref) and weight.name in program.state:
+            other = first.setdefault(weight.name, node)
+            if choices[other.name].format != choices[node.name].format:
+                raise PlanError(
+                    f"rules give {layer_name(other)!r} and {layer_name(node)!r}, which share one weight, different formats; name both alike."
+                )
