@@ -44,34 +44,34 @@ def lp_error(rows: Tensor, scale: Tensor, zero: Tensor, fmt: IntFormat, power: f
 
 def _search(rows: Tensor, scale: Tensor, zero: Tensor, fmt: IntFormat, *, fit_zero: bool) -> tuple[Tensor, Tensor]:
     """The grid of each row with the least lp_error among those that the alternation passes. Shapes: (N, K), (N, 1) -> (N,), (N,)."""
-    best = lp_error(rows, _above_zero(scale), zero, fmt)
-    best_scale, best_zero = scale, zero
+    best_scale, best_zero, best = scale, zero, torch.full_like(scale, torch.inf)
     scale = _above_zero(scale)
-    for step in range(STEPS):
-        weight = FIRST_WEIGHT * (LAST_WEIGHT / FIRST_WEIGHT) ** (step / STEPS)
+    for step in range(STEPS + 1):
         steps = _rounded(rows, scale, zero, fmt)
-        target = rows - _outlying(rows / scale - steps, weight).mul_(scale)
-        if fit_zero:
-            codes = steps + zero
-            zero = (codes - target / scale).mean(1, keepdim=True).round_().clamp_(fmt.lo, fmt.hi)
-            steps = codes.sub_(zero)
-        scale = _fitted(target, steps, scale)
-        error = lp_error(rows, scale, zero, fmt)
-        better = (error < best).unsqueeze(1)
-        best = torch.minimum(error, best)
+        errors = (rows / scale).sub_(steps)  # in steps
+        size = errors.abs()
+        powers = size.pow(POWER)
+        total = powers.sum(1, keepdim=True) * scale**POWER
+        better = total < best
+        best = torch.where(better, total, best)
         best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
+        if step == STEPS:
+            break
+        weight = FIRST_WEIGHT * (LAST_WEIGHT / FIRST_WEIGHT) ** (step / STEPS)
+        # the generalised soft threshold of the lp norm: this part of an error is taken for an outlier's
+        outlying = powers.div_(size.clamp_min(1e-6)).div_(-weight).add_(size).relu_().copysign_(errors)
+        target = rows - outlying.mul_(scale)
+        if fit_zero:
+            steps = steps.add_(zero)
+            zero = (steps - target / scale).mean(1, keepdim=True).round_().clamp_(fmt.lo, fmt.hi)
+            steps.sub_(zero)
+        scale = _fitted(target, steps, scale)
     return best_scale.squeeze(1), best_zero.squeeze(1)
 
 
 def _rounded(rows: Tensor, scale: Tensor, zero: Tensor, fmt: IntFormat) -> Tensor:
     """Codes less zero points: whole numbers of scale steps. Computed as `numerics.affine.quantize` does."""
     return (rows / scale).round_().add_(zero).clamp_(fmt.lo, fmt.hi).sub_(zero)
-
-
-def _outlying(errors: Tensor, weight: float) -> Tensor:
-    """The part of each error that is taken for an outlier's: the generalised soft threshold of the lp norm."""
-    size = errors.abs()
-    return errors.sign().mul_(size.sub(size.clamp_min(1e-6).pow_(POWER - 1).div_(weight)).relu_())
 
 
 def _fitted(target: Tensor, steps: Tensor, scale: Tensor) -> Tensor:
