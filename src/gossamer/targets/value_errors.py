@@ -24,7 +24,7 @@ def value_errors(quantized: Program, reference: Program, data: Any, *, samples: 
     `reference` is the float program that was quantized. Quantized values round in float here, as in training.
     Raises: PlanError for a reference that lacks values of the quantized program; DataError for data that cannot be used.
     """
-    float_program = _aligned(reference.copy().eval(), quantized)
+    float_program = aligned(reference.copy().eval(), quantized)
     quantized = quantized.copy().eval()
     names = [name for name in quantized.quantizers if name not in quantized.graph.state_names]
     missing = [name for name in names if name not in {*float_program.graph.inputs, *float_program.graph.by_name}]
@@ -66,7 +66,7 @@ class _Energies:
         return {name: decibels(signal, self._noise[name]) for name, signal in self._signal.items()}
 
 
-def _aligned(reference: Program, quantized: Program) -> Program:
+def aligned(reference: Program, quantized: Program) -> Program:
     """The reference with the same batch norms folded and gates split, so that equal names mean equal values."""
     folds = tuple(name for name in foldable_batch_norms(reference) if name not in quantized.graph.by_name)
     folded = fold_batch_norms(reference, folds)

@@ -1,0 +1,1 @@
+"""Why a quantized network lost accuracy: where, by what cause, and which cures help."""
