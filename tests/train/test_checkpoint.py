@@ -46,7 +46,7 @@ def test_round_trip_restores_every_bit(kind, tmp_path):
     assert (found.epoch, found.scaler) == (2, {"scale": 65536.0})
     fresh = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
     second = kind(fresh.parameters())
-    found.restore(path, fresh, second, names)
+    found.restore(path, weights(fresh), second, names)
     inputs = torch.randn(5, 3)
     for one, steps in ((module, optimizer), (fresh, second)):
         steps.zero_grad()
@@ -103,7 +103,7 @@ def test_missing_weights_are_named(tmp_path):
     del kept["1.running_mean"]
     checkpoint = Checkpoint(RUN, 1, kept, optimizer_tensors(optimizer, names))
     with pytest.raises(FileError, match="lacks the weight '1.running_mean'"):
-        checkpoint.restore(tmp_path / "c", module, optimizer, names)
+        checkpoint.restore(tmp_path / "c", weights(module), optimizer, names)
 
 
 def test_no_place_to_write(tmp_path):

@@ -42,18 +42,7 @@ class Quantizer:
         """scale and zero_point in float32, shaped to broadcast against `like`."""
         scale = torch.tensor(self.scale, dtype=torch.float32, device=like.device)
         zero = torch.tensor(self.zero_point, dtype=torch.float32, device=like.device)
-        match self.granularity:
-            case PerTensor():
-                return scale.reshape(()), zero.reshape(())
-            case PerAxis(axis=axis):
-                shape = [1] * like.dim()
-                shape[axis] = -1
-                return scale.reshape(shape), zero.reshape(shape)
-            case PerBlock(axis=axis, size=size) as blocks:
-                shape = list(like.shape)
-                shape[axis] = blocks.count(like.shape[axis])
-                wide = (part.reshape(shape).repeat_interleave(size, axis).narrow(axis, 0, like.shape[axis]) for part in (scale, zero))
-                return next(wide), next(wide)
+        return spread_out(scale, self.granularity, like), spread_out(zero, self.granularity, like)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for JSON; floats keep every bit."""
@@ -69,6 +58,21 @@ class Quantizer:
         if "block" in data:
             granularity = PerBlock(data["axis"], data["block"])
         return Quantizer(IntFormat(**data["format"]), granularity, tuple(data["scale"]), tuple(data["zero_point"]))
+
+
+def spread_out(numbers: Tensor, granularity: Granularity, like: Tensor) -> Tensor:
+    """One number per slice, shaped to broadcast against `like`. Differentiable. Shapes: numbers (1,), (N,) as for Quantizer.scale."""
+    match granularity:
+        case PerTensor():
+            return numbers.reshape(())
+        case PerAxis(axis=axis):
+            shape = [1] * like.dim()
+            shape[axis] = -1
+            return numbers.reshape(shape)
+        case PerBlock(axis=axis, size=size) as blocks:
+            shape = list(like.shape)
+            shape[axis] = blocks.count(like.shape[axis])
+            return numbers.reshape(shape).repeat_interleave(size, axis).narrow(axis, 0, like.shape[axis])
 
 
 def quantize(x: Tensor, q: Quantizer) -> Tensor:

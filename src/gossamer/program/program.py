@@ -18,6 +18,8 @@ from gossamer.program.execute import DEVICE, TRAINING, Observe, Step, run_steps,
 from gossamer.program.graph import Graph
 from gossamer.program.masks import checked_masks, through_mask
 
+Coder = Callable[[str, Any], Any]
+
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
@@ -90,15 +92,26 @@ class Program(nn.Module):
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
         """Run the network. Inputs go by position or by name. Raises DataError for a wrong shape or dtype."""
-        return self._run(inputs, named, None)
+        return self._run(inputs, named, None, self._coded)
 
-    def run(self, *inputs: Tensor, observe: Mapping[str, Observe] | Observe | None = None, **named: Tensor) -> Any:
-        """Run the network; `observe(name, value)` sees the inputs and every node's result and may replace it."""
-        return self._run(inputs, named, observe)
+    def run(
+        self, *inputs: Tensor, observe: Mapping[str, Observe] | Observe | None = None, coder: Coder | None = None, **named: Tensor
+    ) -> Any:
+        """Run the network; `observe(name, value)` sees the inputs and every node's result and may replace it.
 
-    def _run(self, inputs: tuple[Tensor, ...], named: Mapping[str, Tensor], observe: Mapping[str, Observe] | Observe | None) -> Any:
-        values = self._environment(self._match(inputs, named))
-        watch = self._watchers(observe)
+        coder  rounds values and parameters in place of `quantizers`: (name, value) -> value, called for those that have one
+        """
+        return self._run(inputs, named, observe, coder or self._coded)
+
+    def _run(
+        self,
+        inputs: tuple[Tensor, ...],
+        named: Mapping[str, Tensor],
+        observe: Mapping[str, Observe] | Observe | None,
+        coder: Coder,
+    ) -> Any:
+        values = self._environment(self._match(inputs, named), coder)
+        watch = self._watchers(observe, coder)
         for spec in self.inputs:
             watcher = watch.get(spec.name) if isinstance(watch, Mapping) else watch
             replacement = watcher(spec.name, values[spec.name]) if watcher is not None else None
@@ -212,8 +225,9 @@ class Program(nn.Module):
             )
         return [spec.check(given[spec.name]) for spec in self.inputs]
 
-    def _environment(self, inputs: list[Tensor]) -> dict[str, Any]:
-        values: dict[str, Any] = {name: self._coded(name, self._masked(name, tensor)) for name, tensor in self.state.items()}
+    def _environment(self, inputs: list[Tensor], coder: Coder) -> dict[str, Any]:
+        values: dict[str, Any] = {name: self._masked(name, tensor) for name, tensor in self.state.items()}
+        values |= {name: coder(name, values[name]) for name in self.quantizers if name in values}
         values |= {spec.name: value for spec, value in zip(self.inputs, inputs, strict=True)}
         values |= {TRAINING: self.training, DEVICE: self.device}
         return values
@@ -230,15 +244,16 @@ class Program(nn.Module):
         return through_mask(tensor, self.masks[name]) if learns else tensor
 
     def _coded(self, name: str, value: Any) -> Any:
-        return fake_quantize(value, self.quantizers[name]) if name in self.quantizers else value
+        return fake_quantize(value, self.quantizers[name])
 
-    def _watchers(self, observe: Mapping[str, Observe] | Observe | None) -> Mapping[str, Observe] | Observe | None:
+    def _watchers(self, observe: Mapping[str, Observe] | Observe | None, coder: Coder) -> Mapping[str, Observe] | Observe | None:
         """Put rounding in front of what the caller watches."""
         if not self.quantizers:
             return observe
 
         def watch(name: str, value: Any) -> Any:
-            value = self._coded(name, value)
+            if name in self.quantizers:
+                value = coder(name, value)
             watcher = observe.get(name) if isinstance(observe, Mapping) else observe
             replacement = watcher(name, value) if watcher is not None else None
             return value if replacement is None else replacement

@@ -27,7 +27,7 @@ class Checkpoint:
     """The state after `epoch` finished epochs.
 
     run        what identifies the run: network, weights at the start, data, recipe, seed
-    weights    parameters and buffers by name
+    weights    parameters and buffers by name, quantizers that learn among them
     optimizer  per parameter name, its tensors by key
     scaler     state of the loss scaler of fp16 training
     """
@@ -70,12 +70,11 @@ class Checkpoint:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FileError(path, f"is a damaged {_KIND} (missing or wrong: {error})", "delete it and train again") from error
 
-    def restore(self, path: Path, module: nn.Module, optimizer: Any, names: list[str]) -> None:
-        """Put the state into a module and an optimizer whose parameters have these `names`, in its order.
+    def restore(self, path: Path, present: Mapping[str, Tensor], optimizer: Any, names: list[str]) -> None:
+        """Put the state into the tensors `present` and an optimizer whose parameters have these `names`, in its order.
 
         Raises: FileError, naming `path`, when a tensor is missing or has another shape.
         """
-        present = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
         wrong = [name for name, tensor in present.items() if name not in self.weights or self.weights[name].shape != tensor.shape]
         if wrong:
             raise FileError(path, f"lacks the weight {wrong[0]!r}", "delete it and train again")

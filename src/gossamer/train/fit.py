@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +23,11 @@ from gossamer.program.program import Program
 from gossamer.program.shapes import infer_shapes, tensor_meta
 from gossamer.progress import OnProgress, Progress, silent
 from gossamer.train.checkpoint import Checkpoint, optimizer_tensors, weights_digest
+from gossamer.train.features import Watcher, feature_error
 from gossamer.train.losses import cross_entropy, distillation
+from gossamer.train.norms import freeze_batch_norms
 from gossamer.train.penalty import ActivePenalty
+from gossamer.train.qat import LearnedQuantizers, weights_on_codes
 from gossamer.train.randomness import seeded
 from gossamer.train.recipe import Recipe
 from gossamer.train.schedule import learning_rate_at
@@ -49,6 +54,9 @@ def fit(
     checkpoint  a file written after each epoch. When it exists and belongs to the same run (network, teacher, recipe, epochs,
                 number of batches, seed), training goes on from there, and ends with the same bits as without the interruption.
 
+    A quantized program trains through its rounding, and comes back with its weights on their codes; with
+    Recipe(quantizer_learning_rate=...) scales and zero points learn, too, within what the target runs.
+
     The network is in training mode: batch norm learns its statistics, dropout drops. It trains on the GPU where accelerate
     finds one, and comes back to the device it was on. A last batch of a single sample is left out when a batch norm would see
     one value per channel. Order of arrays, Datasets and DataLoaders, and dropout, are functions of seed and epoch.
@@ -60,13 +68,15 @@ def fit(
     _check_arguments(epochs, seed)
     batches = as_batches(train_data, what="training", batch_size=recipe.batch_size, shuffle=True)
     with torch.inference_mode(False), torch.enable_grad(), _accelerator(recipe.mixed_precision) as accelerator:
-        student = program.copy().train()
-        names, optimizer = _make_optimizer(student.to(accelerator.device), recipe)
+        student = program.copy().train().to(accelerator.device)
+        learned = None if recipe.quantizer_learning_rate is None else _learned_quantizers(student)
+        names, optimizer = _make_optimizer(student, learned, recipe)
         guide = None if teacher is None else copy.deepcopy(teacher).requires_grad_(False).eval().to(accelerator.device)
+        watchers = _watchers(student, guide, recipe)
         if accelerator.scaler is not None:  # else the wrapper only costs time: it looks for packages at each update
             optimizer = accelerator.prepare(optimizer)
         penalty = None if recipe.penalty is None else recipe.penalty.on(student)
-        loop = _Loop(student, guide, accelerator, optimizer, names, recipe, penalty)
+        loop = _Loop(student, watchers, accelerator, optimizer, names, recipe, penalty, learned)
         with seeded(seed, 0, device=accelerator.device, data=batches.source):
             steps = len(batches) or sum(1 for _ in batches)
         path = None if checkpoint is None else Path(checkpoint)
@@ -78,7 +88,9 @@ def fit(
             if path is not None:
                 loop.save(path, run, epoch + 1)
     student.zero_grad(set_to_none=True)
-    return student.to(program.device).train(program.training)
+    trained = student.with_graph(student.graph, quantizers=None if learned is None else learned.finished())
+    weights_on_codes(trained)
+    return trained.to(program.device).train(program.training)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,24 +107,30 @@ class _Position:
 
 @dataclass(frozen=True, slots=True)
 class _Loop:
-    """What one run works with. `names` are the parameters' names in the optimizer's order."""
+    """What one run works with. `names` are the parameters' names in the optimizer's order; watchers run student and teacher."""
 
     student: Program
-    guide: nn.Module | None
+    watchers: tuple[Watcher, Watcher | None]
     accelerator: Any
     optimizer: Any
     names: list[str]
     recipe: Recipe
     penalty: ActivePenalty | None
+    learned: LearnedQuantizers | None
 
     def train_epoch(self, batches: Batches, position: _Position, on_progress: OnProgress) -> None:
         total = position.epochs * position.batches
-        mean, done = 0.0, 0
+        freeze_at = round(self.recipe.freeze_batch_norm_after * total)
+        mean, done, frozen = 0.0, 0, False
         for number, batch in enumerate(batches):
             step = position.epoch * position.batches + number
-            rate = learning_rate_at(step, total, peak=self.recipe.learning_rate, warmup=self.recipe.warmup)
+            if not frozen and step >= freeze_at:
+                freeze_batch_norms(self.student)
+                frozen = True
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate = learning_rate_at(step, total, peak=group["peak"], warmup=self.recipe.warmup)
             if not self._is_lone_sample(batch, last=number + 1 == position.batches and done > 0):
-                loss = self._train_batch(batch, rate, step)
+                loss = self._train_batch(batch, step)
                 if not abs(loss) < float("inf"):
                     raise TrainingError(
                         f"the loss became {loss} at {position.at(number)} (learning rate {rate:.3g}); train with a smaller "
@@ -128,25 +146,30 @@ class _Loop:
                     f"learning_rate than {self.recipe.learning_rate:g}."
                 )
 
-    def _train_batch(self, batch: Batch, rate: float, step: int) -> float:
+    def _train_batch(self, batch: Batch, step: int) -> float:
         """One update. Returns the loss without the penalty."""
-        device = self.accelerator.device
+        device, (student, guide) = self.accelerator.device, self.watchers
         inputs = tuple(tensor.to(device, non_blocking=True) for tensor in batch[0])
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         with self.accelerator.autocast():
-            outputs = self.student(*inputs)
-            if self.guide is not None:
+            outputs, features = student(*inputs, coder=None if self.learned is None else self.learned.code)
+            if guide is not None:
                 with torch.no_grad():
-                    taught = self.guide(*inputs)
-        loss = self._loss(_single(outputs, "network"), None if self.guide is None else _single(taught, "teacher"), batch[1])
+                    taught, wanted = guide(*inputs)
+        loss = self._loss(_single(outputs, "network"), None if guide is None else _single(taught, "teacher"), batch[1])
+        if features:
+            loss = loss + self.recipe.feature_weight * feature_error(features, wanted)
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.student.parameters(), self.recipe.max_gradient_norm)
+        if self.learned is not None:  # apart from the weights, whose gradients have another unit
+            self.learned.divide_gradients()
+            nn.utils.clip_grad_norm_(self.learned.parameters.values(), self.recipe.max_gradient_norm)
         if self.penalty is not None:  # after clipping and unscaling, so that its strength is what was asked for
             self.penalty.add_gradients(step)
         self.optimizer.step()
         hold_zeros(self.student)
+        if self.learned is not None:
+            self.learned.hold()
         return float(loss.detach())
 
     def _loss(self, outputs: Tensor, taught: Tensor | None, target: Tensor | None) -> Tensor:
@@ -174,7 +197,8 @@ class _Loop:
 
     def _weights(self) -> dict[str, Tensor]:
         student = self.student
-        return dict(student.named_parameters(remove_duplicate=False)) | dict(student.named_buffers(remove_duplicate=False))
+        weights = dict(student.named_parameters(remove_duplicate=False)) | dict(student.named_buffers(remove_duplicate=False))
+        return weights if self.learned is None else {**weights, **self.learned.parameters}
 
     def save(self, path: Path, run: Mapping[str, Any], epoch: int) -> None:
         scaler = None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict()
@@ -183,7 +207,7 @@ class _Loop:
     def restore(self, path: Path, run: Mapping[str, Any]) -> int:
         """Continue from a checkpoint of this run. Returns the number of finished epochs."""
         found = Checkpoint.load(path, run)
-        found.restore(path, self.student, self.optimizer, self.names)
+        found.restore(path, self._weights(), self.optimizer, self.names)
         if self.accelerator.scaler is not None and found.scaler is not None:
             self.accelerator.scaler.load_state_dict(dict(found.scaler))
         return found.epoch
@@ -218,28 +242,49 @@ def _accelerator(mixed_precision: str) -> Iterator[Any]:
             AcceleratorState._reset_state()
 
 
-def _make_optimizer(student: Program, recipe: Recipe) -> tuple[list[str], torch.optim.Optimizer]:
-    """The optimizer, and the names of its parameters in its order."""
+def _learned_quantizers(student: Program) -> LearnedQuantizers:
+    if not student.quantizers:
+        raise ConfigError("Recipe.quantizer_learning_rate", "a rate", "None for a network without quantizers: quantize it first")
+    return LearnedQuantizers(student)
+
+
+def _watchers(student: Program, guide: nn.Module | None, recipe: Recipe) -> tuple[Watcher, Watcher | None]:
+    if guide is None and recipe.features:
+        raise ConfigError("Recipe.features", recipe.features, "empty without a teacher")
+    return Watcher(student, recipe.features, "network"), None if guide is None else Watcher(guide, recipe.features, "teacher")
+
+
+def _make_optimizer(student: Program, learned: LearnedQuantizers | None, recipe: Recipe) -> tuple[list[str], torch.optim.Optimizer]:
+    """The optimizer, and the names of its parameters in its order. Each group's rate rises to its "peak"."""
     trained = {name: parameter for name, parameter in student.named_parameters() if parameter.requires_grad}
-    if not trained:
+    quantizers = {} if learned is None else learned.parameters
+    if not trained and not quantizers:
         raise TrainingError("the network has no weight to train; set requires_grad on the parameters before capturing it.")
     decayed = [name for name, parameter in trained.items() if parameter.dim() > 1]
     others = [name for name in trained if name not in decayed]
+    rate, tensors = recipe.learning_rate, {**trained, **quantizers}
     groups = [
-        {"params": [trained[name] for name in names], "weight_decay": decay}
-        for names, decay in ((decayed, recipe.weight_decay), (others, 0.0))
+        {"params": [tensors[name] for name in names], "weight_decay": decay, "peak": peak}
+        for names, decay, peak in (
+            (decayed, recipe.weight_decay, rate),
+            (others, 0.0, rate),
+            (list(quantizers), 0.0, recipe.quantizer_learning_rate),
+        )
         if names
     ]
+    names = [*decayed, *others, *quantizers]
     if recipe.optimizer == "adamw":
-        return decayed + others, torch.optim.AdamW(groups, lr=recipe.learning_rate)
-    nesterov = recipe.momentum > 0
-    return decayed + others, torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=nesterov)
+        return names, torch.optim.AdamW(groups, lr=rate)
+    return names, torch.optim.SGD(groups, lr=rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
 
 
 def _identify(program: Program, teacher: nn.Module | None, recipe: Recipe, **others: int) -> dict[str, Any]:
     """What makes two runs the same run, as plain data."""
     settings = {f"recipe.{key}": value for key, value in recipe.to_json().items()}
     digests = {"network": program.digest, "weights": weights_digest(program)} | ({"masks": masks_digest(program)} if program.masks else {})
+    if program.quantizers:
+        text = json.dumps({name: quantizer.to_json() for name, quantizer in sorted(program.quantizers.items())})
+        digests["quantizers"] = hashlib.sha256(text.encode()).hexdigest()
     return {**digests, "teacher": None if teacher is None else weights_digest(teacher), **others, **settings}
 
 

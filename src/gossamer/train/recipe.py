@@ -32,6 +32,12 @@ class Recipe:
     loss               function (outputs, target) -> scalar; None is cross-entropy on class numbers
     penalty            presses whole units towards zero: GroupLasso(...) or GrowingPenalty(plan), see train.penalty
     mixed_precision    "no", "bf16", or "fp16" (GPU only)
+    quantizer_learning_rate  highest rate of the scales and zero points of a quantized network; None leaves them as planned. About
+                       learning_rate suits, see train.qat
+    freeze_batch_norm_after  share of all updates after which batch norms use the statistics they have and keep them; 1 for never
+    feature_weight     share of the teacher's intermediate values: the loss gains feature_weight * mean over `features` of their
+                       squared error, divided by the teacher's mean square
+    features           modules or values of the network whose results are compared, such as ("layer1", "layer2")
 
     Raises: ConfigError for a setting outside its rule.
     """
@@ -48,6 +54,10 @@ class Recipe:
     loss: Loss | None = None
     penalty: Penalty | None = None
     mixed_precision: str = "no"
+    quantizer_learning_rate: float | None = None
+    freeze_batch_norm_after: float = 1.0
+    feature_weight: float = 0.0
+    features: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("learning_rate", "max_gradient_norm", "temperature"):
@@ -56,6 +66,13 @@ class Recipe:
         _check("weight_decay", self.weight_decay, lambda value: 0 <= value < float("inf"), "0 or a positive number")
         _check("warmup", self.warmup, lambda value: 0 <= value < 1, "a share in [0, 1)")
         _check("alpha", self.alpha, lambda value: 0 <= value <= 1, "a share in [0, 1]")
+        _check("freeze_batch_norm_after", self.freeze_batch_norm_after, lambda value: 0 <= value <= 1, "a share in [0, 1]")
+        _check("feature_weight", self.feature_weight, lambda value: 0 <= value < float("inf"), "0 or a positive number")
+        if self.quantizer_learning_rate is not None:
+            _check("quantizer_learning_rate", self.quantizer_learning_rate, lambda value: 0 < value < float("inf"), "a positive number")
+        self._check_choices()
+
+    def _check_choices(self) -> None:
         if isinstance(self.batch_size, bool) or not isinstance(self.batch_size, int) or self.batch_size < 1:
             raise ConfigError("Recipe.batch_size", self.batch_size, "a whole number, at least 1")
         if self.optimizer not in _OPTIMIZERS:
@@ -66,10 +83,14 @@ class Recipe:
             raise ConfigError("Recipe.penalty", self.penalty, "a penalty such as GroupLasso() or GrowingPenalty(plan), or None")
         if self.loss is not None and not callable(self.loss):
             raise ConfigError("Recipe.loss", self.loss, "a function (outputs, target) -> scalar, or None")
+        if not isinstance(self.features, tuple) or not all(isinstance(name, str) for name in self.features):
+            raise ConfigError("Recipe.features", self.features, "a tuple of names of modules or values")
+        if bool(self.features) != (self.feature_weight > 0):
+            raise ConfigError("Recipe.feature_weight", self.feature_weight, "positive together with features, 0 without them")
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for JSON; a loss function goes by its name, a penalty by its settings."""
-        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        plain = {field.name: getattr(self, field.name) for field in fields(self)} | {"features": list(self.features)}
         if self.loss is not None:
             kind = self.loss if hasattr(self.loss, "__qualname__") else type(self.loss)
             plain["loss"] = f"{kind.__module__}.{kind.__qualname__}"
