@@ -59,7 +59,12 @@ def test_rounding_error_is_at_most_half_a_step(x, bits, symmetric):
 def test_range_lies_inside_what_was_seen_and_order_does_not_matter(method, batches):
     state, reverse = fed(method, *batches), fed(method, *batches[::-1])
     low, high = range_methods[method].choose(state, UINT8, False)
-    assert (low, high) == range_methods[method].choose(reverse, UINT8, False) or method == "moving average"
+    assert (low, high) == pytest.approx(
+        range_methods[method].choose(reverse, UINT8, False), rel=1e-9, abs=1e-9
+    ) or method == "moving average"
+    if method == "integerization":  # reaches beyond what was seen
+        assert low <= min(state.low, 0) <= max(state.high, 0) <= high
+        return
     assert min(state.low, 0) <= low <= max(high, 0) <= max(state.high, 0) or (low, high) == (state.low, state.high)
 
 
@@ -147,7 +152,7 @@ def test_weight_ranges_have_one_scale_a_channel(method):
     assert quantizer.scale[2] == 1.0
     assert quantizer.zero_point == (0,) * 5
     assert all(
-        scale <= float(row.abs().max()) / 127 * 1.01
+        scale <= float(row.abs().max()) / 127 * (2 if method == "integerization" else 1.01)
         for row, scale in zip(weight[[0, 1, 3, 4]], [quantizer.scale[i] for i in (0, 1, 3, 4)], strict=True)
     )
 
@@ -186,3 +191,45 @@ def test_codes_of_a_clamped_value_clip_like_the_clamp(low, high, bits):
     assert fitted.scale[0] == pytest.approx(quantizer.scale[0], rel=1e-6)
     narrow = fit_clamp(quantizer, 2 * low - 1, 2 * high + 1)  # codes end before the limits: nothing to fit
     assert narrow == quantizer
+
+
+@given(st.lists(tensors, min_size=1, max_size=4))
+def test_mean_rounding_covers_the_mean_of_each_samples_extremes(batches):
+    rows = [row for batch in batches for row in batch.double().reshape(len(batch), -1)]
+    state = fed("mean rounding", *batches)
+    expected = [sum(float(pick(row)) for row in rows) / len(rows) for pick in (torch.min, torch.max)]
+    assert range_methods["mean rounding"].choose(state, UINT8, False) == pytest.approx(expected, rel=1e-9, abs=1e-9)
+
+
+def test_mean_rounding_is_moved_little_by_one_wild_sample():
+    calm = torch.rand(99, 10)
+    wild = torch.cat([calm, torch.full((1, 10), 1000.0)])
+    highs = [range_methods[name].choose(fed(name, wild), UINT8, False)[1] for name in ("min-max", "mean rounding")]
+    assert highs[0] == 1000
+    assert highs[1] < 12
+
+
+@given(tensors, st.integers(2, 8), st.booleans())
+def test_integerization_multiplies_by_a_power_of_two_and_rounds(x, bits, symmetric):
+    fmt = IntFormat(bits=bits, signed=symmetric, narrow=symmetric)
+    quantizer = choose_quantizer(fed("integerization", x), fmt, "integerization", symmetric=symmetric, what="x")
+    assert math.frexp(quantizer.scale[0])[0] == 0.5
+    codes = quantize(x, quantizer)
+    assert torch.equal(codes, torch.round(x.double() / quantizer.scale[0]).float() + quantizer.zero_point[0])  # nothing clips
+    reach = max(float(x.abs().max()), 0.0) if symmetric else max(float(x.max()), 0.0) - min(float(x.min()), 0.0)
+    steps = fmt.hi if symmetric else fmt.hi - fmt.lo
+    assert reach < 1e-20 or quantizer.scale[0] < 4 * reach / steps  # the next power of two, or the one after where zero splits a step
+
+
+@given(matrices, st.integers(2, 8))
+def test_integerized_weights_have_powers_of_two_as_scales(weight, bits):
+    for fmt in (IntFormat(bits=bits, narrow=True), IntFormat(bits=bits, signed=False)):
+        if fmt.signed:
+            bound = weight_range_methods["integerization"](weight, fmt)
+            low, high = -bound, bound
+        else:
+            low, high = two_ended_methods["integerization"](weight, fmt)
+        quantizer = from_range(low, high, fmt, PerAxis(0), symmetric=fmt.signed)
+        assert all(math.frexp(scale)[0] == 0.5 for scale in quantizer.scale)
+        error = (fake_quantize(weight, quantizer) - weight).abs()
+        assert bool((error <= torch.tensor(quantizer.scale).unsqueeze(1) / 2 * (1 + 1e-6)).all())

@@ -16,8 +16,9 @@ from torch import Tensor
 from gossamer.numerics.affine import Quantizer, clips_like, from_range, grid_from_range
 from gossamer.numerics.formats import IntFormat, PerAxis, PerBlock, PerTensor
 from gossamer.numerics.hqq import half_quadratic_bound, half_quadratic_ends
+from gossamer.numerics.power_of_two import power_of_two_bound, power_of_two_ends, power_of_two_range
 from gossamer.numerics.range_choice import entropy_range, full_range, least_error_range, percentile_range
-from gossamer.numerics.spread import Spread, check_spread, extremes, histogram, moving_extremes
+from gossamer.numerics.spread import Spread, check_spread, extremes, histogram, mean_extremes, moving_extremes
 from gossamer.registry import Registry
 
 Update = Callable[[Spread, Tensor], Spread]
@@ -37,6 +38,11 @@ range_methods: Registry[RangeMethod] = Registry("range method")
 
 range_methods.add("min-max", source="Jacob et al. 2018, arXiv:1712.05877")(RangeMethod(extremes, full_range))
 range_methods.add("moving average", source="Jacob et al. 2018, arXiv:1712.05877, section 3.1")(RangeMethod(moving_extremes, full_range))
+range_methods.add(
+    "mean rounding", source="Krishnamoorthi 2018, arXiv:1806.08342 (ranges of a few batches); differs: plain means of extremes"
+)(RangeMethod(mean_extremes, full_range))
+POWER_OF_TWO_SOURCE = "fixed-point numbers, scales of 2^-k: Gupta et al. 2015, arXiv:1502.02551"
+range_methods.add("integerization", source=POWER_OF_TWO_SOURCE)(RangeMethod(extremes, power_of_two_range))
 range_methods.add("percentile", source="McKinstry et al. 2018, arXiv:1809.04191; 99.99 %")(RangeMethod(histogram, percentile_range))
 range_methods.add("entropy", source="Migacz 2017 (8-bit inference with TensorRT); Wu et al. 2020, arXiv:2004.09602")(
     RangeMethod(histogram, entropy_range)
@@ -155,3 +161,5 @@ def least_error_ends(rows: Tensor, fmt: IntFormat, *, power: float = 2.4, steps:
 HQQ_SOURCE = "Badri & Shaji 2023, Half-Quadratic Quantization of Large Machine Learning Models (Mobius Labs; no arXiv number)"
 weight_range_methods.add("hqq", source=HQQ_SOURCE)(half_quadratic_bound)
 two_ended_methods.add("hqq", source=HQQ_SOURCE)(half_quadratic_ends)
+weight_range_methods.add("integerization", source=POWER_OF_TWO_SOURCE)(power_of_two_bound)
+two_ended_methods.add("integerization", source=POWER_OF_TWO_SOURCE)(power_of_two_ends)

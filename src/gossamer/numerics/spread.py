@@ -21,12 +21,14 @@ class Spread:
 
     Bin b of `counts` (BINS,) holds [(b - BINS/2) * 2^exponent, (b + 1 - BINS/2) * 2^exponent): bins of different
     spreads nest, so merging loses nothing but resolution. Empty where an estimator needs no histogram.
+    `samples`: how many the means of an estimator that averages were taken over.
     """
 
     low: float = math.inf
     high: float = -math.inf
     counts: Tensor | None = None
     exponent: int = _LOWEST_EXPONENT
+    samples: int = 0
 
     @property
     def is_empty(self) -> bool:
@@ -45,7 +47,7 @@ def merge(left: Spread, right: Spread) -> Spread:
     parts = [_coarser(side, exponent) for side in (left, right)]
     counts = None if all(part is None for part in parts) else sum(part for part in parts if part is not None)
     assert not isinstance(counts, int)
-    return Spread(_least(left.low, right.low), _most(left.high, right.high), counts, exponent)
+    return Spread(_least(left.low, right.low), _most(left.high, right.high), counts, exponent, left.samples + right.samples)
 
 
 def extremes(state: Spread, batch: Tensor) -> Spread:
@@ -67,6 +69,20 @@ def moving_extremes(state: Spread, batch: Tensor, *, momentum: float = 0.9) -> S
     low = momentum * state.low + (1 - momentum) * seen.low
     high = momentum * state.high + (1 - momentum) * seen.high
     return Spread(low, high, state.counts, state.exponent)
+
+
+def mean_extremes(state: Spread, batch: Tensor) -> Spread:
+    """Means, over all samples seen, of each sample's lowest and highest value: one wild sample of many moves the range little.
+
+    Shapes: batch (N, ...); a tensor without axes is one sample. Batches of other sizes give the same result.
+    """
+    if batch.numel() == 0:
+        return state
+    rows = batch.detach().reshape(batch.shape[0] if batch.dim() else 1, -1).to(torch.float64)
+    low, high = torch.aminmax(rows, dim=1)
+    total = state.samples + len(rows)
+    before = (0.0, 0.0) if state.is_empty else (state.low * state.samples, state.high * state.samples)
+    return Spread((before[0] + float(low.sum())) / total, (before[1] + float(high.sum())) / total, samples=total)
 
 
 def histogram(state: Spread, batch: Tensor) -> Spread:
