@@ -8,10 +8,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from gossamer.apply.equalize import scale_channels
 from gossamer.errors import PlanError
 from gossamer.numerics.affine import Quantizer, dequantize, quantize
 from gossamer.numerics.packing import unpack_steps
-from gossamer.plan.edits import Edit, FoldBatchNorm, QuantizeInput, QuantizeValue, RoundWeight, ShiftBias, SplitGate
+from gossamer.plan.edits import Edit, FoldBatchNorm, QuantizeInput, QuantizeValue, RoundWeight, ScaleChannels, ShiftBias, SplitGate
 from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
 from gossamer.program.gates import gated_activations, split_gates
 from gossamer.program.graph import Graph, Node, Ref
@@ -39,7 +40,7 @@ def quantize_program(program: Program, edits: Sequence[Edit], target: str) -> Pr
 
 
 def restructure(program: Program, edits: Sequence[Edit]) -> Program:
-    """A copy with the edits made that leave a float network's outputs as they are: folded batch norms, split gates.
+    """A copy with the edits made that leave a float network's outputs as they are: folded batch norms, split gates, scaled channels.
 
     Raises: PlanError for edits that name what the network does not have.
     """
@@ -51,7 +52,7 @@ def restructure(program: Program, edits: Sequence[Edit]) -> Program:
     gates = tuple(edit.node for edit in edits if isinstance(edit, SplitGate))
     if not set(gates) <= set(gated_activations(folded)):
         raise PlanError(f"the plan splits {sorted(gates)[0]!r}, which is no gated activation of this network.")
-    return split_gates(folded, gates)
+    return scale_channels(split_gates(folded, gates), [edit for edit in edits if isinstance(edit, ScaleChannels)])
 
 
 def check_float(program: Program) -> None:

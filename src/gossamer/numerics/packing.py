@@ -52,6 +52,19 @@ def unpack_mask(text: str, shape: tuple[int, ...]) -> Tensor:
     return torch.from_numpy(bits[:size].astype(bool).reshape(shape))
 
 
+def pack_floats(numbers: Tensor) -> str:
+    """Text for a vector of real numbers: float32 in order, base64."""
+    return base64.b64encode(numbers.detach().cpu().to(torch.float32).contiguous().numpy().astype("<f4").tobytes()).decode()
+
+
+def unpack_floats(text: str) -> Tensor:
+    """Inverse of pack_floats: (N,), float32. Raises PlanError for text that holds anything else."""
+    try:
+        return torch.from_numpy(np.frombuffer(base64.b64decode(text.encode("ascii"), validate=True), dtype="<f4").astype(np.float32))
+    except (ValueError, AttributeError, binascii.Error) as error:
+        raise PlanError(f"the plan holds damaged factors of channels ({error}); make it again.") from error
+
+
 def _inflate(text: str, size: int, what: str) -> bytes:
     """At most one byte more than `size`, whatever the text says."""
     try:

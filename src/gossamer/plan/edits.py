@@ -78,6 +78,19 @@ class SplitGate:
 
 
 @dataclass(frozen=True, slots=True)
+class ScaleChannels:
+    """Multiply the channels of `value`, which a layer, a norm or an embedding makes, by `factors`, then add `shifts` ("" for none),
+    and make all that reads them take that back, so that the network computes what it did. numerics.packing turns both into text.
+
+    Channels that are tied to these, as in a residual sum, change with them. It goes after batch norms are folded and gates split.
+    """
+
+    value: str
+    factors: str
+    shifts: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class QuantizeValue:
     """Give a value or parameter its codes."""
 
@@ -130,6 +143,7 @@ Edit = (
     | StoreWeight
     | FoldBatchNorm
     | SplitGate
+    | ScaleChannels
     | QuantizeValue
     | QuantizeInput
     | RoundWeight
@@ -145,6 +159,7 @@ _KINDS: dict[str, type[Any]] = {
         StoreWeight,
         FoldBatchNorm,
         SplitGate,
+        ScaleChannels,
         QuantizeValue,
         QuantizeInput,
         RoundWeight,

@@ -14,6 +14,7 @@ from gossamer.numerics.ranges import choose_quantizer, fit_clamp
 from gossamer.numerics.spread import merge
 from gossamer.plan.calibrate import Calibration, calibrate
 from gossamer.plan.edits import Edit, FoldBatchNorm, QuantizeValue, SplitGate
+from gossamer.plan.equalization_static import StaticCoding, equalize_static
 from gossamer.plan.placement import Placement, place_quantizers
 from gossamer.plan.plan import Frozen, Plan
 from gossamer.plan.rounding import RoundingJob, roundings
@@ -75,12 +76,20 @@ def plan_quantization(
         why = f": {placement.frozen[0].where}, {placement.frozen[0].reason}" if placement.frozen else ""
         raise PlanError(f"the network has no layer that {target} computes in integers{why}; export it as it is.")
     batches = as_batches(calibration, what="calibration")
+    coding = StaticCoding(
+        formats,
+        activation,
+        scheme,
+        place=lambda changed: place_quantizers(changed, spec, kept_float=kept_float),
+        values_of=lambda changed, placed, seen: _value_quantizers(changed.graph, placed, seen, activation, scheme.ranges),
+    )
+    prepared, placement, scaled = equalize_static(prepared, placement, batches, coding, on_progress)
     seen = calibrate(prepared, batches, placement, ranges=scheme.ranges, second_moments=rounding.second_moments, on_progress=on_progress)
     values = _value_quantizers(prepared.graph, placement, seen, activation, scheme.ranges)
     job = RoundingJob(prepared, placement, values, seen.moments, batches, formats, scheme)
     rounded = rounding.run(job, on_progress)
     return Plan(
-        edits=(*edits, *(QuantizeValue(name, quantizer) for name, quantizer in rounded.values.items()), *rounded.edits),
+        edits=(*edits, *scaled, *(QuantizeValue(name, quantizer) for name, quantizer in rounded.values.items()), *rounded.edits),
         model_digest=program.digest,
         weights_digest=program.weights_digest(),
         target=target,
@@ -94,7 +103,7 @@ def _prepare(program: Program, spec: TargetSpec, kept_float: Mapping[str, str]) 
     prepared = fold_batch_norms(program.copy().eval(), folds)
     edits: tuple[Edit, ...] = tuple(FoldBatchNorm(name) for name in folds)
     gates = [name for name in gated_activations(prepared) if op_of(prepared.graph.by_name[name]).onnx not in spec.integer_ops]
-    if gates and spec.gate_ops <= spec.integer_ops and "Mul" in spec.integer_ops:
+    if gates and spec.gate_ops and spec.gate_ops <= spec.integer_ops and "Mul" in spec.integer_ops:
         integer = place_quantizers(split_gates(prepared, tuple(gates)), spec, kept_float=kept_float).integer
         useful = tuple(name for name in gates if name in integer)
         prepared = split_gates(prepared, useful)

@@ -18,6 +18,8 @@ class Scheme:
     rounding         how weights get codes: a name in plan.rounding.roundings, such as "nearest" (one by one) or "second-order"
                      (so that the layer's output changes least)
     bias_correction  take the mean error that rounded weights make out of the bias
+    equalization     how scale moves between channels before that: a name in plan.equalization.equalizations, such as "none",
+                     "cross-layer", "smoothquant", "repq", or "auto" (whichever leaves the least error on the calibration data)
 
     Raises: ConfigError for a method that does not exist (suggests the nearest).
     """
@@ -26,6 +28,7 @@ class Scheme:
     weight_ranges: str = "min-max"
     rounding: str = "second-order"
     bias_correction: bool = True
+    equalization: str = "none"
 
     def __post_init__(self) -> None:
         range_methods.entry(self.ranges)

@@ -13,6 +13,7 @@ from gossamer.numerics.affine import Quantizer
 from gossamer.numerics.formats import IntFormat
 from gossamer.numerics.ranges import choose_block_quantizer, weight_range_methods
 from gossamer.plan.edits import Edit, FoldBatchNorm, QuantizeInput
+from gossamer.plan.equalization_blocks import BlockCoding, equalize_blocks
 from gossamer.plan.plan import Plan
 from gossamer.plan.scheme import pick_format
 from gossamer.plan.spec import TargetSpec, specs
@@ -31,6 +32,7 @@ def plan_weight_quantization(
     ranges: str = "mse",
     round_inputs: bool = True,
     calibration: Any = None,
+    equalization: str = "none",
     skip: Collection[str] = (),
 ) -> Plan:
     """Plan codes for the weights of linear layers, one scale for each `block` weights of a row.
@@ -42,13 +44,16 @@ def plan_weight_quantization(
                   program does the same, so what it computes is what the file computes
     calibration   inputs without labels; with them weights are rounded so that each layer's output changes least (GPTQ), without
                   them one by one
+    equalization  how scale moves between channels first, a name in plan.equalization.equalizations: "awq" (weights that meet large values
+                  become larger, so that they lose less; needs calibration), "auto" or "none"
     skip          layers that stay float; "*" in a name matches anything
 
     Everything else stays float and is listed in `plan.frozen`.
     Raises: PlanError for a program that is quantized or has no such layer, and for a name in `skip` that does not exist (suggests
     the nearest); ConfigError for a format or block size that the target does not run, for an unknown range method, and for 8 bits
     without rounded inputs where that would be slower than float; DataError for data that cannot be used.
-    Source: Frantar et al. 2022 (GPTQ), arXiv:2210.17323; Dettmers & Zettlemoyer 2023 (blocks), arXiv:2212.09720.
+    Source: Frantar et al. 2022 (GPTQ), arXiv:2210.17323; Dettmers & Zettlemoyer 2023 (blocks), arXiv:2212.09720; Lin et al. 2023
+    (AWQ), arXiv:2306.00978.
     """
     if program.quantizers:
         raise PlanError(f"the network is quantized already (for {program.target!r}); plan from the float network.")
@@ -61,7 +66,9 @@ def plan_weight_quantization(
     if not layers:
         why = f": {frozen[0].where}, {frozen[0].reason}" if frozen else ""
         raise PlanError(f"the network has no linear layer whose weight can have codes of its own{why}.")
-    edits: list[Edit] = [FoldBatchNorm(name) for name in folds]
+    coding = BlockCoding(fmt, block, ranges, spec.input_bits if round_inputs else 0)
+    prepared, scaled = equalize_blocks(prepared, layers, calibration, coding, equalization)
+    edits: list[Edit] = [*(FoldBatchNorm(name) for name in folds), *scaled]
     choose = partial(_in_blocks, fmt=fmt, block=block, ranges=ranges)
     for node, codes in coded_weights(prepared, layers, calibration, choose):
         edits += codes
