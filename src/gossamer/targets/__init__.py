@@ -1,3 +1,4 @@
 """Targets: the file each runtime reads, how it is run, measured and verified. Importing this registers those we have."""
 
 from gossamer.targets import onnx as onnx
+from gossamer.targets import openvino as openvino

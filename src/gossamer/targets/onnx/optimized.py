@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gossamer.targets.onnx.run import parse, read, start_session
+from gossamer.targets.onnx.expose import parse, read
+from gossamer.targets.onnx.run import start_session
 
 _HEAVY = ("Conv", "Gemm", "MatMul", "FusedConv", "FusedGemm", "FusedMatMul", "Add", "ConvTranspose")
 

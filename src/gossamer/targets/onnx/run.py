@@ -9,11 +9,10 @@ from typing import Any
 import numpy.typing as npt
 
 from gossamer.errors import ConfigError, DataError, FileError, MissingRuntime
-from gossamer.targets.onnx.coding import CODES
 from gossamer.targets.onnx.cpu import PRECISE, saturates
+from gossamer.targets.onnx.expose import expose, read
 
 Array = npt.NDArray[Any]
-TENSOR_FLOAT = 1  # TensorProto.FLOAT
 
 
 class OnnxRunner:
@@ -53,7 +52,8 @@ class OnnxRunner:
 def open_session(path: Path, *, threads: int, values: bool = False) -> OnnxRunner:
     """Open a file with this many threads; `values` also exposes the codes of every quantized value and what products in blocks read.
 
-    Threads sleep while they wait, since spinning ones take time from each other on a busy machine.
+    Threads sleep while they wait, since spinning ones take time from each other on a busy machine. Where this processor saturates
+    (targets.onnx.cpu), the session computes with unsigned weights instead, which is exact.
     Raises: MissingRuntime without onnxruntime; FileError for a file that is missing, damaged or no ONNX; ConfigError
     for fewer than one thread.
     """
@@ -62,7 +62,7 @@ def open_session(path: Path, *, threads: int, values: bool = False) -> OnnxRunne
     data = read(Path(path))
     exposed: dict[str, str] = {}
     if values:
-        data, exposed = _expose(Path(path), data)
+        data, exposed = expose(Path(path), data)
     return OnnxRunner(start_session(Path(path), data, threads=threads), exposed)
 
 
@@ -85,55 +85,6 @@ def start_session(path: Path, data: bytes, *, threads: int, optimized: Path | No
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except _runtime_errors() as error:
         raise FileError(path, f"is not an ONNX file that ONNX Runtime can run ({_reason(error)})", "export it again") from error
-
-
-def read(path: Path) -> bytes:
-    """The bytes of a file. Raises FileError when it cannot be read."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise FileError(path, f"cannot be read ({error.strerror})", "name an existing ONNX file") from error
-
-
-def parse(path: Path, data: bytes) -> Any:
-    """The ModelProto. Raises MissingRuntime without onnx; FileError for bytes that are none."""
-    try:
-        import onnx
-        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise MissingRuntime("onnx", "reading ONNX files", "pip install onnx") from error
-    try:
-        model = onnx.load_from_string(data)
-    except DecodeError as error:
-        raise FileError(path, "is no ONNX file, or was cut off", "export it again") from error
-    if not model.graph.node and not model.graph.output:
-        raise FileError(path, "holds no network", "export it again")
-    return model
-
-
-def _expose(path: Path, data: bytes) -> tuple[bytes, dict[str, str]]:
-    """A copy of the file whose code tensors (and inputs of products in blocks) are outputs, and value name -> tensor.
-
-    ONNX Runtime fuses the same kernels as without: what leaves a fused kernel is the code tensor itself.
-    """
-    model = parse(path, data)
-    from onnx import helper
-
-    exposed: dict[str, str] = {}
-    zeros = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        if node.op_type == "QuantizeLinear" and node.output[0].endswith(CODES):
-            name = node.output[0]
-            exposed[name.removesuffix(CODES)] = name
-            model.graph.output.append(helper.make_tensor_value_info(name, zeros[node.input[2]], None))
-        elif node.op_type in ("MatMulNBits", "DynamicQuantizeLinear") and node.input[0] not in {
-            *exposed,
-            *(port.name for port in model.graph.input),
-        }:
-            exposed[node.input[0]] = node.input[0]  # what it rounds
-            model.graph.output.append(helper.make_tensor_value_info(node.input[0], TENSOR_FLOAT, None))
-    copy: bytes = model.SerializeToString()
-    return copy, exposed
 
 
 def _runtime_errors() -> tuple[type[Exception], ...]:
