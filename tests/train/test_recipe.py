@@ -26,6 +26,13 @@ from gossamer.train.recipe import Recipe
         ("mixed_precision", "fp8", "one of no, bf16, fp16"),
         ("loss", "mse", "a function"),
         ("penalty", "lasso", "a penalty such as GroupLasso"),
+        ("quantizer_learning_rate", 0.0, "a positive number"),
+        ("quantizer_learning_rate", "fast", "a positive number"),
+        ("freeze_batch_norm_after", 1.1, r"a share in \[0, 1\]"),
+        ("feature_weight", -1.0, "0 or a positive number"),
+        ("feature_weight", 1.0, "positive together with features, 0 without them"),
+        ("features", "layer1", "a tuple of names"),
+        ("features", (1,), "a tuple of names"),
     ],
 )
 def test_settings_outside_their_rule(setting, value, rule):
@@ -47,3 +54,5 @@ def test_json_names_the_loss():
     assert plain["loss"].endswith("half_squared_error")
     assert plain["alpha"] == 0.7
     assert Recipe().to_json()["loss"] is None
+    both = Recipe(features=("a", "b"), feature_weight=1.0).to_json()
+    assert json.loads(json.dumps(both)) == both
