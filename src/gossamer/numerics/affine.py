@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from gossamer.errors import ConfigError
-from gossamer.numerics.formats import Granularity, IntFormat, PerAxis, PerBlock, PerTensor
+from gossamer.numerics.formats import FLOAT_FORMATS, FloatFormat, Format, Granularity, IntFormat, PerAxis, PerBlock, PerTensor
+from gossamer.numerics.nearest import nearest_codes
 
 SMALLEST_SCALE = 2.0**-100  # below it, 1/scale leaves float32
 
@@ -20,9 +21,10 @@ SMALLEST_SCALE = 2.0**-100  # below it, 1/scale leaves float32
 @dataclass(frozen=True, slots=True)
 class Quantizer:
     """How one tensor is coded. `scale` (real per code step, exact in float32) and `zero_point` (a code) have
-    one entry for PerTensor, one per position for PerAxis, and one per block, row by row, for PerBlock."""
+    one entry for PerTensor, one per position for PerAxis, and one per block, row by row, for PerBlock.
+    Codes of a FloatFormat are floating-point numbers, and zero_point is 0."""
 
-    format: IntFormat
+    format: Format
     granularity: Granularity
     scale: tuple[float, ...]
     zero_point: tuple[int, ...]
@@ -35,8 +37,17 @@ class Quantizer:
         for scale, zero in zip(self.scale, self.zero_point, strict=True):
             if not SMALLEST_SCALE <= scale < float("inf"):
                 raise ConfigError("Quantizer.scale", scale, f"finite and at least {SMALLEST_SCALE:.1e}")
+            if isinstance(self.format, FloatFormat) and zero:
+                raise ConfigError("Quantizer.zero_point", zero, "0 for a floating-point format")
             if not self.format.lo <= zero <= self.format.hi:
                 raise ConfigError("Quantizer.zero_point", zero, f"a code in [{self.format.lo}, {self.format.hi}]")
+
+    @property
+    def integers(self) -> IntFormat:
+        """The format, which must be one of integers. Raises ConfigError for a floating-point one."""
+        if not isinstance(self.format, IntFormat):
+            raise ConfigError("Quantizer.format", self.format.name, "one of integers here")
+        return self.format
 
     def tensors(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """scale and zero_point in float32, shaped to broadcast against `like`."""
@@ -48,7 +59,9 @@ class Quantizer:
         """Plain data for JSON; floats keep every bit."""
         axis = None if isinstance(self.granularity, PerTensor) else self.granularity.axis
         block = {"block": self.granularity.size} if isinstance(self.granularity, PerBlock) else {}
-        fmt = {"bits": self.format.bits, "signed": self.format.signed, "narrow": self.format.narrow}
+        fmt: dict[str, Any] = {"float": self.format.name}
+        if isinstance(self.format, IntFormat):
+            fmt = {"bits": self.format.bits, "signed": self.format.signed, "narrow": self.format.narrow}
         return {"format": fmt, "axis": axis, **block, "scale": list(self.scale), "zero_point": list(self.zero_point)}
 
     @staticmethod
@@ -57,7 +70,8 @@ class Quantizer:
         granularity: Granularity = PerTensor() if data["axis"] is None else PerAxis(data["axis"])
         if "block" in data:
             granularity = PerBlock(data["axis"], data["block"])
-        return Quantizer(IntFormat(**data["format"]), granularity, tuple(data["scale"]), tuple(data["zero_point"]))
+        fmt = FLOAT_FORMATS[data["format"]["float"]] if "float" in data["format"] else IntFormat(**data["format"])
+        return Quantizer(fmt, granularity, tuple(data["scale"]), tuple(data["zero_point"]))
 
 
 def spread_out(numbers: Tensor, granularity: Granularity, like: Tensor) -> Tensor:
@@ -76,9 +90,9 @@ def spread_out(numbers: Tensor, granularity: Granularity, like: Tensor) -> Tenso
 
 
 def quantize(x: Tensor, q: Quantizer) -> Tensor:
-    """Codes of x as float32 whole numbers: round half to even of x / scale, plus zero_point, clamped."""
+    """Codes of x in float32: x / scale rounded half to even (to a whole number for an IntFormat), plus zero_point, clamped."""
     scale, zero = q.tensors(x)
-    return torch.clamp(torch.round(x / scale) + zero, q.format.lo, q.format.hi)
+    return torch.clamp(nearest_codes(x / scale, q.format) + zero, q.format.lo, q.format.hi)
 
 
 def dequantize(codes: Tensor, q: Quantizer) -> Tensor:
@@ -99,17 +113,20 @@ def fake_quantize(x: Tensor, q: Quantizer) -> Tensor:
     return inside + (rounded - inside).detach()
 
 
-def from_range(low: Tensor, high: Tensor, fmt: IntFormat, granularity: Granularity, *, symmetric: bool) -> Quantizer:
+def from_range(low: Tensor, high: Tensor, fmt: Format, granularity: Granularity, *, symmetric: bool) -> Quantizer:
     """Choose scale and zero_point so that [low, high], widened to hold 0, maps onto the codes.
 
     Shapes: low, high () for PerTensor, (N,) for PerAxis and PerBlock. Zero is always exactly representable.
     Units:  a slice that is all zero gets scale 1.
+    Raises: ConfigError for a floating-point format that is not symmetric.
     """
+    if isinstance(fmt, FloatFormat) and not symmetric:
+        raise ConfigError("symmetric", False, f"True for {fmt.name}, whose codes have no zero point")
     scale, zero = grid_from_range(low, high, fmt, symmetric=symmetric)
     return Quantizer(fmt, granularity, tuple(scale.tolist()), tuple(int(z) for z in zero.tolist()))
 
 
-def grid_from_range(low: Tensor, high: Tensor, fmt: IntFormat, *, symmetric: bool) -> tuple[Tensor, Tensor]:
+def grid_from_range(low: Tensor, high: Tensor, fmt: Format, *, symmetric: bool) -> tuple[Tensor, Tensor]:
     """What from_range chooses, as tensors: scale (N,) in float32 and zero_point (N,), whole numbers in float64."""
     low = torch.clamp(low.to(torch.float64).reshape(-1), max=0.0)
     high = torch.clamp(high.to(torch.float64).reshape(-1), min=0.0)

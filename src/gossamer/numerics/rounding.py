@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gossamer.numerics.formats import IntFormat
+from gossamer.numerics.formats import Format
+from gossamer.numerics.nearest import nearest_codes
 
 BLOCK = 96  # columns whose updates are gathered before they reach the rest of the weight
 DAMPING = 0.3  # share of the mean diagonal added to it: moments come from few samples, other data differs
@@ -20,7 +21,7 @@ def second_order_codes(
     weight: Tensor,
     scale: Tensor,
     covariance: Tensor,
-    fmt: IntFormat,
+    fmt: Format,
     *,
     zero_point: Tensor | None = None,
     damping: float = DAMPING,
@@ -29,7 +30,7 @@ def second_order_codes(
     """Codes c that make E[((W - (c - zero_point) * scale) x)²] small: each rounding error is made good by those rounded after it.
 
     Shapes: weight (G, R, K), scale and zero_point (0 by default) (G, R, 1) or, for scales per block, (G, R, K), covariance
-    E[x xᵀ] (G, K, K) -> (G, R, K) whole numbers in float32.
+    E[x xᵀ] (G, K, K) -> (G, R, K) codes in float32.
     Inputs that are never different from 0 (after centring: from their mean) keep nearest rounding. Where the mask `keep`
     (G, R, K) is False, the weight is 0 and so is its code.
     Cost: about K² (K / 3 + R) multiply-adds for each of the G groups.
@@ -60,7 +61,7 @@ def second_order_codes(
 class _Grid:
     """The values that codes stand for. One scale per row: computed in code steps, which is faster; else in the weight's units."""
 
-    def __init__(self, scale: Tensor, zero_point: Tensor | None, fmt: IntFormat) -> None:
+    def __init__(self, scale: Tensor, zero_point: Tensor | None, fmt: Format) -> None:
         by_column = scale.shape[2] > 1
         self.unit = torch.ones(()) if by_column else scale
         self._steps = scale.transpose(1, 2).contiguous() if by_column else None  # (G, K, R)
@@ -74,7 +75,7 @@ class _Grid:
     def nearest(self, target: Tensor, column: int) -> Tensor:
         """The nearest value in a column. Shapes: (G, R) -> (G, R)."""
         steps = None if self._steps is None else self._steps[:, column]
-        codes = torch.round(target if steps is None else target / steps)
+        codes = nearest_codes(target if steps is None else target / steps, self._fmt)
         if self._ends is None:
             codes.clamp_(self._fmt.lo, self._fmt.hi)
         else:
@@ -84,7 +85,7 @@ class _Grid:
 
     def codes(self, values: Tensor) -> Tensor:
         """Codes of values (G, R, K) of the grid."""
-        codes = torch.round(values if self._steps is None else values / self._steps.transpose(1, 2))
+        codes = nearest_codes(values if self._steps is None else values / self._steps.transpose(1, 2), self._fmt)
         return codes if self._zero is None else codes + self._zero
 
 

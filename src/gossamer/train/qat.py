@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.numerics.affine import SMALLEST_SCALE, Quantizer, clips_like, dequantize, fake_quantize, quantize, spread_out
-from gossamer.numerics.formats import PerTensor
+from gossamer.numerics.formats import FloatFormat, PerTensor
 from gossamer.numerics.lsq import gradient_strength, learned_quantize
 from gossamer.numerics.ranges import fit_clamp
 from gossamer.plan.placement import Site, has_weight, inference_graph
@@ -50,7 +50,7 @@ class _Learned:
     is_weight: bool
 
     def round(self, value: Tensor) -> Tensor:
-        fmt, granularity = self.start.format, self.start.granularity
+        fmt, granularity = self.start.integers, self.start.granularity
         samples = 1 if self.is_weight or value.dim() == 0 else value.shape[0]
         strength = gradient_strength(value.numel() / (samples * len(self.start.scale)), fmt)
         scale = spread_out(self.current_scale(), granularity, value)
@@ -91,7 +91,7 @@ class _Learned:
 
     @property
     def _range(self) -> int:
-        return self.start.format.hi - self.start.format.lo
+        return self.start.integers.hi - self.start.integers.lo
 
 
 class LearnedQuantizers:
@@ -147,7 +147,7 @@ class LearnedQuantizers:
         """Names that share one quantizer, except where the target prescribes it."""
         quantizers, spec = self._program.quantizers, self._site.spec
         leader: dict[str, str] = {}
-        fixed: set[str] = set()
+        fixed = {name for name, quantizer in quantizers.items() if isinstance(quantizer.format, FloatFormat)}
 
         def find(name: str) -> str:
             while leader.get(name, name) != name:

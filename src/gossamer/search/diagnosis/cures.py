@@ -102,7 +102,7 @@ def value_quantizer(patient: Patient, name: str, method: str) -> Quantizer | Non
         return None
     symmetric = known.format.signed and set(known.zero_point) == {0}
     spread = reduce(merge, (patient.seen.spreads[root] for root in group.roots))
-    found = choose_quantizer(spread, known.format, method, symmetric=symmetric, what=f"the value {name!r}")
+    found = choose_quantizer(spread, known.integers, method, symmetric=symmetric, what=f"the value {name!r}")
     node = patient.prepared.graph.by_name.get(group.roots[0])
     limits = clip_limits(node) if node is not None and node.uses and node.uses[0] in patient.placement.integer else None
     return fit_clamp(found, *limits) if limits is not None and len(group.roots) == 1 else found
@@ -118,9 +118,9 @@ def _weight_cure(patient: Patient, weight: str, name: str) -> Iterator[Candidate
     if name == "scale per channel":
         if not isinstance(quantizer.granularity, PerTensor):
             return
-        quantizer = choose_weight_quantizer(numbers, quantizer.format, "min-max")
+        quantizer = choose_weight_quantizer(numbers, quantizer.integers, "min-max")
     elif name.startswith("range: ") and by_axis:
-        quantizer = choose_weight_quantizer(numbers, quantizer.format, name.removeprefix("range: "))
+        quantizer = choose_weight_quantizer(numbers, quantizer.integers, name.removeprefix("range: "))
         if quantizer == patient.quantizers[weight]:
             return
     codes = codes_in(patient.plan, weight, numbers, quantizer) if name == "bias correction" else _codes(patient, layers[0], quantizer)

@@ -12,7 +12,7 @@ from torch import Tensor
 from gossamer.errors import PlanError, UnsupportedOp
 from gossamer.numerics.affine import Quantizer, quantize
 from gossamer.numerics.affine import clips_like as clips_like
-from gossamer.numerics.formats import IntFormat, PerAxis
+from gossamer.numerics.formats import FloatFormat, Format, PerAxis
 from gossamer.targets.onnx.draft import Array, Draft
 from gossamer.targets.onnx.storage import storage_of_codes
 
@@ -21,11 +21,11 @@ WIDE = "/q8"  # end of the name of a weight's narrower codes once they are int8
 INT8 = 3  # TensorProto.INT8
 
 
-def code_dtype(fmt: IntFormat) -> type[np.generic]:
+def code_dtype(fmt: Format) -> type[np.generic]:
     """The numpy type that holds codes of a format. Raises UnsupportedOp for one that ONNX Runtime has no kernels for."""
     types: dict[tuple[int, bool], type[np.generic]] = {(8, True): np.int8, (8, False): np.uint8, (32, True): np.int32}
     bits = max(fmt.bits, 8)
-    if (bits, fmt.signed) not in types:
+    if isinstance(fmt, FloatFormat) or (bits, fmt.signed) not in types:
         raise UnsupportedOp(fmt.name, "", needed="ONNX Runtime", way_out="choose int8 or uint8")
     return types[bits, fmt.signed]
 
@@ -51,7 +51,7 @@ def code_weight(draft: Draft, weight: Tensor, name: str, quantizer: Quantizer) -
     return draft.emit("DequantizeLinear", (stored, scale, zero), name=name + REAL, axis=axis)[0]
 
 
-def store_codes(draft: Draft, codes: Array, name: str, fmt: IntFormat) -> str:
+def store_codes(draft: Draft, codes: Array, name: str, fmt: Format) -> str:
     """Codes of a weight as a constant of as few bits as files can hold them with; return them as int8 or uint8."""
     narrow = storage_of_codes(fmt.bits) if fmt.signed else ""
     stored = draft.constant(codes, name=name + CODES, stored=narrow)
