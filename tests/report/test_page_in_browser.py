@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from diagnoses import a_diagnosis
 from gossamer.report.content import Content
+from gossamer.report.diagnosis import render_diagnosis
 from gossamer.report.page import render_page
 from reports import HOSTILE, a_document
 
@@ -52,3 +54,11 @@ def test_nothing_sticks_out(tmp_path, width, model):
     assert result["high"] > 500
     assert result["drawn"]
     assert all(drawn > 0 for drawn in result["drawn"])  # wider than a telephone: it scrolls inside its own box
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_nothing_of_a_diagnosis_sticks_out(tmp_path, width):
+    result = measured(render_diagnosis(a_diagnosis(), HOSTILE), tmp_path, width)
+    assert result["wide"] <= 0
+    assert len(result["drawn"]) == 1
+    assert result["drawn"][0] > 0

@@ -11,6 +11,7 @@ import typer
 
 from gossamer.cli.compress import EPILOG, compress
 from gossamer.cli.demo import demo
+from gossamer.cli.diagnose import diagnose
 from gossamer.cli.inspect import inspect
 from gossamer.cli.report import report
 from gossamer.cli.verify import verify
@@ -33,6 +34,7 @@ app = typer.Typer(
 app.command(epilog=EPILOG)(compress)
 app.command()(inspect)
 app.command()(verify)
+app.command()(diagnose)
 app.command()(report)
 app.command()(demo)
 

@@ -21,7 +21,7 @@ _INK = {
     "#080808": "var(--accent-faint)",
 }
 _NAMES = ("ink", "muted", "line", "accent", "good", "bad", "surface", "faint")
-_COLOR = dict(zip(_NAMES, _INK, strict=True))
+COLOR = dict(zip(_NAMES, _INK, strict=True))
 
 
 def accuracy_latency_chart(content: Content) -> str:
@@ -45,13 +45,13 @@ def accuracy_latency_chart(content: Content) -> str:
         axes = figure.add_subplot()
         original = content.report.original
         scale = _scale(content)
-        axes.scatter([original.latency_ms], [original.accuracy * scale], marker="s", s=64, color=_COLOR["ink"], zorder=4)
+        axes.scatter([original.latency_ms], [original.accuracy * scale], marker="s", s=64, color=COLOR["ink"], zorder=4)
         _label(axes, "original", original.latency_ms, original.accuracy * scale, weight="normal")
         for number, candidate, latency_ms, accuracy in points:
             _draw_candidate(axes, candidate, number, latency_ms, accuracy * scale)
         _frame(axes, content)
         _draw_limits(axes, content)
-        return _svg(figure, f"Accuracy against latency of {count(len(points), 'candidate')} and the original")
+        return svg_text(figure, f"Accuracy against latency of {count(len(points), 'candidate')} and the original")
 
 
 def _limits(content: Content) -> tuple[float | None, float | None]:
@@ -70,7 +70,7 @@ def _draw_limits(axes: Any, content: Content) -> None:
     latency_ms, accuracy = _limits(content)
     left, right = axes.get_xlim()
     bottom, top = axes.get_ylim()
-    style = {"color": _COLOR["accent"], "linewidth": 1.2, "linestyle": (0, (5, 4)), "zorder": 1}
+    style = {"color": COLOR["accent"], "linewidth": 1.2, "linestyle": (0, (5, 4)), "zorder": 1}
     if latency_ms is not None:
         right = min(latency_ms, right)
         axes.axvline(latency_ms, **style)
@@ -78,7 +78,7 @@ def _draw_limits(axes: Any, content: Content) -> None:
         bottom = max(accuracy, bottom)
         axes.axhline(accuracy, **style)
     if latency_ms is not None or accuracy is not None:
-        axes.fill_between([left, right], bottom, top, color=_COLOR["faint"], linewidth=0, zorder=0)
+        axes.fill_between([left, right], bottom, top, color=COLOR["faint"], linewidth=0, zorder=0)
 
 
 def _scale(content: Content) -> float:
@@ -87,17 +87,17 @@ def _scale(content: Content) -> float:
 
 
 def _draw_candidate(axes: Any, candidate: Candidate, number: int, latency_ms: float, accuracy: float) -> None:
-    color = _COLOR["good"] if candidate.budget_met else _COLOR["bad"]
-    face = color if candidate.budget_met else _COLOR["surface"]
+    color = COLOR["good"] if candidate.budget_met else COLOR["bad"]
+    face = color if candidate.budget_met else COLOR["surface"]
     axes.scatter([latency_ms], [accuracy], marker="o", s=64, facecolor=face, edgecolor=color, linewidth=1.8, zorder=3)
     if candidate.chosen:
-        axes.scatter([latency_ms], [accuracy], marker="o", s=220, facecolor="none", edgecolor=_COLOR["accent"], linewidth=2.2, zorder=2)
+        axes.scatter([latency_ms], [accuracy], marker="o", s=220, facecolor="none", edgecolor=COLOR["accent"], linewidth=2.2, zorder=2)
     _label(axes, str(number), latency_ms, accuracy, weight="bold" if candidate.chosen else "normal")
 
 
 def _label(axes: Any, text: str, x: float, y: float, *, weight: str) -> None:
     axes.annotate(
-        text, (x, y), xytext=(0, 11), textcoords="offset points", ha="center", va="bottom", color=_COLOR["ink"], weight=weight, fontsize=10
+        text, (x, y), xytext=(0, 11), textcoords="offset points", ha="center", va="bottom", color=COLOR["ink"], weight=weight, fontsize=10
     )
 
 
@@ -114,18 +114,18 @@ def _frame(axes: Any, content: Content) -> None:
     axes.set_xlim(0, axes.get_xlim()[1])
     axes.set_ylim(*axes.get_ylim())
     axes.set_xlabel(
-        f"latency in ms (batch {report.batch}, {report.threads} thread{'s' if report.threads > 1 else ''})", color=_COLOR["muted"]
+        f"latency in ms (batch {report.batch}, {report.threads} thread{'s' if report.threads > 1 else ''})", color=COLOR["muted"]
     )
-    axes.set_ylabel("accuracy in %" if report.percent else report.metric, color=_COLOR["muted"])
-    axes.grid(color=_COLOR["line"], linewidth=0.8)
+    axes.set_ylabel("accuracy in %" if report.percent else report.metric, color=COLOR["muted"])
+    axes.grid(color=COLOR["line"], linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_COLOR["muted"], length=0, labelsize=10)
+    axes.tick_params(colors=COLOR["muted"], length=0, labelsize=10)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(_COLOR["line"])
+        spine.set_color(COLOR["line"])
 
 
-def _svg(figure: Any, title: str) -> str:
+def svg_text(figure: Any, title: str) -> str:
     """One <svg> element for an HTML page: no prolog, no metadata, no addresses, colours by name."""
     figure.patch.set_visible(False)
     for axes in figure.axes:
