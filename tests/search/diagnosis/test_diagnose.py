@@ -168,15 +168,31 @@ def test_the_chosen_cures_are_a_plan_that_does_what_is_said_and_runs(x, tmp_path
     assert report.passed
 
 
-def test_layers_kept_in_float_are_chosen_where_that_is_allowed_and_run(x, outlier, tmp_path):
-    program, plan, quantized, _ = outlier
+def test_layers_kept_in_float_are_chosen_where_that_is_allowed_and_run(x, healthy, tmp_path):
+    program, plan, quantized = healthy
     diagnosis = diagnose(quantized, program, x, plan=plan, worst=1, keep_float=True)
     kept = [cure for cure in diagnosis.chosen if cure.name == "keep float"]
-    assert [cure.where for cure in kept] == ["relu"]
-    assert 0 < kept[0].float_share < 1
+    assert [cure.where for cure in kept] == ["mean"]
+    assert 0 < kept[0].float_share < 0.1  # the last layer's
     cured = apply(program, diagnosis.plan)
-    assert "relu" not in cured.quantizers
+    assert "mean" not in cured.quantizers
     assert verify(export(cured, tmp_path / "m.onnx"), reference=program, data=(x, torch.arange(len(x)) % 6), batch=4).passed
+
+
+def test_uneven_channels_are_evened_and_the_cured_network_runs(x, outlier, tmp_path):
+    program, plan, quantized, _ = outlier
+    diagnosis = diagnose(quantized, program, x, plan=plan, worst=1)
+    gains = {cure.name: cure.gain_db for cure in diagnosis.network}
+    assert min(gains["equalization: cross-layer"], gains["equalization: smoothquant"]) > 20
+    assert any(cure.name.startswith("equalization") for cure in diagnosis.chosen)
+    cured = apply(program, diagnosis.plan)
+    assert sqnr_db(program(x).detach(), cured(x).detach()) == pytest.approx(diagnosis.cured.output_db, abs=0.05)
+    assert verify(export(cured, tmp_path / "m.onnx"), reference=program, data=(x, torch.arange(len(x)) % 6), batch=4).passed
+    again = diagnose(cured, program, x, plan=diagnosis.plan, worst=1)
+    assert again.quantized.output_db == pytest.approx(diagnosis.cured.output_db, abs=0.05)
+    assert not [cure for cure in again.network if cure.name.startswith("equalization")]
+    with pytest.raises(PlanError, match="give its plan"):
+        diagnose(cured, program, x)
 
 
 def test_nothing_is_chosen_where_nothing_helps(x, healthy):

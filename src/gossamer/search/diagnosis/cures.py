@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import reduce
 
 import torch
 from torch import Tensor
 
+from gossamer.batches import Batches
 from gossamer.numerics.affine import Quantizer, dequantize, quantize
 from gossamer.numerics.formats import PerAxis, PerTensor
 from gossamer.numerics.packing import pack_steps, unpack_steps
 from gossamer.numerics.ranges import choose_quantizer, choose_weight_quantizer, fit_clamp
 from gossamer.numerics.rounding import second_order_codes
 from gossamer.numerics.spread import merge
-from gossamer.plan.edits import Edit, QuantizeValue, RoundWeight, ShiftBias
+from gossamer.plan.edits import Edit, QuantizeValue, RoundWeight, ScaleChannels, ShiftBias
 from gossamer.plan.placement import Layer
 from gossamer.plan.plan import Plan
+from gossamer.plan.quantization import plan_quantization
+from gossamer.plan.scheme import Scheme
 from gossamer.program.clamps import clip_limits
+from gossamer.progress import OnProgress
 from gossamer.search.diagnosis.causes import ROUNDING
 from gossamer.search.diagnosis.evidence import Item
 from gossamer.search.diagnosis.findings import VALUE
@@ -26,6 +30,8 @@ from gossamer.search.diagnosis.patient import Patient, with_quantizers, with_wei
 
 RANGES = ("min-max", "mse", "percentile", "entropy")
 KEEP_FLOAT = "keep float"
+EQUALIZATIONS = ("cross-layer", "smoothquant", "repq")
+UNEVEN = frozenset({"outlier channel", "depthwise spread", "channel spread"})  # causes that moving scale between channels helps against
 _RANGE_OF = {  # cause -> range methods worth a try, for values
     "saturation": ("min-max", "mse"),
     "outlier channel": ("percentile", "entropy", "mse"),
@@ -46,11 +52,14 @@ _WEIGHT_CURES = {  # cause -> cures worth a try, for weights
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A change of the plan. `where`: the tensor that it is about, "" for the whole network."""
+    """A change of the plan. `where`: the tensor that it is about, "" for the whole network. `replaces`: it is another plan altogether,
+    whose values are not those of the old one, so other cures have to be found anew on top of it.
+    """
 
     where: str
     name: str
     change: Callable[[Plan], Plan]
+    replaces: bool = False
 
 
 def cures_of(patient: Patient, item: Item, cause: str) -> Iterator[Candidate]:
@@ -78,6 +87,42 @@ def network_cures(patient: Patient) -> Iterator[Candidate]:
         changes = [found.change for weight in weights for found in _weight_cure(patient, weight, name)]
         if changes:
             yield Candidate("", f"all weights: {name}", _all_of(changes))
+
+
+def equalizing_cures(patient: Patient, batches: Batches, causes: Collection[str], on_progress: OnProgress) -> Iterator[Candidate]:
+    """Plans that first move scale between channels, where a cause is one that this can help against and none was moved yet."""
+    if not UNEVEN.intersection(causes) or any(isinstance(edit, ScaleChannels) for edit in patient.plan.edits):
+        return
+    formats, activations = _weight_formats(patient), _value_format(patient)
+    usual = max(set(formats.values()), key=list(formats.values()).count)
+    rules = {layer: name for layer, name in formats.items() if name != usual}
+    for method in EQUALIZATIONS:
+        plan = plan_quantization(
+            patient.original,
+            batches,
+            patient.plan.target,
+            weights=usual,
+            activations=activations,
+            rules=rules,
+            scheme=Scheme(equalization=method),
+            on_progress=on_progress,
+        )
+        if any(isinstance(edit, ScaleChannels) for edit in plan.edits):
+            yield Candidate("", f"equalization: {method}", lambda _, plan=plan: plan, replaces=True)  # type: ignore[misc]
+
+
+def _weight_formats(patient: Patient) -> dict[str, str]:
+    """Layer -> the format of its weight; "float" where it has no codes."""
+    quantizers, nodes = patient.quantizers, patient.prepared.graph.by_name
+    return {
+        nodes[layer.node].module or layer.node: quantizers[layer.weight].format.name if layer.weight in quantizers else "float"
+        for layer in patient.placement.layers
+    }
+
+
+def _value_format(patient: Patient) -> str:
+    values = (quantizer for name, quantizer in patient.quantizers.items() if name not in patient.prepared.state)
+    return next(values).format.name
 
 
 def _all_of(changes: list[Callable[[Plan], Plan]]) -> Callable[[Plan], Plan]:
