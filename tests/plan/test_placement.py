@@ -129,3 +129,31 @@ def test_what_cannot_run_on_codes_says_why(forward, layers, reason):
     program = capture(Net(forward, **layers).eval(), torch.randn(2, 8, 6, 6, dtype=torch.float64 if double else torch.float32))
     placement = place_quantizers(program, SPEC)
     assert any(reason in item.reason for item in placement.frozen), placement.frozen
+
+
+def test_a_residual_sum_in_front_of_a_layer_norm_stays_float_behind_linear_layers():
+    """Linear layers hand out floats; the value that layers read has codes all the same."""
+
+    def forward(net, x):
+        y = net.norm(x)
+        y = net.norm(y + net.down(torch.relu(net.up(y))))
+        return net.head(y)
+
+    layers = {"norm": nn.LayerNorm(8), "up": nn.Linear(8, 16), "down": nn.Linear(16, 8), "head": nn.Linear(8, 3)}
+    program, placement = place(forward, (2, 5, 8), **layers)
+    add = next(node.name for node in program.graph.nodes if "add" in node.op)
+    assert add not in placement.integer
+    assert "relu" in coded(placement) and not {add, "linear_1"} & coded(placement)
+    assert [item.reason for item in placement.frozen if "(Add)" in item.where] == [
+        "only float ops read it, so that codes would cost accuracy and save nothing"
+    ]
+
+
+def test_sums_between_layers_and_behind_convolutions_keep_their_codes():
+    def forward(net, x):
+        y = net.conv(x)
+        y = y + net.conv(torch.relu(y))
+        return torch.nn.functional.gelu(y + net.conv(y))  # its convolution hands out codes, so that the sum may as well read them
+
+    program, placement = place(forward, conv=nn.Conv2d(8, 8, 1))
+    assert {node.name for node in program.graph.nodes if "add" in node.op} <= placement.integer

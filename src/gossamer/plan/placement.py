@@ -61,7 +61,7 @@ def place_quantizers(program: Program, spec: TargetSpec, *, kept_float: Mapping[
     """Decide for a float program with batch norms folded. `kept_float`: why layers that could run on codes must not, by node."""
     site = Site(inference_graph(program.graph), infer_shapes(program), spec)
     reasons = {node.name: reason for node in site.graph.nodes if (reason := site.why_float(node))}
-    reasons = {**(kept_float or {}), **reasons}
+    reasons = {**(kept_float or {}), **reasons}  # and those that spreading finds
     integer, coded = _spread(site, reasons)
     nodes = [node for node in site.graph.nodes if node.name in integer]
     return Placement(
@@ -221,7 +221,7 @@ _CHECKS = {
 }
 
 
-def _spread(site: Site, reasons: Mapping[str, str]) -> tuple[set[str], set[str]]:
+def _spread(site: Site, reasons: dict[str, str]) -> tuple[set[str], set[str]]:
     """Nodes that run on codes and values that have codes: from the layers outwards, until nothing changes."""
     integer: set[str] = set()
     coded: set[str] = set()
@@ -237,9 +237,46 @@ def _spread(site: Site, reasons: Mapping[str, str]) -> tuple[set[str], set[str]]
             if node.name in integer or not inputs or not (reached or backwards):
                 continue
             integer.add(node.name)
-            coded.update(inputs if name in site.spec.float_result_ops else (*inputs, *results))
+            coded.update(_codes_of(site, node))
             growing = True
+    left = _leave_ends(site, integer)
+    if left:
+        integer -= left.keys()
+        reasons.update(left)
+        coded = {value for node in possible if node.name in integer for value in _codes_of(site, node)}
     return integer, coded
+
+
+def _codes_of(site: Site, node: Node) -> tuple[str, ...]:
+    """Values that must have codes for a node to run on codes."""
+    inputs = site.inputs(node)
+    return inputs if op_of(node).onnx in site.spec.float_result_ops else (*inputs, *site.results(node))
+
+
+def _leave_ends(site: Site, integer: set[str]) -> dict[str, str]:
+    """Sums and products on codes that only float ops read, behind layers that can hand out floats: rounding there buys nothing.
+
+    In a transformer they are the residual additions in front of layer norms, whose few large numbers leave few codes for the rest.
+    """
+    kept = set(integer)
+    left: dict[str, str] = {}
+    made_by = {value: node for node in site.graph.nodes if node.name in integer for value in site.results(node)}
+
+    def read(value: str) -> bool:
+        return any(user.name in kept and value in site.inputs(user) for user in site.graph.users.get(value, ()))
+
+    def free(value: str) -> bool:
+        maker = made_by.get(value)
+        return maker is None or op_of(maker).onnx in site.spec.float_result_ops or read(value)
+
+    for node in reversed(site.graph.nodes):
+        if node.name in kept and op_of(node).onnx in ("Add", "Mul") and not any(map(read, site.results(node))):
+            kept.remove(node.name)
+            if all(map(free, site.inputs(node))):
+                left[node.name] = "only float ops read it, so that codes would cost accuracy and save nothing"
+            else:
+                kept.add(node.name)
+    return left
 
 
 def _groups(site: Site, nodes: list[Node], coded: set[str]) -> tuple[Group, ...]:
