@@ -6,8 +6,10 @@ the one difference between masking and removing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,42 +18,90 @@ from torch import Tensor
 from gossamer.apply.sizes import resize
 from gossamer.coupling import Analysis
 from gossamer.coupling.kept import axis_keeps, state_keeps, stays
-from gossamer.program.graph import Node, Ref, rename_uses
+from gossamer.program.execute import DEVICE, TRAINING, Observe, Step, run_steps, schedule
+from gossamer.program.graph import Graph, Node, Ref, rename_uses
 from gossamer.program.ops import bind, op_of, with_arguments
-from gossamer.program.ops.kinds import Reduction
+from gossamer.program.ops.kinds import Convolution, Linear, Reduction
 from gossamer.program.program import Program
 
 
-def mask_channels(program: Program, analysis: Analysis, table: np.ndarray) -> Program:
-    """The network in which weights are zero wherever they read a removed channel, and so are the values that are
-    contracted with other values. It shares its weights with the argument: they are masked anew at each run."""
+@dataclass(frozen=True, eq=False)
+class Masked:
+    """A network that runs and nothing else: plain tensors by name, shared with the program that it was made from."""
+
+    graph: Graph
+    state: Mapping[str, Tensor]
+    device: torch.device
+
+    def __call__(self, *inputs: Tensor, observe: Observe | None = None) -> Any:
+        """Run it on inputs in the order of the graph's; `observe(name, value)` sees every result."""
+        values = {**self.state, **dict(zip(self.graph.inputs, inputs, strict=True)), TRAINING: False, DEVICE: self.device}
+        with torch.no_grad():
+            run_steps(self._steps, values, observe)
+        results = tuple(values[name] for name in self.graph.outputs)
+        return results[0] if len(results) == 1 else results
+
+    @cached_property
+    def _steps(self) -> tuple[Step, ...]:
+        return schedule(self.graph)
+
+
+def mask_channels(program: Program, analysis: Analysis, table: np.ndarray) -> Masked:
+    """The network in which every layer reads zeros for the removed channels, in its weight or in its input, and so do
+    products of two values. It shares its weights with the argument: they are masked anew at each run, one at a time."""
     state = dict(program.state)
     nodes = program.graph.nodes
-    for step in (_with_kept_statistics, _with_masked_weights, _with_masked_values):
+    for step in (_with_kept_statistics, _with_masked_readers, _with_masked_values):
         nodes = tuple(step(nodes, state, analysis, table))
-    return program.with_graph(replace(program.graph, nodes=nodes), state)
+    return Masked(replace(program.graph, nodes=nodes), state, program.device)
 
 
-def _with_masked_weights(given: Sequence[Node], state: dict[str, Tensor], analysis: Analysis, table: np.ndarray) -> list[Node]:
-    """Multiply by zeros and ones in front of each layer that reads a removed channel."""
+def _with_masked_readers(given: Sequence[Node], state: dict[str, Tensor], analysis: Analysis, table: np.ndarray) -> list[Node]:
+    """Multiply by zeros and ones in front of each layer that reads a removed channel: its weight or its input, whichever is smaller."""
     nodes: list[Node] = []
+    made: dict[tuple[str, bytes], str] = {}  # inputs that several layers read
     for node in given:
         for name in dict.fromkeys(name for name in node.uses if name in analysis.readers):
             keeps = axis_keeps(analysis.readers[name], table)
             if not keeps:
                 continue
-            mask = torch.ones((), dtype=state[name].dtype, device=state[name].device)
-            for axis, keep in keeps.items():
-                view = [1] * state[name].dim()
-                view[axis] = -1
-                mask = mask * torch.from_numpy(keep).to(mask).reshape(view)
-            masked = f"{node.name}.{name}.masked"
-            by = f"{masked}.by".replace(".", "/")  # a name without dots needs no modules to hold it
-            state[by] = mask
-            nodes.append(Node(masked, "aten.mul.Tensor", (Ref(name), Ref(by))))
-            node = rename_uses(node, {name: masked})
+            source, rank = name, state[name].dim()
+            axis = _input_axis(node, name, keeps, analysis)
+            if axis is not None:
+                source, rank = bind(node)["input"].name, analysis.values[bind(node)["input"].name].dim()
+                keeps = {axis: keeps[1]}
+            known = (source, b"".join(bytes([axis]) + keep.tobytes() for axis, keep in keeps.items()))
+            if known not in made:
+                made[known] = masked = f"{node.name}.{source}.masked"
+                state[f"{masked}.by"] = _zeros_and_ones(keeps, rank, state[name])
+                nodes.append(Node(masked, "aten.mul.Tensor", (Ref(source), Ref(f"{masked}.by"))))
+            node = rename_uses(node, {source: made[known]})
         nodes.append(node)
     return nodes
+
+
+def _input_axis(node: Node, weight: str, keeps: Mapping[int, np.ndarray], analysis: Analysis) -> int | None:
+    """The axis of a layer's input that its weight's second axis reads, where the input is the smaller of both."""
+    kind = op_of(node).kind
+    if not isinstance(kind, (Convolution, Linear)) or set(keeps) != {1}:
+        return None
+    bound = bind(node)
+    source = bound["input"]
+    labels = analysis.values.get(source.name)
+    plain = bound["weight"] == Ref(weight) and (isinstance(kind, Linear) or (bound["groups"] == 1 and not kind.transposed))
+    if not isinstance(labels, Tensor) or not plain or labels.numel() > analysis.readers[weight].numel():
+        return None
+    axis = labels.dim() - 1 if isinstance(kind, Linear) else 1
+    return axis if labels.shape[axis] == len(keeps[1]) else None
+
+
+def _zeros_and_ones(keeps: Mapping[int, np.ndarray], rank: int, like: Tensor) -> Tensor:
+    mask = torch.ones((), dtype=like.dtype, device=like.device)
+    for axis, keep in keeps.items():
+        view = [1] * rank
+        view[axis] = -1
+        mask = mask * torch.from_numpy(keep).to(mask).reshape(view)
+    return mask
 
 
 def _with_masked_values(given: Sequence[Node], state: dict[str, Tensor], analysis: Analysis, table: np.ndarray) -> list[Node]:

@@ -57,7 +57,7 @@ class Analysis:
         for value in self.values.values():
             for labels in flat_labels(value):
                 for axis in lab.varying(labels) or range(labels.dim() if labels.numel() else 0):
-                    units = np.unique(lab.vector(labels, axis))
+                    units = lab.distinct(lab.vector(labels, axis))
                     if units[0] != 0:
                         found[units.tobytes()] = units
         return tuple(found.values())

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gossamer.coupling.labels import distinct
+
 _DEEP = 3  # steps to a representative before all paths are made short
 
 
@@ -81,16 +83,14 @@ class Atoms:
 
     def merge(self, left: np.ndarray, right: np.ndarray) -> None:
         """Put left[i] and right[i] into one class, for all i (arrays of the same shape). Zeros are passed over."""
-        pairs = np.stack([left.reshape(-1), right.reshape(-1)])
-        pairs = pairs[:, (pairs != 0).all(axis=0)]
-        while pairs.size:
-            roots = self.find(pairs)
-            roots = roots[:, roots[0] != roots[1]]
-            if not roots.size:
-                break
-            low, high = roots.min(axis=0), roots.max(axis=0)
-            np.minimum.at(self._parent, high, low)
-            pairs = roots
+        ours, theirs = self.find(left.reshape(-1)), self.find(right.reshape(-1))  # 0 stays 0
+        while True:
+            apart = np.flatnonzero((ours != theirs) & (ours != 0) & (theirs != 0))
+            if not apart.size:
+                return
+            ours, theirs = ours[apart], theirs[apart]
+            np.minimum.at(self._parent, np.maximum(ours, theirs), np.minimum(ours, theirs))
+            ours, theirs = self.find(ours), self.find(theirs)
 
     def merge_along(self, labels: np.ndarray, axis: int) -> None:
         """Merge everything along `axis` with the first non-zero label there."""
@@ -101,14 +101,13 @@ class Atoms:
 
     def freeze(self, atoms: np.ndarray, reason: str) -> None:
         """Note that the classes of these atoms must stay."""
-        atoms = np.unique(atoms)
         atoms = atoms[atoms != 0]
         if atoms.size:
-            self._reasons.append((atoms, reason))
+            self._reasons.append((distinct(atoms), reason))
 
     def all_frozen(self, atoms: np.ndarray) -> bool:
         """Whether the classes of all these atoms are known to stay so far."""
-        roots = np.unique(self.find(atoms))
+        roots = distinct(self.find(atoms))
         reasons = [self.find(frozen) for frozen, _ in self._reasons]
         return bool(reasons) and bool(np.isin(roots[roots != 0], np.concatenate(reasons)).all())
 
@@ -116,6 +115,6 @@ class Atoms:
         """Representative -> first reason noted for its class."""
         reasons: dict[int, str] = {}
         for atoms, reason in self._reasons:
-            for root in np.unique(self.find(atoms)).tolist():
+            for root in distinct(self.find(atoms)).tolist():
                 reasons.setdefault(root, reason)
         return reasons

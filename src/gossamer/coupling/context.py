@@ -136,6 +136,8 @@ class Context:
             self.freeze(wanted[found == 0], f"{name} cannot shrink with it")
             return
         present = self.factors.setdefault(name, (labels,))
+        if present[0] is labels:
+            return
         if len(present) > 1:  # also the weight of a contraction
             for other in (*present, labels):
                 self.freeze(other, f"{name} is used in different ways")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gossamer.coupling.atoms import Atoms
+from gossamer.coupling.labels import distinct
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +50,12 @@ def find_groups(atoms: Atoms, heads: Sequence[tuple[np.ndarray, np.ndarray]] | N
     Positions that no layer makes (of a scale or a table that stands alone) cannot be removed and are left out.
     """
     reasons = atoms.frozen()
-    whole = np.unique(np.concatenate([atoms.find(np.ravel(left)) for left, _ in heads])) if heads else np.zeros(0, np.int64)
+    whole = distinct(np.concatenate([atoms.find(np.ravel(left)) for left, _ in heads])) if heads else np.zeros(0, np.int64)
     home = np.full(atoms.count, -1, dtype=np.int64)  # unit -> number of the block list that holds it
     members: dict[int, list[tuple[str, np.ndarray]]] = {}
     for number, (owner, block) in enumerate(atoms.blocks):
         roots = atoms.find(block)
-        met = [other for other in np.unique(home[roots]).tolist() if other >= 0]
+        met = [other for other in distinct(home[roots]).tolist() if other >= 0]
         merged = [entry for other in met for entry in members.pop(other)]
         target = met[0] if met else number
         members[target] = [*merged, (owner, roots)]
@@ -66,12 +67,15 @@ def find_groups(atoms: Atoms, heads: Sequence[tuple[np.ndarray, np.ndarray]] | N
 
 def _group(entries: list[tuple[str, np.ndarray]], reasons: dict[int, str], heads: np.ndarray) -> Group:
     everything = np.concatenate([roots for _, roots in entries])
-    units = everything[np.sort(np.unique(everything, return_index=True)[1])]  # in order of appearance
+    order = np.argsort(everything, kind="stable")
+    ascending = everything[order]
+    first = np.concatenate([[True], ascending[1:] != ascending[:-1]])
+    units = everything[np.sort(order[first])]  # in order of appearance
     why = [reasons.get(unit, "") for unit in units.tolist()]
     owners = tuple(dict.fromkeys(owner for owner, _ in entries))
     fixed = np.array([bool(reason) for reason in why])
     name = next((owner for owner in owners if not owner.startswith("state ")), owners[0])
     order = np.argsort(units)
-    unit = "heads" if np.isin(units, heads[heads != 0]).any() else "channels"
+    unit = "heads" if heads.size and np.isin(units, heads[heads != 0]).any() else "channels"
     places = {owner: order[np.searchsorted(units, roots, sorter=order)] for owner, roots in reversed(entries)}
     return Group(name, owners, units, fixed, next((reason for reason in why if reason), ""), places, unit)

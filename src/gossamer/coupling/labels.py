@@ -53,22 +53,23 @@ def tensor(array: np.ndarray) -> Tensor:
 
 def along(vector: np.ndarray, shape: Sequence[int], axis: int) -> Tensor:
     """Labels that vary along one axis only."""
-    view = [1] * len(shape)
-    view[axis] = -1
-    return squash(tensor(vector).reshape(view).expand(tuple(shape)))
+    assert shape[axis] == len(vector), (shape, axis, len(vector))
+    strides = [0] * len(shape)
+    strides[axis] = int(len(vector) > 1 and not bool((vector == vector[0]).all()))
+    return tensor(vector).as_strided(tuple(shape), strides) if len(vector) else empty(shape)
 
 
 def varying(labels: Tensor) -> tuple[int, ...]:
     """Axes along which labels differ (after `squash`)."""
-    return tuple(axis for axis in range(labels.dim()) if labels.shape[axis] > 1 and labels.stride(axis) != 0)
+    return tuple(axis for axis, (size, stride) in enumerate(zip(labels.shape, labels.stride(), strict=True)) if stride != 0 and size > 1)
 
 
 def squash(labels: Tensor) -> Tensor:
     """The same labels with stride 0 on every axis along which they are constant."""
-    shape = labels.shape
-    if 0 in shape:
+    if 0 in labels.shape:
         return labels
-    small = labels.numpy()
+    small = essence(labels)
+    before = small.shape
     for axis in range(small.ndim):
         if small.shape[axis] == 1:
             continue
@@ -76,22 +77,34 @@ def squash(labels: Tensor) -> Tensor:
         corner: np.ndarray = small.swapaxes(0, axis)  # along the axis, at position 0 of all others: its ends mostly tell
         while corner.ndim > 1:
             corner = corner[:, 0]
-        if small.strides[axis] == 0 or (corner[0] == corner[-1] and bool((small == first).all())):
+        if corner[0] == corner[-1] and bool((small == first).all()):
             small = first
-    return torch.from_numpy(small).expand(shape)
+    return labels if small.shape == before else torch.from_numpy(small).expand(labels.shape)
 
 
 def essence(labels: Tensor) -> np.ndarray:
     """The labels with every constant axis cut to length 1, as an array."""
-    small = labels
-    for axis in range(labels.dim()):
-        if labels.shape[axis] > 1 and labels.stride(axis) == 0:
-            small = small.narrow(axis, 0, 1)
-    return small.numpy()
+    cut = tuple(
+        slice(0, 1) if stride == 0 and size > 1 else slice(None) for size, stride in zip(labels.shape, labels.stride(), strict=True)
+    )
+    small: np.ndarray = labels.numpy()[cut]
+    return small
 
 
 def vector(labels: Tensor, axis: int) -> np.ndarray:
     """The labels along one axis, at position 0 of all others, at full length."""
     index: list[int | slice] = [0] * labels.dim()
     index[axis] = slice(None)
-    return labels[tuple(index)].numpy()
+    found: np.ndarray = labels.numpy()[tuple(index)]
+    return found
+
+
+def distinct(array: np.ndarray) -> np.ndarray:
+    """The different numbers in an array, in ascending order. What np.unique does, which imports more than this pass takes."""
+    ordered = np.sort(array, axis=None)
+    if not ordered.size:
+        return ordered
+    first = np.empty(len(ordered), dtype=bool)
+    first[0] = True
+    np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
+    return ordered[first]

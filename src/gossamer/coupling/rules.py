@@ -24,6 +24,8 @@ def _pointwise(context: Context, node: Node) -> Any:
     meta = context.metas[node.name]
     shape = meta.shape if isinstance(meta, TensorMeta) else ()
     operands = [name for name in node.uses if isinstance(context.metas.get(name), TensorMeta)]
+    if len(set(operands)) == 1 and (alone := context.labels(operands[0])).shape == shape:
+        return lab.squash(alone)
     carried = sorted(((name, context.labels(name)) for name in operands), key=lambda item: -item[1].numel())  # the widest names the result
     wide = [(name, labels, lab.squash(labels.expand(shape))) for name, labels in carried]
     last = {max(lab.varying(labels)) for _, _, labels in wide if lab.varying(labels)}
@@ -45,9 +47,13 @@ def _repeats(narrow: Tensor, rank: int, axis: int) -> bool:
 
 def _meet(context: Context, left: Tensor, right: Tensor) -> Tensor:
     """Merge equal positions; where one side carries nothing, the other's labels stay."""
+    if not lab.varying(left) and not lab.essence(left).any():
+        return right
     a, b = aligned(left, right)
     context.atoms.merge(a, b)
-    return lab.squash(lab.tensor(np.where(a != 0, a, b)).expand(left.shape))
+    if context.heads is None and b.all() and set(lab.varying(right)) < set(lab.varying(left)):
+        return right  # the same, said along fewer axes
+    return left if a.all() else lab.squash(lab.tensor(np.where(a != 0, a, b)).expand(left.shape))
 
 
 def _require_carrier(context: Context, node: Node, name: str, narrow: Tensor, others: list[Tensor]) -> None:

@@ -7,10 +7,12 @@ of the same shape, or None; and a Generator for those that draw. It returns (uni
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,6 +31,7 @@ class Criterion:
     needs     evidence per weight: the "gradient" of the summed loss; its "squared gradient", mean over samples; the
               "curvature", diagonal of the mean loss's Hessian; the "response", mean over samples of the squared change of
               the outputs per unit change of the weight (needs no labels); or "" for none
+    order     the p of a measure that is the p-norm of a row, else 0: it is then taken where the weights lie, without rows (`powers`)
     combine   how the carriers of a unit make one number. "relative": the mean, after division of each carrier by its own
               mean, for values that are not comparable between layers; "mean"; "sum"; "size of sum", its absolute value
     """
@@ -37,6 +40,7 @@ class Criterion:
     carriers: Literal["weights", "scales", "activations"] = "weights"
     needs: Literal["", "gradient", "squared gradient", "curvature", "response"] = ""
     combine: Literal["relative", "mean", "sum", "size of sum"] = "relative"
+    order: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,27 @@ class Selection:
     needs: Literal["inputs"] = "inputs"
 
 
+_ROWS = 512  # of blocks summed in float32; the sums of those are added in float64
+
 criteria: Registry[Criterion | Selection] = Registry("criterion")
+
+
+def powers(tensor: Tensor, axis: int, order: int) -> Tensor:
+    """Sum of |x|^order (1 or 2) over all elements at each position of an axis, float64; the tensor is not copied for order 2."""
+    first, size = math.prod(tensor.shape[:axis]), tensor.shape[axis]
+    blocks = tensor.detach().float().reshape(first, size, -1)
+    if first == 1:
+        whole: Tensor = torch.linalg.vector_norm(blocks[0], order, 1).double().pow(order)
+        return whole
+    if order == 2 and blocks.device.type == "cpu":
+        array = blocks.numpy()
+        parts = [np.einsum("ijk,ijk->j", part, part) for part in np.array_split(array, range(_ROWS, first, _ROWS))]
+        return torch.from_numpy(np.sum(parts, axis=0, dtype=np.float64))
+    sums = [
+        torch.linalg.vector_norm(blocks[start : start + _ROWS].movedim(1, 0).flatten(1), order, 1).double().pow(order)
+        for start in range(0, first, _ROWS)
+    ]
+    return torch.stack(sums).sum(0).cpu()
 
 
 def _l1(rows: Tensor, evidence: Tensor | None, generator: torch.Generator) -> Tensor:
@@ -108,8 +132,8 @@ def _given(evidence: Tensor | None) -> Tensor:
     return evidence
 
 
-criteria.add("l1", source="Li et al. 2017, arXiv:1608.08710")(Criterion(_l1))
-criteria.add("l2", source="group norm as in Fang et al. 2023 (DepGraph), arXiv:2301.12900, section 3.3")(Criterion(_l2))
+criteria.add("l1", source="Li et al. 2017, arXiv:1608.08710")(Criterion(_l1, order=1))
+criteria.add("l2", source="group norm as in Fang et al. 2023 (DepGraph), arXiv:2301.12900, section 3.3")(Criterion(_l2, order=2))
 criteria.add("fpgm", source="He et al. 2019 (geometric median), arXiv:1811.00250")(Criterion(_geometric_median))
 criteria.add("lamp", source="Lee et al. 2021, arXiv:2010.07611; per channel instead of per weight")(
     Criterion(_layer_adaptive, combine="mean")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gossamer.coupling import Analysis
 from gossamer.coupling import labels as lab
+from gossamer.numerics.saliency import powers
 from gossamer.program.graph import Ref
 from gossamer.program.ops import bind, op_of
 from gossamer.program.ops.kinds import Attention, BatchNorm, Convolution, Linear, MatMul, StatisticsNorm
@@ -64,7 +65,7 @@ def _members(analysis: Analysis, labelled: Mapping[str, Sequence[Tensor]]) -> Ma
     found: dict[str, dict[tuple[str, int], Member]] = {group.name: {} for group in analysis.groups}
     for name, axis, vector in _axes(labelled):
         owners = group_of[vector]
-        for number in np.unique(owners[owners >= 0]).tolist():
+        for number in lab.distinct(owners[owners >= 0]).tolist():
             positions = np.flatnonzero(owners == number)
             found[analysis.groups[number].name][name, axis] = Member(name, axis, positions, unit_of[vector[positions]])
     return {group: list(entries.values()) for group, entries in found.items()}
@@ -92,3 +93,9 @@ def unit_rows(tensor: Tensor, member: Member, count: int) -> Tensor:
     rows = flat.new_zeros(count, int(counts.max()), flat.shape[1])
     rows[torch.from_numpy(owned), torch.from_numpy(place)] = flat
     return rows.flatten(1)
+
+
+def unit_powers(tensor: Tensor, member: Member, count: int, order: int) -> Tensor:
+    """Sum of |x|^order over all elements of each unit, (count,) float64."""
+    sums = powers(tensor, member.axis, order).cpu().numpy()
+    return torch.from_numpy(np.bincount(member.units, sums[member.positions], minlength=count))

@@ -15,7 +15,7 @@ from gossamer.coupling import Analysis, Group, analyse
 from gossamer.errors import ConfigError, DataError, PlanError
 from gossamer.numerics.saliency import Criterion, Selection, criteria
 from gossamer.plan.evidence import Loss, activation_sizes, gather
-from gossamer.plan.members import Member, activation_members, scale_members, unit_rows, weight_members
+from gossamer.plan.members import Member, activation_members, scale_members, unit_powers, unit_rows, weight_members
 from gossamer.plan.readings import group_readings
 from gossamer.program.constants import fold_weights
 from gossamer.program.program import Program
@@ -123,9 +123,12 @@ def _score_group(
 ) -> np.ndarray:
     total = torch.zeros(group.size, dtype=torch.float64)
     for member in carriers:
-        rows = unit_rows(sources[member.name].detach(), member, group.size)
-        found = unit_rows(evidence[member.name], member, group.size) if member.name in evidence else None
-        value = criterion.measure(rows, found, generator).to(torch.float64).cpu()
+        if criterion.order:
+            value = unit_powers(sources[member.name], member, group.size, criterion.order) ** (1 / criterion.order)
+        else:
+            rows = unit_rows(sources[member.name].detach(), member, group.size)
+            found = unit_rows(evidence[member.name], member, group.size) if member.name in evidence else None
+            value = criterion.measure(rows, found, generator).to(torch.float64).cpu()
         if criterion.combine == "relative":
             value = value / value.mean().clamp_min(torch.finfo(torch.float64).tiny)
         total += value

@@ -18,7 +18,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map
 
-from gossamer.errors import CaptureError, ParityError
+from gossamer.errors import CaptureError, ParityError, UnsupportedOp
 from gossamer.program.adapt import OWN_FOLDER, TORCH_FOLDER, Adapter, adapt, first_line, fresh, user_line
 from gossamer.program.graph import Arg, Graph, Node, Ref
 from gossamer.program.inline import inline_subgraphs
@@ -26,6 +26,7 @@ from gossamer.program.normal_form import normalize, written_values
 from gossamer.program.ops.table import SCALAR_FUNCTIONS
 from gossamer.program.products import outer_products_as_pointwise, products_as_layers
 from gossamer.program.program import InputSpec, Program
+from gossamer.program.shapes import infer_shapes
 
 _SCALAR_NAMES = {function: name for name, function in SCALAR_FUNCTIONS.items()}
 _COMPARISONS = (operator.ge, operator.gt, operator.le, operator.lt, operator.eq, operator.ne)
@@ -75,6 +76,8 @@ def capture(
             for buffer, before in buffers.items():
                 if not torch.equal(buffer, before):
                     buffer.copy_(before)
+    with contextlib.suppress(UnsupportedOp):  # shapes are part of what is captured; where one depends on values, who needs it says so
+        infer_shapes(program)
     return program
 
 

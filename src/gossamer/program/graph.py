@@ -25,7 +25,7 @@ class Ref:
 Arg = Any
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Node:
     """One op call. Its name is also the name of the value that it makes."""
 
@@ -36,7 +36,7 @@ class Node:
     module: str = ""  # path of the user's module that made it, such as "layer1.0.conv1"
     source: str = ""  # the user's line, such as "model.py:12"
 
-    @property
+    @cached_property
     def uses(self) -> tuple[str, ...]:
         """Names of the values it reads, in order, repeats included."""
         found = refs_in(self.args)

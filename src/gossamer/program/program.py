@@ -83,10 +83,11 @@ class Program(nn.Module):
         self.inputs = tuple(inputs)
         self.quantizers = dict(quantizers or {})
         self.target = target
+        self._holders: dict[str, tuple[nn.Module, str]] = {}  # where each state tensor lives
         for name in graph.state_names:
             if name not in state:
                 raise ConfigError("state", name, "present, since the graph reads it")
-            _attach(self, name, state[name])
+            self._holders[name] = _attach(self, name, state[name])
         self.masks = checked_masks(masks or {}, self.state)
         self.eval()
 
@@ -129,7 +130,11 @@ class Program(nn.Module):
     @property
     def state(self) -> dict[str, Tensor]:
         """Parameters and buffers that the graph reads, by name; a tied one appears under each name."""
-        return {name: _lookup(self, name) for name in self.graph.state_names}
+        found: dict[str, Tensor] = {}
+        for name, (module, leaf) in self._holders.items():
+            parameter = module._parameters.get(leaf)
+            found[name] = module._buffers[leaf] if parameter is None else parameter  # type: ignore[assignment]
+        return found
 
     @property
     def device(self) -> torch.device:
@@ -261,25 +266,20 @@ class Program(nn.Module):
         return watch
 
 
-def _attach(root: nn.Module, name: str, tensor: Tensor) -> None:
-    """Register a parameter or buffer under a dotted name, with plain modules on the way.
+def _attach(root: nn.Module, name: str, tensor: Tensor) -> tuple[nn.Module, str]:
+    """Register a parameter or buffer under a dotted name, with plain modules on the way; returns its module and its name there.
 
     Written into the tables of nn.Module, whose methods refuse names such as "graph" or "state" that Program uses itself.
     """
     *path, leaf = name.split(".")
     module = root
     for part in path:
-        module = module._modules.setdefault(part, nn.Module())  # type: ignore[assignment]
+        inner = module._modules.get(part)
+        if inner is None:
+            inner = module._modules[part] = nn.Module()
+        module = inner
     if isinstance(tensor, nn.Parameter):
         module._parameters[leaf] = tensor
     else:
         module._buffers[leaf] = tensor
-
-
-def _lookup(root: nn.Module, name: str) -> Tensor:
-    *path, leaf = name.split(".")
-    module = root
-    for part in path:
-        module = module._modules[part]  # type: ignore[assignment]
-    found = module._parameters.get(leaf)
-    return found if found is not None else module._buffers[leaf]  # type: ignore[return-value]
+    return module, leaf

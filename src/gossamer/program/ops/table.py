@@ -91,20 +91,31 @@ def _is_harmless(op: torch._ops.OpOverload) -> bool:
 
 def bind(node: Node) -> dict[str, Arg]:
     """All arguments of an aten node by schema name, defaults filled in."""
-    schema = function(node.op)._schema  # type: ignore[attr-defined]
     given = dict(node.kwargs)
     bound: dict[str, Arg] = {}
-    for position, argument in enumerate(schema.arguments):
-        if position < len(node.args) and not argument.kwarg_only:
-            bound[argument.name] = node.args[position]
-        elif argument.name in given:
-            bound[argument.name] = given[argument.name]
-        elif argument.has_default_value():
-            default = argument.default_value
-            bound[argument.name] = tuple(default) if isinstance(default, list) else default
+    for position, (name, by_name_only, default) in enumerate(_arguments(node.op)):
+        if position < len(node.args) and not by_name_only:
+            bound[name] = node.args[position]
+        elif name in given:
+            bound[name] = given[name]
+        elif default is _REQUIRED:
+            raise ValueError(f"{node.name}: {node.op} lacks argument {name}")
         else:
-            raise ValueError(f"{node.name}: {node.op} lacks argument {argument.name}")
+            bound[name] = default
     return bound
+
+
+_REQUIRED = object()
+
+
+@cache
+def _arguments(op: str) -> tuple[tuple[str, bool, Arg], ...]:
+    """Name, whether it goes by name only, and default of each argument."""
+    found = []
+    for argument in function(op)._schema.arguments:  # type: ignore[attr-defined]
+        default = argument.default_value if argument.has_default_value() else _REQUIRED
+        found.append((argument.name, argument.kwarg_only, tuple(default) if isinstance(default, list) else default))
+    return tuple(found)
 
 
 def with_arguments(node: Node, **changes: Arg) -> Node:
@@ -113,8 +124,7 @@ def with_arguments(node: Node, **changes: Arg) -> Node:
     unknown = changes.keys() - bound.keys()
     if unknown:
         raise ValueError(f"{node.op} has no argument {unknown}")
-    arguments = function(node.op)._schema.arguments  # type: ignore[attr-defined]
     bound.update(changes)
-    positional = tuple(bound[a.name] for a in arguments if not a.kwarg_only)
-    named = tuple((a.name, bound[a.name]) for a in arguments if a.kwarg_only)
+    positional = tuple(bound[name] for name, by_name_only, _ in _arguments(node.op) if not by_name_only)
+    named = tuple((name, bound[name]) for name, by_name_only, _ in _arguments(node.op) if by_name_only)
     return replace(node, args=positional, kwargs=named)
