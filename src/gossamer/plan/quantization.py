@@ -18,9 +18,10 @@ from gossamer.plan.equalization_static import StaticCoding, equalize_static
 from gossamer.plan.placement import Placement, place_quantizers
 from gossamer.plan.plan import Frozen, Plan
 from gossamer.plan.rounding import RoundingJob, roundings
-from gossamer.plan.rules import FLOAT, layer_choices
+from gossamer.plan.rules import layer_formats
 from gossamer.plan.scheme import Scheme, pick_format
 from gossamer.plan.spec import TargetSpec, specs
+from gossamer.plan.stored_floats import stored_weights
 from gossamer.program.clamps import clip_limits
 from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
 from gossamer.program.gates import gated_activations, split_gates
@@ -47,7 +48,8 @@ def plan_quantization(
     weights        format of weights, symmetric, one scale for each output channel
     activations    format of values, one scale and zero point for each
     rules          other formats by layer, such as {"head": "float", "features.*": "int4"}: "*" matches anything, the first rule that
-                   matches a layer decides, "float" keeps it float with all that only it would have brought onto codes
+                   matches a layer decides, "float" keeps it float with all that only it would have brought onto codes; so do
+                   "fp16", "bf16", "fp8_e4m3" and "fp8_e5m2", which store its weight with fewer bits
     scheme         how ranges, scales and codes are found; None for the defaults of Scheme
 
     What the target cannot compute on codes stays float and is listed in `plan.frozen`.
@@ -60,36 +62,30 @@ def plan_quantization(
     if program.quantizers:
         raise PlanError(f"the network is quantized already (for {program.target!r}); plan from the float network.")
     spec, scheme = specs[target], scheme or Scheme()
-    pick_format(weights, spec.weight_formats, "weights", target)
     activation = pick_format(activations, spec.activation_formats, "activations", target)
     rounding = roundings[scheme.rounding]
-    choices = layer_choices(program, rules or {}, weights)
-    kept_float = {name: f"kept float as asked ({choice.rule})" for name, choice in choices.items() if choice.format == FLOAT}
-    formats = {
-        name: pick_format(choice.format, spec.weight_formats, f"the format of {choice.rule!r}" if choice.rule else "weights", target)
-        for name, choice in choices.items()
-        if name not in kept_float
-    }
-    prepared, edits = _prepare(program, spec, kept_float)
-    placement = place_quantizers(prepared, spec, kept_float=kept_float)
+    formats = layer_formats(program, rules or {}, weights, spec)
+    prepared, edits = _prepare(program, spec, formats.kept_float)
+    placement = place_quantizers(prepared, spec, kept_float=formats.kept_float)
     if not placement.layers:
         why = f": {placement.frozen[0].where}, {placement.frozen[0].reason}" if placement.frozen else ""
         raise PlanError(f"the network has no layer that {target} computes in integers{why}; export it as it is.")
     batches = as_batches(calibration, what="calibration")
     coding = StaticCoding(
-        formats,
+        formats.codes,
         activation,
         scheme,
-        place=lambda changed: place_quantizers(changed, spec, kept_float=kept_float),
+        place=lambda changed: place_quantizers(changed, spec, kept_float=formats.kept_float),
         values_of=lambda changed, placed, seen: _value_quantizers(changed.graph, placed, seen, activation, scheme.ranges),
     )
     prepared, placement, scaled = equalize_static(prepared, placement, batches, coding, on_progress)
     seen = calibrate(prepared, batches, placement, ranges=scheme.ranges, second_moments=rounding.second_moments, on_progress=on_progress)
     values = _value_quantizers(prepared.graph, placement, seen, activation, scheme.ranges)
-    job = RoundingJob(prepared, placement, values, seen.moments, batches, formats, scheme)
+    job = RoundingJob(prepared, placement, values, seen.moments, batches, formats.codes, scheme)
     rounded = rounding.run(job, on_progress)
+    coded = (QuantizeValue(name, quantizer) for name, quantizer in rounded.values.items())
     return Plan(
-        edits=(*edits, *scaled, *(QuantizeValue(name, quantizer) for name, quantizer in rounded.values.items()), *rounded.edits),
+        edits=(*edits, *scaled, *coded, *rounded.edits, *stored_weights(prepared, formats.stored)),
         model_digest=program.digest,
         weights_digest=program.weights_digest(),
         target=target,

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from gossamer.errors import PlanError, nearest
+from gossamer.numerics.formats import FloatFormat, Format, IntFormat
+from gossamer.plan.scheme import pick_format
+from gossamer.plan.spec import TargetSpec
 from gossamer.program.graph import Node, Ref
 from gossamer.program.ops import bind, op_of
 from gossamer.program.ops.kinds import Convolution, Linear
@@ -21,6 +24,43 @@ class Choice:
 
     format: str
     rule: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFormats:
+    """Formats by layer, each by its node.
+
+    codes       formats of the weights of layers that may run on codes
+    stored      formats in which the weights of float layers are stored; they are computed with in float32
+    kept_float  why the other layers must not run on codes
+    """
+
+    codes: Mapping[str, IntFormat]
+    stored: Mapping[str, FloatFormat]
+    kept_float: Mapping[str, str]
+
+
+def layer_formats(program: Program, rules: Mapping[str, str], weights: str, spec: TargetSpec) -> LayerFormats:
+    """What each layer of a program gets: what the first rule that matches it says, `weights` where none does.
+
+    Raises: PlanError like layer_choices; ConfigError for a format that the target does not run (names the nearest).
+    """
+    pick_format(weights, spec.weight_formats, "weights", spec.name)
+    codes: dict[str, IntFormat] = {}
+    stored: dict[str, FloatFormat] = {}
+    kept_float: dict[str, str] = {}
+    for name, choice in layer_choices(program, rules, weights).items():
+        if choice.format == FLOAT:
+            kept_float[name] = f"kept float as asked ({choice.rule})"
+            continue
+        known: tuple[Format, ...] = (*spec.weight_formats, *spec.float_formats)
+        fmt = pick_format(choice.format, known, f"the format of {choice.rule!r}", spec.name)
+        if isinstance(fmt, FloatFormat):
+            stored[name] = fmt
+            kept_float[name] = f"stored as {fmt.name} as asked ({choice.rule}), computed in float32"
+        else:
+            codes[name] = fmt
+    return LayerFormats(codes, stored, kept_float)
 
 
 def layer_choices(program: Program, rules: Mapping[str, str], default: str) -> dict[str, Choice]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 from gossamer.errors import ConfigError
-from gossamer.numerics.formats import IntFormat, parse_format
+from gossamer.numerics.formats import Format, parse_any_format
 from gossamer.numerics.ranges import range_methods, weight_range_methods
 
 
@@ -35,11 +36,14 @@ class Scheme:
         weight_range_methods.entry(self.weight_ranges)
 
 
-def pick_format(name: str, known: tuple[IntFormat, ...], what: str, target: str) -> IntFormat:
+F = TypeVar("F", bound=Format)
+
+
+def pick_format(name: str, known: tuple[F, ...], what: str, target: str) -> F:
     """The target's form of a named format. Raises ConfigError naming the nearest that it runs."""
-    wanted = parse_format(name)
+    wanted = parse_any_format(name)
     for fmt in known:
         if fmt.name == wanted.name:
             return fmt
-    near = min(known, key=lambda fmt: (abs(fmt.bits - wanted.bits), fmt.signed != wanted.signed))
+    near = min(known, key=lambda fmt: (type(fmt) is not type(wanted), abs(fmt.bits - wanted.bits), fmt.signed != wanted.signed))
     raise ConfigError(what, name, f"a format that {target} computes with (the nearest is {near.name!r})")

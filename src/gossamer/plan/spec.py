@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gossamer.numerics.formats import IntFormat
+from gossamer.numerics.formats import FloatFormat, IntFormat
 from gossamer.registry import Registry
 
 
@@ -14,6 +14,7 @@ class TargetSpec:
 
     weight_formats      formats of weights it computes with, best first
     activation_formats  formats of activations it computes with, best first
+    float_formats       formats in which it stores weights that it computes with in float32
     integer_ops         ops it runs on integer codes when inputs, weights and result have quantizers
     same_scale_ops      ops that only pass codes on: inputs and result share one quantizer
     absorbed_ops        activations that cost nothing after an integer op: the result's code range clips
@@ -42,6 +43,7 @@ class TargetSpec:
     absorbed_ops: frozenset[str]
     float_result_ops: frozenset[str]
     requantization: str
+    float_formats: tuple[FloatFormat, ...] = ()
     gate_ops: frozenset[str] = frozenset()
     add_tolerance_steps: int = 0
     tolerance_steps: int = 0

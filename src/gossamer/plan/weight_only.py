@@ -10,13 +10,14 @@ from torch import Tensor
 
 from gossamer.errors import ConfigError, PlanError
 from gossamer.numerics.affine import Quantizer
-from gossamer.numerics.formats import IntFormat
+from gossamer.numerics.formats import FLOAT_FORMATS, FloatFormat, Format, IntFormat
 from gossamer.numerics.ranges import choose_block_quantizer, weight_range_methods
 from gossamer.plan.edits import Edit, FoldBatchNorm, QuantizeInput
 from gossamer.plan.equalization_blocks import BlockCoding, equalize_blocks
 from gossamer.plan.plan import Plan
 from gossamer.plan.scheme import pick_format
 from gossamer.plan.spec import TargetSpec, specs
+from gossamer.plan.stored_floats import plan_stored_floats
 from gossamer.plan.weight_layers import coded_weights, weighted_layers
 from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
 from gossamer.program.graph import Node
@@ -37,7 +38,8 @@ def plan_weight_quantization(
 ) -> Plan:
     """Plan codes for the weights of linear layers, one scale for each `block` weights of a row.
 
-    weights       "int4", "int8": symmetric; "uint4", "uint8": with a zero point for each block
+    weights       "int4", "int8": symmetric; "uint4", "uint8": with a zero point for each block; "fp16", "bf16", "fp8_e4m3", "fp8_e5m2":
+                  of convolutions and embeddings, too, in a smaller file that is computed in float32 (none of the choices below then)
     ranges        how the range of a block is chosen, a name in numerics.ranges.weight_range_methods: "mse" (least error, norm 2.4), "hqq"
                   (most errors small, a few may be large; Badri & Shaji 2023) or "min-max"
     round_inputs  let the kernels round what they read to 8-bit codes while they run (one scale per block), which is faster. The
@@ -58,6 +60,11 @@ def plan_weight_quantization(
     if program.quantizers:
         raise PlanError(f"the network is quantized already (for {program.target!r}); plan from the float network.")
     spec = specs[target]
+    if weights in FLOAT_FORMATS:
+        known: tuple[Format, ...] = (*spec.float_formats, *spec.block_formats)
+        wanted = pick_format(weights, known, "weights", target)
+        assert isinstance(wanted, FloatFormat)
+        return plan_stored_floats(program, target, wanted, skip)
     fmt = _format(weights, block, round_inputs, spec)
     weight_range_methods.entry(ranges)
     folds = foldable_batch_norms(program)

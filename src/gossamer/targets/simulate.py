@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gossamer.errors import DataError, PlanError, UnsupportedOp
 from gossamer.numerics.affine import clips_like, dequantize, quantize
+from gossamer.numerics.formats import IntFormat
 from gossamer.plan.placement import Site, has_weight, inference_graph
 from gossamer.plan.spec import specs
 from gossamer.program.clamps import clip_limits
@@ -93,12 +94,17 @@ class Simulator:
             results = self._site.results(node)
             if self._site.why_float(node) or not all(value in quantizers for value in self._site.inputs(node)):
                 continue
-            if has_weight(node) and bind(node)["weight"].name not in quantizers:
+            if has_weight(node) and not self._has_codes(bind(node)["weight"].name):
                 continue
             if not self._hands_out(node, results):
                 continue
             kernel = pass_on if name in self._site.spec.same_scale_ops else kernels[name]
             yield node.name, (kernel, results)
+
+    def _has_codes(self, weight: str) -> bool:
+        """Whether a weight has integer codes; one stored as floats of fewer bits has none."""
+        quantizer = self.program.quantizers.get(weight)
+        return quantizer is not None and isinstance(quantizer.format, IntFormat)
 
     def _hands_out(self, node: Node, results: tuple[str, ...]) -> bool:
         """Whether the results have quantizers that fit the kernel, or the kernel hands out floats."""

@@ -12,13 +12,13 @@ from torch import Tensor
 from gossamer.errors import PlanError, UnsupportedOp
 from gossamer.numerics.affine import Quantizer, quantize
 from gossamer.numerics.affine import clips_like as clips_like
-from gossamer.numerics.formats import FloatFormat, Format, PerAxis
+from gossamer.numerics.formats import FloatFormat, Format, PerAxis, PerTensor
 from gossamer.targets.onnx.draft import Array, Draft
-from gossamer.targets.onnx.storage import storage_of_codes
+from gossamer.targets.onnx.storage import bits_of_floats, storage_of_codes
 
 CODES, REAL, ZERO = "/q", "/dq", "/z"  # ends of the tensor names of a value's codes, of what they stand for, of a weight's zero points
-WIDE = "/q8"  # end of the name of a weight's narrower codes once they are int8
-INT8 = 3  # TensorProto.INT8
+WIDE, SCALE = "/q8", "/s"  # ends of the names of a weight's narrower codes once they are int8, and of a float weight's scales
+FLOAT, INT8 = 1, 3  # of TensorProto
 
 
 def code_dtype(fmt: Format) -> type[np.generic]:
@@ -49,6 +49,17 @@ def code_weight(draft: Draft, weight: Tensor, name: str, quantizer: Quantizer) -
     scale, zero, axis = _parameters(draft, quantizer, own_zero=name + ZERO)
     stored = store_codes(draft, codes, name, quantizer.format)
     return draft.emit("DequantizeLinear", (stored, scale, zero), name=name + REAL, axis=axis)[0]
+
+
+def store_floats(draft: Draft, weight: Tensor, name: str, quantizer: Quantizer, fmt: FloatFormat) -> str:
+    """Emit a weight as floating-point numbers of fewer bits; return it as float32. The runtime computes that once, on loading."""
+    bits, stored = bits_of_floats(quantize(weight.detach().float(), quantizer), fmt)
+    constant = draft.constant(bits, name=name + CODES, stored=stored)
+    real = draft.emit("Cast", (constant,), name=name + REAL, to=FLOAT)[0]
+    if isinstance(quantizer.granularity, PerTensor) and quantizer.scale == (1.0,):
+        return real
+    scale = draft.constant(quantizer.tensors(weight)[0].numpy(), name=name + SCALE, shared=False)
+    return draft.emit("Mul", (real, scale), name=name + REAL)[0]
 
 
 def store_codes(draft: Draft, codes: Array, name: str, fmt: Format) -> str:

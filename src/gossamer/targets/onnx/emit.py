@@ -9,6 +9,7 @@ import torch
 from gossamer.errors import UnsupportedOp
 from gossamer.files import write_bytes
 from gossamer.numerics.affine import Quantizer
+from gossamer.numerics.formats import FloatFormat
 from gossamer.program.clamps import clip_limits
 from gossamer.program.fold import fold_batch_norms
 from gossamer.program.graph import Node, Ref
@@ -25,7 +26,7 @@ from gossamer.targets.onnx import lower_pool as lower_pool
 from gossamer.targets.onnx import lower_recurrent as lower_recurrent
 from gossamer.targets.onnx import lower_reduce as lower_reduce
 from gossamer.targets.onnx import lower_resize as lower_resize
-from gossamer.targets.onnx.coding import clips_like, code_weight, emit_codes, emit_real
+from gossamer.targets.onnx.coding import clips_like, code_weight, emit_codes, emit_real, store_floats
 from gossamer.targets.onnx.draft import Array, Draft
 from gossamer.targets.onnx.forms import AnyForm, BatchSize, Form, Size, find_forms
 from gossamer.targets.onnx.lowering import WAY_OUT, Call, lowerings, where
@@ -148,6 +149,8 @@ class Walk:
         quantizer = self.program.quantizers.get(name)
         if quantizer is None:
             return self.draft.constant(tensor.numpy(), name=name)
+        if isinstance(quantizer.format, FloatFormat):
+            return store_floats(self.draft, tensor, name, quantizer, quantizer.format)
         result = code_weight(self.draft, tensor, name, quantizer)
         self.coded[result] = quantizer
         return result

@@ -64,16 +64,15 @@ def linear(call: Call) -> str:
     """input (*, I), weight (O, I). Quantized inputs of more than two axes are flattened, so that Gemm reads codes."""
     source = call.tensor("input")
     form = call.form("input")
-    weight = call.array("weight")
-    quantized = source in call.values.coded and weight is None
     if (blocks := in_blocks(call)) is not None:
         return matmul_in_blocks(call, blocks)
     if rounds_its_input(call):
         return matmul_of_range(call)
     if form.rank == 2:
         return call.op("Gemm", _for_floats(call, source, 1), call.tensor("weight"), *_bias(call, source), transB=1)
-    if not quantized and weight is not None and form.rank > 2:
-        transposed = call.values.draft.constant(np.ascontiguousarray(weight.T), name=f"{_name(call, 'weight')}/t")
+    quantized = source in call.values.coded and call.tensor("weight") in call.values.coded
+    if not quantized and _is_stored(call) and form.rank > 2:
+        transposed = _transposed(call)
         result = call.op("MatMul", source, transposed)
         return result if call["bias"] is None else call.op("Add", result, call.tensor("bias"))
     flat: list[Size] = [product(form.sizes[:-1]), form.sizes[-1]]
@@ -112,6 +111,20 @@ def einsum(call: Call) -> str:
     return call.op("Einsum", *(call.tensor_of(arg, dtype) for arg in call["tensors"]), equation=call["equation"].replace(" ", ""))
 
 
+def _is_stored(call: Call) -> bool:
+    """Whether the weight is a parameter or buffer."""
+    weight = call.args["weight"]
+    return isinstance(weight, Ref) and weight.name in call.values.state
+
+
+def _transposed(call: Call) -> str:
+    """A float weight (O, I) as (I, O): stored so, unless it is stored with fewer bits, which the runtime transposes once, on loading."""
+    weight = call.array("weight")
+    if weight is None:
+        return call.op("Transpose", call.tensor("weight"), perm=[1, 0])
+    return call.values.draft.constant(np.ascontiguousarray(weight.T), name=f"{_name(call, 'weight')}/t")
+
+
 def _for_floats(call: Call, source: str, axis: int) -> str:
     """The input as a layer with float weights must read it: what its codes stand for, with one (equal) scale per channel.
 
@@ -120,7 +133,7 @@ def _for_floats(call: Call, source: str, axis: int) -> str:
     """
     values = call.values
     size = call.form("input").sizes[axis]
-    if source not in values.codes or call.array("weight") is None or not isinstance(size, int):
+    if source not in values.codes or not _is_stored(call) or call.tensor("weight") in values.coded or not isinstance(size, int):
         return source
     quantizer = values.coded[source]
     each = replace(quantizer, granularity=PerAxis(axis), scale=quantizer.scale * size, zero_point=quantizer.zero_point * size)

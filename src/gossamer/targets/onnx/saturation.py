@@ -78,7 +78,11 @@ def _layer(program: Program, node: Node) -> Saturation | None:
     if not isinstance(weight, Ref) or weight.name not in program.quantizers or not _unsigned(program, source.name):
         return None
     quantizer, numbers = program.quantizers[weight.name], program.state[weight.name].detach()
-    if not quantizer.format.signed or (isinstance(kind, Convolution) and bound["groups"] == numbers.shape[0] and numbers.shape[1] == 1):
+    if (
+        not isinstance(quantizer.format, IntFormat)
+        or not quantizer.format.signed
+        or (isinstance(kind, Convolution) and bound["groups"] == numbers.shape[0] and numbers.shape[1] == 1)
+    ):
         return None
     low, high = pair_sums(quantize(numbers, quantizer))
     over = (low < SHORT_LOW) | (high > SHORT_HIGH)

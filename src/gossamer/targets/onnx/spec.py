@@ -8,7 +8,7 @@ modes other than "constant" of another scale, and bilinear Resize are computed i
 
 from __future__ import annotations
 
-from gossamer.numerics.formats import IntFormat
+from gossamer.numerics.formats import FLOAT_FORMATS, IntFormat
 from gossamer.plan.spec import TargetSpec, specs
 
 NAME = "onnxruntime"
@@ -24,6 +24,7 @@ _WEIGHTS = tuple(IntFormat(bits=bits, narrow=True) for bits in (8, 7, 6, 5, 4, 3
 SPEC = TargetSpec(
     name=NAME,
     weight_formats=_WEIGHTS,
+    float_formats=tuple(FLOAT_FORMATS.values()),  # behind a Cast, which the runtime computes once, when it loads the file
     # unsigned: with signed activations 11 convolutions and all additions of a ResNet-18 stay in float
     activation_formats=(IntFormat(bits=8, signed=False),),
     integer_ops=frozenset([*_COMPUTE, *_SAME_SCALE]),

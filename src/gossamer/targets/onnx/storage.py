@@ -9,7 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from gossamer.numerics.formats import FloatFormat
 from gossamer.targets.onnx.draft import Array
 
 
@@ -25,7 +28,24 @@ class Storage:
 STORAGES = {
     "INT4": Storage(4, 21, 10),
     "INT2": Storage(2, 25, 13),
+    "BFLOAT16": Storage(16, 20, 9),
+    "FLOAT8E4M3FN": Storage(8, 20, 9),
+    "FLOAT8E5M2": Storage(8, 20, 9),
 }
+FLOATS = {
+    "fp16": ("", np.float16),
+    "bf16": ("BFLOAT16", np.int16),
+    "fp8_e4m3": ("FLOAT8E4M3FN", np.uint8),
+    "fp8_e5m2": ("FLOAT8E5M2", np.uint8),
+}
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+
+
+def bits_of_floats(codes: Tensor, fmt: FloatFormat) -> tuple[Array, str]:
+    """Codes of a floating-point format as an array of as many bits, and the type by which files know it."""
+    stored, carrier = FLOATS[fmt.name]
+    bits: Array = codes.to(_DTYPES[fmt.name]).contiguous().view(torch.int16 if fmt.bits == 16 else torch.uint8).numpy()
+    return bits.view(carrier), stored
 
 
 def storage_of_codes(bits: int) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gossamer.targets.onnx.coding import CODES
+from gossamer.targets.onnx.coding import CODES, SCALE
 from gossamer.targets.onnx.draft import Array
 
 _WIDE_INTEGERS = (np.dtype(np.int32), np.dtype(np.int64))  # sizes, indices, biases
@@ -39,10 +39,11 @@ def count_zeros(path: Path) -> Mapping[str, tuple[int, int]]:
     for name, array in arrays.items():
         if (
             array.ndim >= 2
+            and not name.endswith(SCALE)
             and array.dtype not in _WIDE_INTEGERS
             and (array.dtype.kind in "fiu" or name in codes or name in widened.values())
         ):
-            values, zero = codes.get(name, (array, _ZERO))
+            values, zero = codes.get(name, (array if array.dtype.kind in "fiu" else array.astype(np.float32), _ZERO))
             found[name.removesuffix(CODES)] = (int((values == zero).sum()), values.size)
     return found
 
