@@ -35,7 +35,7 @@ def test_never_worse_than_nearest_in_its_own_objective(name, rows, columns, bloc
     for quantizer in (found, nearest):
         error = (dequantize(quantize(weight, quantizer), quantizer) - weight).abs()
         errors.append(in_blocks((error.to(torch.float64) / size) ** POWER, block).sum(1))
-    slack = columns * 1e-6**POWER  # float32 rounding where the error should be zero: |1e-6|^0.7
+    slack = columns * 1e-6**POWER  # float32 rounding where the error should be zero: |1e-6|^0.75
     assert bool((errors[0] <= errors[1] * (1 + 1e-4) + slack).all())
 
 

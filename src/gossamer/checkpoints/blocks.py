@@ -14,8 +14,8 @@ from gossamer.errors import ConfigError
 from gossamer.numerics.packing import Bytes, pack_bits, unpack_bits
 from gossamer.numerics.ranges import choose_block_grid, in_blocks
 
-BYTES_PER_WEIGHT, BYTES_PER_BLOCK = 48, 160  # of working memory, measured with the method that takes most (hqq)
-PIECE_WEIGHTS = 1 << 19  # more at once is not faster: the search goes over a piece many times, which should stay in the cache
+BYTES_PER_WEIGHT, BYTES_PER_BLOCK = 64, 128  # of working memory, measured with the method that takes most (hqq)
+PIECE_WEIGHTS = 1 << 16  # more at once is not faster: the search goes over a piece many times, which should stay in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,9 @@ def pieces(rows: int, columns: int, block: int, memory_bytes: int) -> Iterator[P
     Raises: ConfigError when not even eight blocks fit.
     """
     fitting = min(PIECE_WEIGHTS, weights_within(block, memory_bytes))
-    if columns <= fitting:
-        step = max(1, fitting // max(1, columns))
+    filled = -(-columns // block) * block
+    if filled <= fitting:
+        step = fitting // max(1, filled)
         for row in range(0, rows, step):
             yield Piece(row, min(row + step, rows), 0, columns)
         return

@@ -16,7 +16,9 @@ from gossamer.numerics.ranges import weight_range_methods
 
 FLOATS = ("F32", "F16", "BF16")
 LARGEST_BLOCK = 16_384
-_EMBEDDING = re.compile(r"(^|[._])(\w*emb\w*|wte|wpe|shared|relative_attention_bias)([._]|$)")
+_EMBEDDING = re.compile(
+    r"(^|_)(embs?|embeds?|[a-z]*embeddings?|wte|wpe)(_|$)|^(shared|relative_attention_bias)$", re.IGNORECASE
+)  # of modules
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,7 @@ def _why_float(tensor: StoredTensor, settings: CodeSettings) -> str:
         return "a bias, a norm or a number: small, and errors in it reach every position"
     if axes > 2 and not named:
         return f"has {axes} axes: which of them is summed over is not known; name it in `only` to code blocks of its last axis"
-    if not named and _EMBEDDING.search(tensor.name):
+    if not named and _EMBEDDING.search(tensor.name.removesuffix(".weight").rpartition(".")[2]):
         return "an embedding: its rows are looked up, not multiplied; name it in `only` to code it"
     if _coded_bytes(tensor.shape, settings) >= tensor.size_bytes:
         return "its codes and scales would take no fewer bytes"

@@ -59,7 +59,7 @@ def _find(folder: Path) -> Path:
 
 
 def _from_index(path: Path) -> tuple[TensorFile, ...]:
-    index = read_json(path, "index of safetensors files")
+    index = read_json(path, "list of safetensors files")
     places = _weight_map(path, index)
     shards = []
     for name in sorted(set(places.values())):

@@ -60,11 +60,10 @@ def compress_checkpoint(
     _check_names(checkpoint, shards)
     job = {"format": FORMAT, "version": VERSION, **settings.to_json(), "source": [_identity(shard) for shard in checkpoint.shards]}
     _check_folder(folder, shards)
-    with opened_journal(folder) as journal:
-        if (folder / MANIFEST).exists():
-            entries = _finished(folder, job)
-            resumed = checkpoint.size_bytes
-        else:
+    if (folder / MANIFEST).exists():
+        entries, resumed = _finished(folder, job), checkpoint.size_bytes
+    else:
+        with opened_journal(folder) as journal:
             journal.begin(job)
             run = _Run(journal, TensorCoder(settings, memory_bytes), reasons, on_progress, checkpoint)
             resumed = run.forget_lost(shards)
@@ -73,7 +72,7 @@ def compress_checkpoint(
                 run.write(shard)
             entries = {name: journal.done[name] for name in checkpoint.tensors}
             _finish(folder, job, shards, entries)
-        (folder / JOURNAL).unlink()
+    (folder / JOURNAL).unlink(missing_ok=True)
     results = tuple(result_of(name, entry) for name, entry in entries.items())
     size = sum(shard.layout.size_bytes for shard in shards)
     return CompressionReport(results, checkpoint.size_bytes, size, resumed, time.monotonic() - began, _peak_rss_bytes())
@@ -106,7 +105,11 @@ def _check_names(checkpoint: Checkpoint, shards: list[_Shard]) -> None:
     written = [name for shard in shards for name in shard.layout.tensors]
     if len(set(written)) < len(written):
         twice = next(name for name in written if written.count(name) > 1)
-        raise FileError(checkpoint.path, f"holds both {twice.rpartition('.')[0]!r} and {twice!r}", "rename one, or skip the first")
+        raise FileError(
+            checkpoint.path,
+            f"holds both {twice.rpartition('.')[0]!r} and {twice!r}, which would get the same name",
+            "rename one, or skip the first",
+        )
     for shard in shards:
         if shard.path.exists() and any(shard.path.samefile(source.path) for source in checkpoint.shards):
             raise FileError(shard.path, "would be overwritten, but is read", "choose another folder")

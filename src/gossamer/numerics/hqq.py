@@ -2,7 +2,7 @@
 
 Source: Badri & Shaji 2023 (Half-Quadratic Quantization of Large Machine Learning Models, Mobius Labs). Differs: zero points are
 whole codes, as integer kernels and a code for 0 ask for; the scale is fitted along with them; errors are counted in code steps,
-so that weights of any size are treated alike; each row keeps the best grid that it passed, so none ends worse than it began.
+so that weights of any size are treated alike; the power is 0.75 (theirs: 0.7), which square roots give exactly; each row keeps the best grid that it passed, so none ends worse than it began.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from gossamer.numerics.affine import SMALLEST_SCALE
 from gossamer.numerics.formats import IntFormat
+from gossamer.numerics.powers import power_in_eighths
 
-POWER = 0.7  # of the errors that are summed: below 1, many small errors and a few large ones are preferred to all middling
+POWER = 0.75  # of the errors that are summed: below 1, many small errors and a few large ones are preferred to all middling
 STEPS = 20
 FIRST_WEIGHT, LAST_WEIGHT = 2.0, 50.0  # of the quadratic term; the less it weighs, the more errors count as outliers
 
@@ -37,9 +38,9 @@ def half_quadratic_ends(rows: Tensor, fmt: IntFormat) -> tuple[Tensor, Tensor]:
     return (fmt.lo - zero) * found, (fmt.hi - zero) * found
 
 
-def lp_error(rows: Tensor, scale: Tensor, zero: Tensor, fmt: IntFormat, power: float = POWER) -> Tensor:
-    """Sum of |rounding error|^power of each row. Shapes: rows (N, K), scale and zero (N, 1) -> (N,)."""
-    return _rounded(rows, scale, zero, fmt).mul_(scale).sub_(rows).abs_().pow_(power).sum(1)
+def lp_error(rows: Tensor, scale: Tensor, zero: Tensor, fmt: IntFormat) -> Tensor:
+    """Sum of |rounding error|^0.75 of each row. Shapes: rows (N, K), scale and zero (N, 1) -> (N,)."""
+    return _power(_rounded(rows, scale, zero, fmt).mul_(scale).sub_(rows).abs_()).sum(1)
 
 
 def _search(rows: Tensor, scale: Tensor, zero: Tensor, fmt: IntFormat, *, fit_zero: bool) -> tuple[Tensor, Tensor]:
@@ -50,8 +51,8 @@ def _search(rows: Tensor, scale: Tensor, zero: Tensor, fmt: IntFormat, *, fit_ze
         steps = _rounded(rows, scale, zero, fmt)
         errors = (rows / scale).sub_(steps)  # in steps
         size = errors.abs()
-        powers = size.pow(POWER)
-        total = powers.sum(1, keepdim=True) * scale**POWER
+        powers = _power(size)
+        total = powers.sum(1, keepdim=True) * _power(scale)
         better = total < best
         best = torch.where(better, total, best)
         best_scale, best_zero = torch.where(better, scale, best_scale), torch.where(better, zero, best_zero)
@@ -72,6 +73,10 @@ def _search(rows: Tensor, scale: Tensor, zero: Tensor, fmt: IntFormat, *, fit_ze
 def _rounded(rows: Tensor, scale: Tensor, zero: Tensor, fmt: IntFormat) -> Tensor:
     """Codes less zero points: whole numbers of scale steps. Computed as `numerics.affine.quantize` does."""
     return (rows / scale).round_().add_(zero).clamp_(fmt.lo, fmt.hi).sub_(zero)
+
+
+def _power(sizes: Tensor) -> Tensor:
+    return power_in_eighths(sizes, round(8 * POWER))
 
 
 def _fitted(target: Tensor, steps: Tensor, scale: Tensor) -> Tensor:
