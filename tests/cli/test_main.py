@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from gossamer.cli import main as main_module
 from gossamer.cli.main import DEFECT, app, main
 
-COMMANDS = ("compress", "inspect", "verify", "report", "demo")
+COMMANDS = ("compress", "compress-weights", "inspect", "verify", "report", "demo")
 
 
 def test_version():

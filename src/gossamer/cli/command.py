@@ -95,6 +95,7 @@ def command(function: Callable[P, Callable[[], bool]]) -> Callable[P, None]:
 
 
 def _resume_hint(options: Mapping[str, Any]) -> str:
-    if "fresh" not in options:
+    kept = options.get("destination", options["out"] if "fresh" in options else None)
+    if kept is None:
         return "Run the same command again to start anew."
-    return f"Run the same command again: it goes on from what is kept in {options['out']}."
+    return f"Run the same command again: it goes on from what is kept in {kept}."

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from gossamer.cli.compress import EPILOG, compress
+from gossamer.cli.compress_weights import compress_weights
 from gossamer.cli.demo import demo
 from gossamer.cli.diagnose import diagnose
 from gossamer.cli.inspect import inspect
@@ -32,6 +33,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command(epilog=EPILOG)(compress)
+app.command()(compress_weights)
 app.command()(inspect)
 app.command()(verify)
 app.command()(diagnose)
