@@ -15,6 +15,7 @@ class TargetSpec:
     weight_formats      formats of weights it computes with, best first
     activation_formats  formats of activations it computes with, best first
     float_formats       formats in which it stores weights that it computes with in float32
+    packed_bits         bits that its files spend on a code of a weight: a code of any width takes the next of these
     integer_ops         ops it runs on integer codes when inputs, weights and result have quantizers
     same_scale_ops      ops that only pass codes on: inputs and result share one quantizer
     absorbed_ops        activations that cost nothing after an integer op: the result's code range clips
@@ -44,6 +45,7 @@ class TargetSpec:
     float_result_ops: frozenset[str]
     requantization: str
     float_formats: tuple[FloatFormat, ...] = ()
+    packed_bits: tuple[int, ...] = (8,)
     gate_ops: frozenset[str] = frozenset()
     add_tolerance_steps: int = 0
     tolerance_steps: int = 0

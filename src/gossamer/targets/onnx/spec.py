@@ -25,6 +25,7 @@ SPEC = TargetSpec(
     name=NAME,
     weight_formats=_WEIGHTS,
     float_formats=tuple(FLOAT_FORMATS.values()),  # behind a Cast, which the runtime computes once, when it loads the file
+    packed_bits=(2, 4, 8),
     # unsigned: with signed activations 11 convolutions and all additions of a ResNet-18 stay in float
     activation_formats=(IntFormat(bits=8, signed=False),),
     integer_ops=frozenset([*_COMPUTE, *_SAME_SCALE]),
