@@ -2,3 +2,5 @@
 
 from gossamer.targets import onnx as onnx
 from gossamer.targets import openvino as openvino
+from gossamer.targets import tflite as tflite
+from gossamer.targets import xnnpack_kernels as xnnpack_kernels

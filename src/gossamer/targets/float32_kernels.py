@@ -42,7 +42,9 @@ class CodeCall:
         """Run the op itself with some values replaced."""
 
         def get(name: str) -> Any:
-            return replaced[name] if name in replaced else self.numbers[name]
+            if name in replaced:
+                return replaced[name]
+            return self.inputs[name][0] if name in self.inputs else self.numbers[name]
 
         kwargs = {key: map_refs(value, get) for key, value in self.node.kwargs}
         return function(self.node.op)(*map_refs(self.node.args, get), **kwargs)

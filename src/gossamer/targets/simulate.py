@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gossamer.errors import DataError, PlanError, UnsupportedOp
+from gossamer.errors import DataError, PlanError
 from gossamer.numerics.affine import clips_like, dequantize, quantize
 from gossamer.numerics.formats import IntFormat
 from gossamer.plan.placement import Site, has_weight, inference_graph
@@ -22,10 +22,10 @@ from gossamer.program.graph import Node, map_refs
 from gossamer.program.ops import bind, op_of
 from gossamer.program.program import Program
 from gossamer.program.shapes import infer_shapes
-from gossamer.targets.float32_kernels import CodeCall, Kernel, kernels, pass_on
+from gossamer.targets.float32_kernels import CodeCall, Kernel, pass_on
+from gossamer.targets.kernel_sets import kernel_sets
 
 Array = npt.NDArray[Any]
-_REQUANTIZATION = "float32-half-even"  # what the kernels of float32_kernels compute
 
 
 def simulate(program: Program, *inputs: Tensor) -> Any:
@@ -53,12 +53,11 @@ class Simulator:
         if not program.quantizers:
             raise PlanError("the network is not quantized, so there are no integers to simulate; call it instead.")
         spec = specs[program.target]
-        if spec.requantization != _REQUANTIZATION:
-            raise UnsupportedOp(spec.requantization, "", needed="simulation", way_out="choose a target with float32 requantization")
         self.program = program
         self._state = {name: tensor.detach().cpu() for name, tensor in program.state.items()}
         self._site = Site(inference_graph(program.graph), infer_shapes(program), spec)
         self._steps = schedule(self._site.graph)
+        self._kernels = kernel_sets[spec.requantization]
         self._layers = dict(self._find_kernels())
 
     def run(self, *inputs: Tensor, codes: Mapping[str, Array] | None = None) -> Simulated:
@@ -82,6 +81,11 @@ class Simulator:
         return [spec.check(value).cpu() for spec, value in zip(self.program.inputs, inputs, strict=True)]
 
     @property
+    def integer(self) -> dict[str, tuple[str, ...]]:
+        """Nodes that run on codes -> the values that carry the codes of their results."""
+        return {node: results for node, (_, results) in self._layers.items()}
+
+    @property
     def made_by(self) -> dict[str, Node]:
         """Value -> the node whose integer kernel makes its codes. Other values with codes are computed in float first."""
         return {name: self._site.graph.by_name[node] for node, (_, results) in self._layers.items() for name in results}
@@ -98,7 +102,7 @@ class Simulator:
                 continue
             if not self._hands_out(node, results):
                 continue
-            kernel = pass_on if name in self._site.spec.same_scale_ops else kernels[name]
+            kernel = pass_on if name in self._site.spec.same_scale_ops else self._kernels[name]
             yield node.name, (kernel, results)
 
     def _has_codes(self, weight: str) -> bool:

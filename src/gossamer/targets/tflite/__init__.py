@@ -1,0 +1,9 @@
+"""The .tflite file and LiteRT, its runtime on phones and CPUs. Importing this needs neither flatbuffers nor ai-edge-litert."""
+
+from gossamer.targets.target import Target, targets
+from gossamer.targets.tflite.emit import emit
+from gossamer.targets.tflite.run import open_file
+from gossamer.targets.tflite.spec import NAME, SPEC
+
+TARGET = Target(spec=SPEC, suffix=".tflite", emit=emit, open=open_file)
+targets.add(NAME)(TARGET)

@@ -1,0 +1,88 @@
+"""A .tflite graph while it is being written: plain data, so that only `flat.py` needs a schema."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gossamer.numerics.affine import Quantizer
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DraftTensor:
+    """shape: stored axes at batch 1; batched: the axis that grows with the batch, or None; axis: of the scales, for a constant."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    quantizer: Quantizer | None = None
+    data: Array | None = None
+    batched: int | None = None
+    axis: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DraftOp:
+    """One builtin operator on tensors by number (-1: absent); options: the name of its options table and the fields set in it."""
+
+    code: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    options: str
+    fields: Mapping[str, Any]
+
+
+class Draft:
+    """Collects tensors and operators. Equal constants are stored once."""
+
+    def __init__(self) -> None:
+        self.tensors: list[DraftTensor] = []
+        self.ops: list[DraftOp] = []
+        self._constants: dict[tuple[object, ...], int] = {}
+
+    def add(self, tensor: DraftTensor) -> int:
+        """Number of a new tensor."""
+        self.tensors.append(tensor)
+        return len(self.tensors) - 1
+
+    def constant(self, data: Array, name: str = "constant", quantizer: Quantizer | None = None, axis: int = 0) -> int:
+        """Number of a tensor with these contents."""
+        data = np.ascontiguousarray(data)
+        key = (data.dtype.str, data.shape, quantizer, axis, hashlib.sha256(data.reshape(-1).view(np.uint8).data).digest())
+        if key not in self._constants:
+            self._constants[key] = self.add(DraftTensor(name, data.shape, data.dtype.name, quantizer, data, None, axis))
+        return self._constants[key]
+
+    def op(self, code: str, inputs: Sequence[int], outputs: Sequence[int], options: str = "", **fields: Any) -> None:
+        """Add an operator."""
+        self.ops.append(DraftOp(code, tuple(inputs), tuple(outputs), options, fields))
+
+    def live(self, outputs: Sequence[int]) -> Draft:
+        """The same without what reaches no output; tensors get new numbers, those of `outputs` included (see `number_of`)."""
+        needed = set(outputs)
+        kept: list[DraftOp] = []
+        for op in reversed(self.ops):
+            if needed.intersection(op.outputs):
+                kept.append(op)
+                needed.update(op.inputs)
+        numbers = [number for number in range(len(self.tensors)) if number in needed]
+        slim = Draft()
+        slim.tensors = [self.tensors[number] for number in numbers]
+        new = {-1: -1} | {number: position for position, number in enumerate(numbers)}
+        for op in reversed(kept):
+            slim.op(op.code, [new[number] for number in op.inputs], [new.get(number, -1) for number in op.outputs], op.options, **op.fields)
+        return slim
+
+    def number_of(self, name: str) -> int:
+        """The tensor of that name. Raises KeyError where there is none."""
+        for number, tensor in enumerate(self.tensors):
+            if tensor.name == name:
+                return number
+        raise KeyError(name)

@@ -1,0 +1,205 @@
+"""From a program to a .tflite file: one walk over the graph writes float and quantized networks alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gossamer.errors import UnsupportedOp
+from gossamer.files import write_bytes
+from gossamer.numerics.affine import Quantizer, dequantize, quantize
+from gossamer.plan.placement import inference_graph
+from gossamer.program.execute import DEVICE, TRAINING, run_steps, schedule
+from gossamer.program.fold import fold_batch_norms
+from gossamer.program.graph import Node
+from gossamer.program.ops import bind, op_of
+from gossamer.program.ops.kinds import Scalar
+from gossamer.program.program import Program
+from gossamer.program.shapes import Meta, TensorMeta, infer_shapes
+from gossamer.targets.onnx.forms import Form, find_forms
+from gossamer.targets.onnx.lowering import where
+from gossamer.targets.simulate import Simulator
+from gossamer.targets.tflite import lower_compute as lower_compute
+from gossamer.targets.tflite import lower_movement as lower_movement
+from gossamer.targets.tflite import lower_norm as lower_norm
+from gossamer.targets.tflite import lower_pointwise as lower_pointwise
+from gossamer.targets.tflite import lower_pool as lower_pool
+from gossamer.targets.tflite.draft import Draft, DraftTensor
+from gossamer.targets.tflite.flat import to_bytes
+from gossamer.targets.tflite.layout import Laid, channels_last, identity, stored
+from gossamer.targets.tflite.lowering import WAY_OUT, Call, lowerings
+
+
+def emit(program: Program, path: Path) -> None:
+    """Write a program as .tflite; images (N, C, H, W) are taken and handed out as (N, H, W, C).
+
+    Raises: UnsupportedOp for an op that has no form there; MissingRuntime without ai-edge-litert; FileError when the file cannot be written.
+    """
+    write_bytes(Path(path), to_tflite(program))
+
+
+def to_tflite(program: Program) -> bytes:
+    """The bytes of the file. Batch norms of a float program are folded where possible."""
+    program = program if program.quantizers else fold_batch_norms(program)
+    walk = Walk(program)
+    for node in walk.graph.nodes:
+        walk.visit(node)
+    inputs = [spec.name for spec in program.inputs]
+    results = [walk.handed_out(name) for name in walk.graph.outputs]
+    layout: dict[str, Any] = {name: walk.input_orders[name] for name in inputs} | {
+        f"output{position}": laid.order for position, laid in enumerate(results)
+    }
+    numbers = [walk.numbers[name] for name in inputs]
+    live = walk.draft.live([*numbers, *(laid.tensor for laid in results)])
+    kept = [number for number in range(len(walk.draft.tensors)) if walk.draft.tensors[number] in live.tensors]
+    layout["values"] = {name: walk.codes(name).order for name in program.quantizers if name not in program.state and name in walk.emitted}
+    return to_bytes(live, [kept.index(number) for number in numbers], [kept.index(laid.tensor) for laid in results], layout)
+
+
+class Walk:
+    """The state of one walk: what was emitted so far, and where each value lies."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.graph = inference_graph(program.graph)
+        self.draft = Draft()
+        self.metas: Mapping[str, Meta] = infer_shapes(program)
+        self.forms = find_forms(program)
+        self.input_orders: dict[str, tuple[int, ...]] = {}
+        self.numbers: dict[str, int] = {}
+        self._integer = Simulator(program).integer if program.quantizers else {}
+        self._state = program.state
+        self._constants: dict[str, torch.Tensor] = {}
+        self._real: dict[str, Laid] = {}
+        self._codes: dict[str, Laid] = {}
+        for spec in program.inputs:
+            self._add_input(spec.name)
+
+    def visit(self, node: Node) -> None:
+        """Emit one node. Raises UnsupportedOp naming the op and its layer."""
+        if node.name in self._codes or isinstance(op_of(node).kind, Scalar) or not isinstance(self.metas[node.name], (TensorMeta, tuple)):
+            return
+        if self._folds(node):
+            return
+        row = op_of(node)
+        if row.onnx not in lowerings:
+            raise UnsupportedOp(node.op, where(node), needed="LiteRT", way_out=WAY_OUT)
+        results = self._integer.get(node.name)
+        name = results[0] if results else node.name
+        laid = lowerings[row.onnx](Call(node, bind(node), self, results is not None, name))
+        if isinstance(laid, tuple):
+            for position, part in enumerate(laid):
+                for user in self.graph.users.get(node.name, ()):
+                    if user.args[1] == position:
+                        (self._codes if results else self._real)[user.name] = part
+        else:
+            (self._codes if results else self._real)[name] = laid
+
+    def _folds(self, node: Node) -> bool:
+        """Compute what depends on parameters alone now; it is a constant of the file."""
+        tensors = [name for name in node.uses if isinstance(self.metas[name], (TensorMeta, tuple))]
+        sizes = getattr(self.forms[node.name], "sizes", None)
+        if not tensors or any(name not in self._state and name not in self._constants for name in tensors):
+            return False
+        if sizes is None or not all(isinstance(size, int) for size in sizes):
+            return False
+        known: dict[str, Any] = {TRAINING: False, DEVICE: torch.device("cpu")}
+        known |= {name: self._numbers(name) if name in tensors else self.metas[name] for name in node.uses}
+        with torch.no_grad():
+            run_steps(schedule(replace(self.graph, nodes=(node,), outputs=(node.name,))), known)
+        self._constants[node.name] = known[node.name]
+        return True
+
+    def _numbers(self, name: str) -> torch.Tensor:
+        """Of a parameter, or of what was computed from parameters."""
+        if name in self._constants:
+            return self._constants[name]
+        numbers, quantizer = self._state[name].detach().cpu(), self.program.quantizers.get(name)
+        return numbers if quantizer is None else dequantize(quantize(numbers, quantizer), quantizer)
+
+    def users(self, name: str) -> tuple[Node, ...]:
+        """Nodes that read a value."""
+        return tuple(self.graph.users.get(name, ()))
+
+    def real(self, name: str) -> Laid:
+        """The numbers of a value; where it has a quantizer, of what its codes stand for."""
+        if name not in self._real and (name in self._state or name in self._constants):
+            numbers = self._numbers(name).numpy()
+            self._real[name] = Laid(self.draft.constant(numbers, name), identity(numbers.ndim))
+        if name in self.program.quantizers and name not in self._state:
+            return self._decoded(name)
+        return self._real[name]
+
+    def codes(self, name: str) -> Laid:
+        """The codes of a value; of one computed in float, coded once."""
+        if name not in self._codes:
+            if name in self._constants:
+                self._real.setdefault(
+                    name, Laid(self.draft.constant(self._constants[name].numpy(), name), identity(self._constants[name].dim()))
+                )
+            self._codes[name] = self._converted("QUANTIZE", self._real[name], name, self.program.quantizers[name], "QuantizeOptions")
+        return self._codes[name]
+
+    def batch_of_zeros(self, rank: int) -> int:
+        """A float tensor (N, 1, ..., 1) of zeros, made from the first input: files of this format have no other batch size to read."""
+        name = next(name for name, number in self.numbers.items() if self.draft.tensors[number].batched == 0)
+        tensor = self.draft.tensors[self.numbers[name]]
+        number = self.numbers[name]
+        ones = (1,) * len(tensor.shape)
+        ends = [
+            self.draft.constant(np.asarray(values, np.int32), "ints")
+            for values in ([0] * len(ones), [-1, *ones[1:]], [-1] + [1] * (rank - 1))
+        ]
+        number = self._step("SLICE", (number, ends[0], ends[1]), ones, tensor.dtype, "SliceOptions")
+        if tensor.dtype != "float32":
+            number = self._step("CAST", (number,), ones, "float32", "CastOptions")
+        zero = self.draft.constant(np.asarray(0, np.float32), "number")
+        number = self._step("MUL", (number, zero), ones, "float32", "MulOptions", fusedActivationFunction=0)
+        return self._step("RESHAPE", (number, ends[2]), (1,) * rank, "float32", "ReshapeOptions")
+
+    def _step(self, code: str, inputs: tuple[int, ...], shape: tuple[int, ...], dtype: str, options: str, **fields: Any) -> int:
+        number = self.draft.add(DraftTensor(f"zeros/{code.lower()}", shape, dtype, None, None, 0))
+        self.draft.op(code, inputs, (number,), options, **fields)
+        return number
+
+    @property
+    def emitted(self) -> set[str]:
+        """Values that have codes in the file, stored as the network has them but for the order of their axes."""
+        return {name for name, laid in self._codes.items() if not laid.columns}
+
+    def handed_out(self, name: str) -> Laid:
+        """An output of the network, in float."""
+        laid = self.real(name)
+        if laid.columns:
+            raise UnsupportedOp(
+                "flattened channels", "the output", needed="LiteRT", way_out="return the features before they are flattened"
+            )
+        return laid
+
+    def _decoded(self, name: str) -> Laid:
+        key = f"{name}/real"
+        if key not in self._real:
+            self._real[key] = self._converted("DEQUANTIZE", self.codes(name), key, None, "DequantizeOptions")
+        return self._real[key]
+
+    def _converted(self, code: str, laid: Laid, name: str, quantizer: Quantizer | None, options: str) -> Laid:
+        have = self.draft.tensors[laid.tensor]
+        made = DraftTensor(name, have.shape, "float32" if quantizer is None else "int8", quantizer, None, have.batched)
+        number = self.draft.add(made)
+        self.draft.op(code, (laid.tensor,), (number,), options)
+        return Laid(number, laid.order, laid.columns)
+
+    def _add_input(self, name: str) -> None:
+        form, meta = self.forms[name], self.metas[name]
+        assert isinstance(form, Form) and isinstance(meta, TensorMeta)
+        order = channels_last(4) if form.rank == 4 else identity(form.rank)
+        batched = None if isinstance(form.sizes[0], int) else 0
+        dtype = str(form.dtype).removeprefix("torch.")
+        number = self.draft.add(DraftTensor(name, stored(meta.shape, order), dtype, None, None, batched))
+        self.input_orders[name], self.numbers[name] = order, number
+        self._real[name] = Laid(number, order)

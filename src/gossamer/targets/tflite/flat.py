@@ -1,0 +1,152 @@
+"""From a draft to the bytes of a .tflite file, by the schema that the runtimes ship."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from gossamer.errors import MissingRuntime
+from gossamer.targets.tflite.draft import Draft, DraftTensor
+
+IDENTIFIER = b"TFL3"
+LAYOUT = "gossamer.layout"  # metadata: which logical axis each stored axis of inputs and outputs is
+_TYPES = {"float32": "FLOAT32", "int8": "INT8", "uint8": "UINT8", "int16": "INT16", "int32": "INT32", "int64": "INT64", "bool": "BOOL"}
+
+
+def schema() -> ModuleType:
+    """The generated classes of the .tflite format. Raises MissingRuntime where no package has them."""
+    try:
+        from ai_edge_litert import schema_py_generated
+
+        return schema_py_generated  # type: ignore[no-any-return]
+    except ImportError as error:
+        raise MissingRuntime("litert", "writing .tflite files", "pip install ai-edge-litert") from error
+
+
+def to_bytes(draft: Draft, inputs: Sequence[int], outputs: Sequence[int], layout: Mapping[str, Sequence[int]]) -> bytes:
+    """The file. `layout`: for each input and output tensor by name, the logical axis that each stored axis is."""
+    names = schema()
+    model = names.ModelT()
+    model.version, model.description = 3, "written by gossamer"
+    model.buffers = [names.BufferT()]
+    graph = names.SubGraphT()
+    graph.name, graph.inputs, graph.outputs = "main", list(inputs), list(outputs)
+    graph.tensors = [_tensor(names, model, tensor) for tensor in draft.tensors]
+    codes = sorted({op.code for op in draft.ops})
+    model.operatorCodes = [_operator_code(names, code) for code in codes]
+    graph.operators = [_operator(names, codes.index(op.code), op) for op in draft.ops]
+    model.subgraphs = [graph]
+    note = names.MetadataT()
+    note.name, note.buffer = LAYOUT, len(model.buffers)
+    model.buffers.append(_buffer(names, np.frombuffer(json.dumps(dict(layout)).encode(), np.uint8)))
+    model.metadata = [note]
+    return pack(model)
+
+
+def pack(model: Any) -> bytes:
+    """The bytes of a ModelT. Vectors of equal numbers are stored once: zero points alone are 8 bytes for each channel."""
+    from flatbuffers import Builder
+
+    class Sharing(Builder):  # type: ignore[misc]
+        def CreateNumpyVector(self, numbers: np.ndarray) -> int:
+            key = numbers.tobytes()
+            if numbers.dtype == np.uint8:  # contents of a tensor, which kernels want to start at a multiple of 16
+                self.StartVector(1, numbers.size, 16)
+                self.head: int = self.head - len(key)
+                self.Bytes[self.head : self.head + len(key)] = key
+                self.vectorNumElems = numbers.size
+                return int(self.EndVector())
+            if (numbers.dtype.str, key) not in known:
+                known[numbers.dtype.str, key] = super().CreateNumpyVector(numbers)
+            return known[numbers.dtype.str, key]
+
+    known: dict[tuple[str, bytes], int] = {}
+    builder = Sharing(1024)
+    builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def _tensor(names: ModuleType, model: Any, tensor: DraftTensor) -> Any:
+    made = names.TensorT()
+    made.name, made.shape, made.type = tensor.name.encode(), list(tensor.shape), getattr(names.TensorType, _TYPES[tensor.dtype])
+    if tensor.batched is not None:
+        made.shapeSignature = [-1 if axis == tensor.batched else size for axis, size in enumerate(tensor.shape)]
+    made.buffer = 0
+    if tensor.data is not None:
+        made.buffer = len(model.buffers)
+        model.buffers.append(_buffer(names, tensor.data.reshape(-1).view(np.uint8)))
+    if tensor.quantizer is not None:
+        coding = names.QuantizationParametersT()
+        scale, zero = np.asarray(tensor.quantizer.scale, np.float32), np.asarray(tensor.quantizer.zero_point, np.int64)
+        coding.scale, coding.zeroPoint = scale, zero
+        coding.quantizedDimension = tensor.axis
+        made.quantization = coding
+    return made
+
+
+def _buffer(names: ModuleType, data: np.ndarray) -> Any:
+    made = names.BufferT()
+    made.data = data
+    return made
+
+
+def _operator_code(names: ModuleType, code: str) -> Any:
+    made = names.OperatorCodeT()
+    made.builtinCode = getattr(names.BuiltinOperator, code)
+    made.deprecatedBuiltinCode, made.version = min(made.builtinCode, 127), _VERSIONS.get(code, 1)
+    return made
+
+
+# what a code needs to be accepted with int8, with one scale per channel, or with a free number of axes
+_VERSIONS = {
+    "CONV_2D": 3,
+    "DEPTHWISE_CONV_2D": 3,
+    "FULLY_CONNECTED": 5,
+    "TRANSPOSE_CONV": 3,
+    "ADD": 2,
+    "SUB": 2,
+    "MUL": 2,
+    "CONCATENATION": 2,
+    "MAX_POOL_2D": 2,
+    "AVERAGE_POOL_2D": 2,
+    "MEAN": 2,
+    "SUM": 2,
+    "PAD": 2,
+    "PADV2": 2,
+    "SOFTMAX": 2,
+    "LOGISTIC": 2,
+    "TANH": 2,
+    "LEAKY_RELU": 2,
+    "TRANSPOSE": 2,
+    "STRIDED_SLICE": 2,
+    "SLICE": 2,
+    "SPLIT": 2,
+    "BATCH_MATMUL": 2,
+    "RESIZE_BILINEAR": 3,
+    "RESIZE_NEAREST_NEIGHBOR": 3,
+    "QUANTIZE": 2,
+    "DEQUANTIZE": 2,
+    "GELU": 2,
+    "RELU": 2,
+    "RELU6": 2,
+    "RSQRT": 2,
+    "GATHER": 2,
+}
+
+
+def _operator(names: ModuleType, position: int, op: Any) -> Any:
+    made = names.OperatorT()
+    made.opcodeIndex, made.inputs, made.outputs = position, list(op.inputs), list(op.outputs)
+    if op.options:
+        table = getattr(names, f"{op.options}T")()
+        for field, value in op.fields.items():
+            if not hasattr(table, field):
+                raise AttributeError(f"{op.options} has no field {field}")
+            setattr(table, field, value)
+        made.builtinOptionsType = getattr(names.BuiltinOptions, op.options)
+        made.builtinOptions = table
+    return made

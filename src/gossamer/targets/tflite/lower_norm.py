@@ -1,0 +1,153 @@
+"""Norms, softmax and attention, written as the operators that they are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import sqrt
+
+import numpy as np
+
+from gossamer.targets.onnx.forms import Form
+from gossamer.targets.tflite.draft import Array
+from gossamer.targets.tflite.layout import Laid, identity, stored
+from gossamer.targets.tflite.lowering import Call, lowerings
+
+
+@lowerings.add("BatchNormalization")
+def batch_norm(call: Call) -> Laid:
+    """A scale and a shift for each channel."""
+    mean, variance = call.array("running_mean"), call.array("running_var")
+    if mean is None or variance is None:
+        raise call.unsupported(f"{call.node.op} without statistics")
+    scale = (1 / np.sqrt(variance + call["eps"])).astype(np.float32)
+    weight = call.array("weight") if call.args["weight"] is not None else None
+    bias = call.array("bias") if call.args["bias"] is not None else None
+    scale = scale if weight is None else scale * weight
+    shift = (0 if bias is None else bias) - mean * scale
+    laid = call.laid("input")
+    rank = len(call.shape("input"))
+    sizes = [1] * rank
+    sizes[1] = scale.size
+    scale, shift = (np.asarray(part, np.float32).reshape(sizes).transpose(laid.order) for part in (scale, shift))
+    product = call.step("MUL", (laid.tensor, _constant(call, scale)), _sizes(call, laid), "MulOptions", fusedActivationFunction=0)
+    return call.op("ADD", (product, _constant(call, shift)), laid.order, "AddOptions", fusedActivationFunction=0)
+
+
+@lowerings.add("LayerNormalization")
+def layer_norm(call: Call) -> Laid:
+    """Over the last axes."""
+    laid, shape = call.laid("input"), call.shape("input")
+    axes = range(len(shape) - len(call["normalized_shape"]), len(shape))
+    places = call.ints([laid.order.index(axis) for axis in axes])
+    centred = _centred(call, laid, places)
+    scaled = _over_deviation(call, centred, laid, places)
+    return _affine(call, scaled, laid, call["normalized_shape"])
+
+
+@lowerings.add("RMSNormalization")
+def rms_norm(call: Call) -> Laid:
+    """Over the last axes, without a mean."""
+    laid, shape = call.laid("input"), call.shape("input")
+    axes = range(len(shape) - len(call["normalized_shape"]), len(shape))
+    places = call.ints([laid.order.index(axis) for axis in axes])
+    return _affine(call, _over_deviation(call, laid.tensor, laid, places), laid, call["normalized_shape"])
+
+
+def _centred(call: Call, laid: Laid, places: int) -> int:
+    sizes = _sizes(call, laid)
+    mean = call.step("MEAN", (laid.tensor, places), _reduced(call, sizes, places), "ReducerOptions", keepDims=True)
+    return call.step("SUB", (laid.tensor, mean), sizes, "SubOptions", fusedActivationFunction=0)
+
+
+def _over_deviation(call: Call, centred: int, laid: Laid, places: int) -> int:
+    """x / sqrt(mean(x^2) + eps)."""
+    sizes = _sizes(call, laid)
+    small = _reduced(call, sizes, places)
+    epsilon = call["eps"] if call["eps"] is not None else float(np.finfo(np.float32).eps)
+    square = call.step("MUL", (centred, centred), sizes, "MulOptions", fusedActivationFunction=0)
+    variance = call.step("MEAN", (square, places), small, "ReducerOptions", keepDims=True)
+    above = call.step("ADD", (variance, call.number(epsilon)), small, "AddOptions", fusedActivationFunction=0)
+    factor = call.step("RSQRT", (above,), small)
+    return call.step("MUL", (centred, factor), sizes, "MulOptions", fusedActivationFunction=0)
+
+
+def _affine(call: Call, scaled: int, laid: Laid, shape: Sequence[int]) -> Laid:
+    """The result, with weight and bias where there are any."""
+    rank = len(call.shape("input"))
+    factors: list[tuple[str, str, int]] = []
+    for name, code, options in (("weight", "MUL", "MulOptions"), ("bias", "ADD", "AddOptions")):
+        if call.args.get(name) is None:
+            continue
+        array = call.array(name)
+        if array is None:
+            raise call.unsupported(f"{call.node.op} with a computed {name}")
+        full = array.reshape((1,) * (rank - len(shape)) + tuple(shape)).transpose(laid.order)
+        factors.append((code, options, _constant(call, full)))
+    if not factors:
+        factors = [("MUL", "MulOptions", call.number(1.0))]
+    for code, options, constant in factors[:-1]:
+        scaled = call.step(code, (scaled, constant), _sizes(call, laid), options, fusedActivationFunction=0)
+    code, options, constant = factors[-1]
+    return call.op(code, (scaled, constant), laid.order, options, fusedActivationFunction=0)
+
+
+@lowerings.add("Softmax")
+def softmax(call: Call) -> Laid:
+    """Along any axis, which is stored last for it."""
+    shape = call.shape("self")
+    axis = call["dim"] % len(shape)
+    laid = call.laid("self")
+    if laid.order[-1] != axis:
+        laid = call.in_order(laid, shape, (*(other for other in laid.order if other != axis), axis))
+    return call.op("SOFTMAX", (laid.tensor,), laid.order, "SoftmaxOptions", beta=1.0)
+
+
+@lowerings.add("LogSoftmax")
+def log_softmax(call: Call) -> Laid:
+    """Along the axis that is stored last."""
+    shape = call.shape("self")
+    axis = call["dim"] % len(shape)
+    laid = call.laid("self")
+    if laid.order[-1] != axis:
+        laid = call.in_order(laid, shape, (*(other for other in laid.order if other != axis), axis))
+    return call.op("LOG_SOFTMAX", (laid.tensor,), laid.order, "LogSoftmaxOptions")
+
+
+@lowerings.add("Attention")
+def attention(call: Call) -> Laid:
+    """softmax(scale q k^T + mask) v."""
+    if call.get("is_causal", False) or call.get("enable_gqa", False):
+        raise call.unsupported(f"{call.node.op} that is causal or shares keys")
+    shapes = [call.shape(name) for name in ("query", "key", "value")]
+    plain = identity(len(shapes[0]))
+    q, k, v = (call.in_order(call.laid(name), shape, plain).tensor for name, shape in zip(("query", "key", "value"), shapes, strict=True))
+    scale = call["scale"] if call.get("scale") is not None else 1 / sqrt(shapes[0][-1])
+    q = call.step("MUL", (q, call.number(scale)), shapes[0], "MulOptions", fusedActivationFunction=0)
+    sizes = (*shapes[0][:-1], shapes[1][-2])
+    weights = call.step("BATCH_MATMUL", (q, k), sizes, "BatchMatMulOptions", adjX=False, adjY=True)
+    if call.get("attn_mask") is not None:
+        mask, shape = call.laid("attn_mask"), call.shape("attn_mask")
+        if call.values.metas[call.args["attn_mask"].name].dtype.is_floating_point is False or len(shape) != len(plain):  # type: ignore[union-attr]
+            raise call.unsupported(f"{call.node.op} with such a mask")
+        added = call.in_order(mask, shape, plain).tensor
+        weights = call.step("ADD", (weights, added), sizes, "AddOptions", fusedActivationFunction=0)
+    shares = call.step("SOFTMAX", (weights,), sizes, "SoftmaxOptions", beta=1.0)
+    return call.op("BATCH_MATMUL", (shares, v), plain, "BatchMatMulOptions", adjX=False, adjY=False)
+
+
+def _constant(call: Call, array: Array) -> int:
+    return call.values.draft.constant(np.ascontiguousarray(array, np.float32), "constant")
+
+
+def _sizes(call: Call, laid: Laid) -> tuple[int, ...]:
+    return call.values.draft.tensors[laid.tensor].shape
+
+
+def _reduced(call: Call, sizes: Sequence[int], places: int) -> tuple[int, ...]:
+    axes = call.values.draft.tensors[places].data
+    assert axes is not None
+    gone = set(axes.tolist())
+    return tuple(1 if place in gone else size for place, size in enumerate(sizes))
+
+
+__all__ = ["Form", "attention", "batch_norm", "layer_norm", "log_softmax", "rms_norm", "softmax", "stored"]

@@ -1,0 +1,154 @@
+"""Pools, reductions and resizing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from gossamer.targets.tflite.layout import Laid, channels_last, without
+from gossamer.targets.tflite.lowering import Call, lowerings
+from gossamer.targets.tflite.padding import behind, is_same, pair
+
+
+@lowerings.add("MaxPool")
+def max_pool(call: Call) -> Laid:
+    """Over height and width; a border of the lowest number where SAME does not fit."""
+    return _pool(call, "MAX_POOL_2D", pair(call["kernel_size"]), _strides(call), pair(call["padding"]), pair(call["dilation"]))
+
+
+@lowerings.add("AveragePool")
+def average_pool(call: Call) -> Laid:
+    """Over height and width."""
+    if call["divisor_override"] is not None:
+        raise call.unsupported(f"{call.node.op} with a divisor of its own")
+    padding = pair(call["padding"])
+    if any(padding) and not call["count_include_pad"] and not _same(call, pair(call["kernel_size"]), _strides(call), padding):
+        raise call.unsupported(f"{call.node.op} that leaves this padding out of its means")
+    return _pool(
+        call, "AVERAGE_POOL_2D", pair(call["kernel_size"]), _strides(call), padding, (1, 1), counts_border=call["count_include_pad"]
+    )
+
+
+@lowerings.add("AdaptiveAveragePool")
+def adaptive_average(call: Call) -> Laid:
+    """Equal bins only."""
+    have, want = call.shape("self"), call.out_shape
+    if len(have) != 4 or any(h % w for h, w in zip(have[2:], want[2:], strict=True)):
+        raise call.unsupported(f"{call.node.op} with bins of unequal size")
+    if want[2:] == (1, 1):
+        return _reduce(call, "MEAN", (2, 3), keep=True)
+    kernel = tuple(h // w for h, w in zip(have[2:], want[2:], strict=True))
+    return _pool(call, "AVERAGE_POOL_2D", kernel, kernel, (0, 0), (1, 1))
+
+
+@lowerings.add("ReduceMean")
+def mean(call: Call) -> Laid:
+    """Over any axes."""
+    return _reduction(call, "MEAN")
+
+
+@lowerings.add("ReduceSum")
+def total(call: Call) -> Laid:
+    """Over any axes."""
+    return _reduction(call, "SUM")
+
+
+@lowerings.add("ReduceMax")
+def largest(call: Call) -> Laid:
+    """Over any axes; without the places."""
+    return _reduction(call, "REDUCE_MAX")
+
+
+@lowerings.add("ReduceMin")
+def smallest(call: Call) -> Laid:
+    """Over any axes; without the places."""
+    return _reduction(call, "REDUCE_MIN")
+
+
+@lowerings.add("Resize")
+def resize(call: Call) -> Laid:
+    """Nearest and bilinear, over height and width."""
+    nearest = "nearest" in call.node.op
+    source = next(iter(call.args))
+    if len(call.shape(source)) != 4 or not (nearest or "bilinear2d" in call.node.op) or "exact" in call.node.op or "aa" in call.node.op:
+        raise call.unsupported(call.node.op)
+    have, want = call.shape(source)[2:], call.out_shape[2:]
+    corners = bool(call.get("align_corners", False))
+    if nearest and any(w % h and h % w for h, w in zip(have, want, strict=True)):
+        raise call.unsupported(f"{call.node.op} by a factor that is not whole")
+    laid = call.in_order(call.laid(source), call.shape(source), channels_last(4))
+    inputs = (laid.tensor, call.ints(want))
+    if nearest:
+        return call.op("RESIZE_NEAREST_NEIGHBOR", inputs, channels_last(4), "ResizeNearestNeighborOptions")
+    return call.op("RESIZE_BILINEAR", inputs, channels_last(4), "ResizeBilinearOptions", alignCorners=corners, halfPixelCenters=not corners)
+
+
+def _reduction(call: Call, code: str) -> Laid:
+    shape = call.shape("self")
+    dims = call.get("dim")
+    axes = tuple(range(len(shape))) if dims is None or dims == () else (dims,) if isinstance(dims, int) else tuple(dims)
+    if isinstance(call.values.metas[call.node.name], tuple):
+        raise call.unsupported(f"{call.node.op} with the places of its results")
+    return _reduce(call, code, [axis % len(shape) for axis in axes], keep=bool(call.get("keepdim", False)))
+
+
+def _reduce(call: Call, code: str, axes: Sequence[int], *, keep: bool) -> Laid:
+    laid = call.laid("self")
+    if laid.columns:
+        raise call.unsupported(f"{call.node.op} of flattened channels")
+    order = laid.order if keep else without(laid.order, axes)
+    places = call.ints(sorted(laid.order.index(axis) for axis in axes))
+    return call.op(code, (laid.tensor, places), order, "ReducerOptions", keepDims=keep)
+
+
+def _strides(call: Call) -> tuple[int, ...]:
+    return pair(call["stride"] or call["kernel_size"])
+
+
+def _same(call: Call, kernel: Sequence[int], strides: Sequence[int], padding: Sequence[int]) -> bool:
+    windows = zip(call.shape("self")[2:], call.out_shape[2:], kernel, strides, (1, 1), padding, strict=True)
+    return all(is_same(*window) for window in windows)
+
+
+def _pool(
+    call: Call,
+    code: str,
+    kernel: Sequence[int],
+    strides: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    *,
+    counts_border: bool = False,
+) -> Laid:
+    shape, out = call.shape("self"), call.out_shape
+    if len(shape) != 4 or tuple(dilation) != (1, 1):
+        raise call.unsupported(f"{call.node.op} with dilation, or not over two axes")
+    number = call.in_order(call.laid("self"), shape, channels_last(4)).tensor
+    windows = list(zip(shape[2:], out[2:], kernel, strides, (1, 1), padding, strict=True))
+    same = not any(padding) and not any(behind(*window) for window in windows)
+    mode = 1
+    if not same:
+        if all(is_same(*window) for window in windows) and not counts_border:
+            mode = 0
+        else:
+            number = _bordered(call, code, number, windows)
+    fields = {"filterHeight": kernel[0], "filterWidth": kernel[1], "strideH": strides[0], "strideW": strides[1], "padding": mode}
+    return call.op(code, (number,), channels_last(4), "Pool2DOptions", fusedActivationFunction=0, **fields)
+
+
+def _bordered(call: Call, code: str, number: int, windows: Sequence[tuple[int, ...]]) -> int:
+    """The input with a border: of the lowest number for a maximum, of zeros for a mean that counts them."""
+    have = call.values.draft.tensors[number]
+    if code != "MAX_POOL_2D" and any(behind(*window) > window[5] for window in windows):
+        raise call.unsupported(f"{call.node.op} in ceil mode with padding")
+    pads = [[0, 0], *([window[5], behind(*window)] for window in windows), [0, 0]]
+    shape = [size + sum(pad) for size, pad in zip(have.shape, pads, strict=True)]
+    table = call.values.draft.constant(np.asarray(pads, np.int32), "pads")
+    if code != "MAX_POOL_2D":
+        return call.step("PAD", (number, table), shape, "PadOptions")
+    if have.quantizer is None:
+        lowest = call.number(np.finfo(np.float32).min)
+    else:
+        lowest = call.values.draft.constant(np.asarray([have.quantizer.format.lo], np.int8), "lowest", have.quantizer)
+    return call.step("PADV2", (number, table, lowest), shape, "PadV2Options")

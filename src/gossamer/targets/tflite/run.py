@@ -1,0 +1,120 @@
+"""Running a .tflite file with LiteRT's interpreter and its XNNPACK kernels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gossamer.errors import ConfigError, DataError, FileError, MissingRuntime
+from gossamer.targets.tflite.flat import IDENTIFIER, LAYOUT, pack, schema
+
+Array = npt.NDArray[Any]
+
+
+class LiteRtRunner:
+    """An opened file. Arrays go in and come out with the axes that the network has, whatever order the file stores them in."""
+
+    def __init__(self, interpreter: Any, layout: Mapping[str, Any], exposed: Mapping[str, int]) -> None:
+        self._interpreter = interpreter
+        self._exposed = dict(exposed)
+        self._inputs = interpreter.get_input_details()
+        outputs = interpreter.get_output_details()
+        self._outputs = outputs[: len(outputs) - len(exposed)]
+        self._layout = layout
+        self._shapes: list[tuple[int, ...]] = []
+
+    def run(self, *inputs: Array) -> Array:
+        """The network's output; the first one where there are several. Raises DataError for inputs that do not fit."""
+        self._invoke(inputs)
+        return self._read(self._outputs[0]["index"], self._layout["output0"])
+
+    def run_values(self, *inputs: Array) -> dict[str, Array]:
+        """Outputs as output0, output1 ..., and the codes of every quantized value by its name, with the network's axes."""
+        self._invoke(inputs)
+        found = {f"output{k}": self._read(entry["index"], self._layout[f"output{k}"]) for k, entry in enumerate(self._outputs)}
+        orders = self._layout.get("values", {})
+        return found | {name: self._read(index, orders[name]) for name, index in self._exposed.items()}
+
+    def _invoke(self, inputs: tuple[Array, ...]) -> None:
+        if len(inputs) != len(self._inputs):
+            raise DataError(f"the file takes {len(self._inputs)} inputs; got {len(inputs)}.")
+        stored = [array.transpose(self._layout[entry["name"]]) for array, entry in zip(inputs, self._inputs, strict=True)]
+        shapes = [array.shape for array in stored]
+        try:
+            if shapes != self._shapes:
+                for entry, shape in zip(self._inputs, shapes, strict=True):
+                    self._interpreter.resize_tensor_input(entry["index"], shape, strict=True)
+                self._interpreter.allocate_tensors()
+                self._shapes = shapes
+            for entry, array in zip(self._inputs, stored, strict=True):
+                self._interpreter.set_tensor(entry["index"], np.ascontiguousarray(array))
+            self._interpreter.invoke()
+        except (ValueError, RuntimeError) as error:
+            raise DataError(f"LiteRT refuses these inputs ({_reason(error)}); give arrays of the file's shapes and types.") from error
+
+    def _read(self, index: int, order: list[int]) -> Array:
+        array: Array = self._interpreter.get_tensor(index)
+        return array.transpose(np.argsort(order))
+
+
+def open_file(path: Path, *, threads: int, values: bool = False) -> LiteRtRunner:
+    """Open a file with this many threads; `values` also hands out the codes of every quantized value.
+
+    Raises: MissingRuntime without ai-edge-litert; FileError for a file that is missing, damaged, or not written by this package;
+    ConfigError for fewer than one thread.
+    """
+    if threads < 1:
+        raise ConfigError("threads", threads, "at least 1")
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError as error:
+        raise MissingRuntime("litert", "running .tflite files", "pip install ai-edge-litert") from error
+    data = _read_file(Path(path))
+    layout = _layout(Path(path), data)
+    exposed: dict[str, int] = {}
+    if values:
+        data, exposed = _expose(data, layout)
+    try:
+        interpreter = Interpreter(model_content=data, num_threads=threads)
+    except (ValueError, RuntimeError) as error:
+        raise FileError(path, f"is not a .tflite file that LiteRT can run ({_reason(error)})", "export it again") from error
+    return LiteRtRunner(interpreter, layout, exposed)
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise FileError(path, f"cannot be read ({error.strerror})", "give the path of an exported file") from error
+    if data[4:8] != IDENTIFIER:
+        raise FileError(path, "is not a .tflite file", "export it again")
+    return data
+
+
+def _layout(path: Path, data: bytes) -> dict[str, Any]:
+    model = schema().ModelT.InitFromPackedBuf(data, 0)
+    for note in model.metadata or ():
+        if note.name == LAYOUT.encode():
+            found: dict[str, Any] = json.loads(bytes(model.buffers[note.buffer].data))
+            return found
+    raise FileError(path, "does not say how its inputs are stored", "export it again with this package")
+
+
+def _expose(data: bytes, layout: Mapping[str, Any]) -> tuple[bytes, dict[str, int]]:
+    """The file with every quantized value as an output, and the number of each."""
+    model = schema().ModelT.InitFromPackedBuf(data, 0)
+    graph = model.subgraphs[0]
+    numbers = {tensor.name.decode(): number for number, tensor in enumerate(graph.tensors)}
+    exposed = {name: numbers[name] for name in layout.get("values", {}) if name in numbers}
+    graph.outputs = [*graph.outputs, *exposed.values()]
+    return pack(model), exposed
+
+
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__).rstrip(".")

@@ -1,0 +1,53 @@
+"""Where XNNPACK's kernels on signed codes compute otherwise than those of float32_kernels: fixed-point sums and conversions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gossamer.numerics.affine import Quantizer
+from gossamer.targets.float32_kernels import CodeCall
+from gossamer.targets.kernel_sets import FLOAT32_HALF_EVEN, kernel_sets
+
+xnnpack = kernel_sets.add("xnnpack", source="XNNPACK as LiteRT 2.3.0 ships it; found exact by comparing")(FLOAT32_HALF_EVEN.copy())
+
+
+def add(call: CodeCall) -> Tensor:
+    """Both factors as whole multiples of 2^-shift, the larger one with 20 bits behind its first; halves are rounded up."""
+    (left, one), (right, two) = (call.inputs[name] for name in call.node.uses if name in call.inputs)
+    result = _result(call)
+    factors = [torch.tensor(part.scale[0]).div(torch.tensor(result.scale[0])) for part in (one, two)]
+    shift = 20 - (math.frexp(max(float(factor) for factor in factors))[1] - 1)
+    whole = [int(torch.tensor(math.ldexp(float(factor), shift)).round()) for factor in factors]
+    sums = (left.long() - one.zero_point[0]) * whole[0] + (right.long() - two.zero_point[0]) * whole[1] + (1 << (shift - 1))
+    return _clamped(sums >> shift, result)
+
+
+def convert(codes: Tensor, source: Quantizer, result: Quantizer) -> Tensor:
+    """Other codes of the same value: the ratio of scales as a whole multiple of 1/256, halves rounded up."""
+    if source == result:
+        return codes
+    ratio = torch.tensor(source.scale[0]).div(torch.tensor(result.scale[0]))
+    factor = int((ratio * 256).round())
+    return _clamped(((codes.long() - source.zero_point[0]) * factor + 128) >> 8, result)
+
+
+def concat(call: CodeCall) -> Tensor:
+    """Parts in the result's codes."""
+    parts = {name: convert(*call.inputs[name], _result(call)) for name in dict.fromkeys(call.node.uses) if name in call.inputs}
+    joined: Tensor = call.run(parts)
+    return joined
+
+
+def _clamped(distances: Tensor, result: Quantizer) -> Tensor:
+    return (distances + result.zero_point[0]).clamp(result.format.lo, result.format.hi).to(torch.float32)
+
+
+def _result(call: CodeCall) -> Quantizer:
+    assert call.result is not None, f"{call.node.op} has no float result"
+    return call.result
+
+
+xnnpack["Add"], xnnpack["Concat"] = add, concat
