@@ -1,5 +1,6 @@
 """Simulated == executed: random networks against ONNX Runtime, bit for bit."""
 
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -11,12 +12,13 @@ from hypothesis import given, settings
 from torch import nn
 
 from gossamer.apply.engine import apply
-from gossamer.errors import DataError, PlanError, UnsupportedOp
+from gossamer.errors import ConfigError, DataError, PlanError
 from gossamer.numerics.affine import Quantizer, quantize
 from gossamer.numerics.distance import sqnr_db
 from gossamer.numerics.formats import IntFormat, PerTensor
 from gossamer.numerics.integer import add_codes
 from gossamer.plan.quantization import plan_quantization
+from gossamer.plan.spec import specs
 from gossamer.program.capture import capture
 from gossamer.targets.simulate import Simulator, simulate
 from gossamer.targets.target import targets
@@ -144,8 +146,8 @@ def test_inputs_are_checked():
 
 def test_a_rounding_without_simulation_is_refused(monkeypatch):
     program = quantized(nn.Linear(4, 2), torch.randn(8, 4))
-    monkeypatch.setattr("gossamer.targets.simulate._REQUANTIZATION", "other")
-    with pytest.raises(UnsupportedOp, match="no simulation rule for float32-half-even"):
+    monkeypatch.setitem(specs._entries, TARGET, replace(specs.entry(TARGET), value=replace(specs[TARGET], requantization="other")))
+    with pytest.raises(ConfigError, match="requantization must be a registered requantization"):
         simulate(program, torch.randn(2, 4))
 
 

@@ -37,7 +37,7 @@ def plan_quantization(
     target: str = "onnxruntime",
     *,
     weights: str = "int8",
-    activations: str = "uint8",
+    activations: str | None = None,
     rules: Mapping[str, str] | None = None,
     scheme: Scheme | None = None,
     on_progress: OnProgress = silent,
@@ -46,7 +46,7 @@ def plan_quantization(
 
     calibration    samples like those the network will meet: an iterable of batches, a Dataset, or arrays
     weights        format of weights, symmetric, one scale for each output channel
-    activations    format of values, one scale and zero point for each
+    activations    format of values, one scale and zero point for each; None for the one that the target likes best
     rules          other formats by layer, such as {"head": "float", "features.*": "int4"}: "*" matches anything, the first rule that
                    matches a layer decides, "float" keeps it float with all that only it would have brought onto codes; so do
                    "fp16", "bf16", "fp8_e4m3" and "fp8_e5m2", which store its weight with fewer bits
@@ -62,7 +62,7 @@ def plan_quantization(
     if program.quantizers:
         raise PlanError(f"the network is quantized already (for {program.target!r}); plan from the float network.")
     spec, scheme = specs[target], scheme or Scheme()
-    activation = pick_format(activations, spec.activation_formats, "activations", target)
+    activation = _activations(activations, spec)
     rounding = roundings[scheme.rounding]
     formats = layer_formats(program, rules or {}, weights, spec)
     prepared, edits = _prepare(program, spec, formats.kept_float)
@@ -91,6 +91,11 @@ def plan_quantization(
         target=target,
         frozen=(*placement.frozen, *_not_absorbed(prepared.graph, placement, rounded.values)),
     )
+
+
+def _activations(name: str | None, spec: TargetSpec) -> IntFormat:
+    known = spec.activation_formats
+    return known[0] if name is None else pick_format(name, known, "activations", spec.name)
 
 
 def _prepare(program: Program, spec: TargetSpec, kept_float: Mapping[str, str]) -> tuple[Program, tuple[Edit, ...]]:

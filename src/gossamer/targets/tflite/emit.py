@@ -18,13 +18,14 @@ from gossamer.program.execute import DEVICE, TRAINING, run_steps, schedule
 from gossamer.program.fold import fold_batch_norms
 from gossamer.program.graph import Node
 from gossamer.program.ops import bind, op_of
-from gossamer.program.ops.kinds import Scalar
+from gossamer.program.ops.kinds import Factory, Scalar
 from gossamer.program.program import Program
 from gossamer.program.shapes import Meta, TensorMeta, infer_shapes
 from gossamer.targets.onnx.forms import Form, find_forms
 from gossamer.targets.onnx.lowering import where
 from gossamer.targets.simulate import Simulator
 from gossamer.targets.tflite import lower_compute as lower_compute
+from gossamer.targets.tflite import lower_logic as lower_logic
 from gossamer.targets.tflite import lower_movement as lower_movement
 from gossamer.targets.tflite import lower_norm as lower_norm
 from gossamer.targets.tflite import lower_pointwise as lower_pointwise
@@ -104,7 +105,9 @@ class Walk:
         """Compute what depends on parameters alone now; it is a constant of the file."""
         tensors = [name for name in node.uses if isinstance(self.metas[name], (TensorMeta, tuple))]
         sizes = getattr(self.forms[node.name], "sizes", None)
-        if not tensors or any(name not in self._state and name not in self._constants for name in tensors):
+        if not tensors and not isinstance(op_of(node).kind, Factory):
+            return False
+        if any(name not in self._state and name not in self._constants for name in tensors):
             return False
         if sizes is None or not all(isinstance(size, int) for size in sizes):
             return False

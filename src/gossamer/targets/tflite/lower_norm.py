@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import sqrt
+from math import prod, sqrt
 
 import numpy as np
 
-from gossamer.targets.onnx.forms import Form
 from gossamer.targets.tflite.draft import Array
-from gossamer.targets.tflite.layout import Laid, identity, stored
+from gossamer.targets.tflite.layout import Laid, identity
 from gossamer.targets.tflite.lowering import Call, lowerings
 
 
@@ -51,6 +50,20 @@ def rms_norm(call: Call) -> Laid:
     axes = range(len(shape) - len(call["normalized_shape"]), len(shape))
     places = call.ints([laid.order.index(axis) for axis in axes])
     return _affine(call, _over_deviation(call, laid.tensor, laid, places), laid, call["normalized_shape"])
+
+
+@lowerings.add("GroupNormalization")
+def group_norm(call: Call) -> Laid:
+    """Over the channels of each group and all positions, as one axis."""
+    shape = call.shape("input")
+    plain = call.in_order(call.laid("input"), shape, identity(len(shape)))
+    rows = (shape[0], call["num_groups"], prod(shape[1:]) // call["num_groups"])
+    batch = None if call.values.draft.tensors[plain.tensor].batched is None else 0
+    flat = Laid(call.step("RESHAPE", (plain.tensor, call.shape_vector(rows, batch)), rows, "ReshapeOptions"), identity(3))
+    places = call.ints([2])
+    scaled = _over_deviation(call, _centred(call, flat, places), flat, places)
+    back = call.step("RESHAPE", (scaled, call.shape_vector(shape, batch)), shape, "ReshapeOptions")
+    return _affine(call, back, plain, (shape[1], *(1 for _ in shape[2:])))
 
 
 def _centred(call: Call, laid: Laid, places: int) -> int:
@@ -148,6 +161,3 @@ def _reduced(call: Call, sizes: Sequence[int], places: int) -> tuple[int, ...]:
     assert axes is not None
     gone = set(axes.tolist())
     return tuple(1 if place in gone else size for place, size in enumerate(sizes))
-
-
-__all__ = ["Form", "attention", "batch_norm", "layer_norm", "log_softmax", "rms_norm", "softmax", "stored"]

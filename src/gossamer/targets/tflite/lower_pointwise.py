@@ -29,6 +29,7 @@ _UNARY = {
     "Floor": "FLOOR",
     "Ceil": "CEIL",
     "Round": "ROUND",
+    "Sign": "SIGN",
 }
 _OPTIONS = {
     "HARD_SWISH": "HardSwishOptions",
@@ -41,19 +42,13 @@ _OPTIONS = {
 
 
 def _unary(call: Call) -> Laid:
-    code = _UNARY[_row(call)]
+    code = _UNARY[call.row.onnx]
     laid = call.laid(next(iter(call.args)))
     return _same_place(call, laid, code, _OPTIONS.get(code, ""))
 
 
 for _onnx in _UNARY:
     lowerings.add(_onnx)(_unary)
-
-
-def _row(call: Call) -> str:
-    from gossamer.program.ops import op_of
-
-    return op_of(call.node).onnx
 
 
 def _same_place(call: Call, laid: Laid, code: str, options: str = "", others: Sequence[int] = (), **fields: object) -> Laid:
@@ -159,14 +154,15 @@ _BINARY = {"Mul": ("MUL", "MulOptions"), "Div": ("DIV", "DivOptions"), "Add": ("
 
 
 def _binary(call: Call) -> Laid:
-    code, options = _BINARY[_row(call)]
+    code, options = _BINARY[call.row.onnx]
     left, right = list(call.args)[:2]
     if call.get("alpha", 1) != 1:
         return _scaled(call, code, options, left, right)
     meta = call.values.metas[call.node.name]
     if getattr(meta, "dtype", None) not in (torch.float32, torch.int32, torch.int64):
         raise call.unsupported(f"{call.node.op} of {getattr(meta, 'dtype', '')}")
-    tensors, order = aligned(call, left, right)
+    found, order = aligned(call, left, right)
+    tensors = [call.cast(number, str(meta.dtype).removeprefix("torch.")) for number in found]  # type: ignore[union-attr]
     return call.op(code, tensors, order, options, fusedActivationFunction=0)
 
 
@@ -195,7 +191,7 @@ def reversed_sub(call: Call) -> Laid:
 def _extreme(call: Call) -> Laid:
     left, right = list(call.args)[:2]
     tensors, order = aligned(call, left, right)
-    return call.op("MAXIMUM" if _row(call) == "Max" else "MINIMUM", tensors, order, "MaximumMinimumOptions")
+    return call.op("MAXIMUM" if call.row.onnx == "Max" else "MINIMUM", tensors, order, "MaximumMinimumOptions")
 
 
 lowerings.add("Max")(_extreme)

@@ -20,8 +20,8 @@ def max_pool(call: Call) -> Laid:
 @lowerings.add("AveragePool")
 def average_pool(call: Call) -> Laid:
     """Over height and width."""
-    if call["divisor_override"] is not None:
-        raise call.unsupported(f"{call.node.op} with a divisor of its own")
+    if len(call.shape("self")) != 4 or call.get("divisor_override") is not None:
+        raise call.unsupported(f"{call.node.op} with a divisor of its own, or not over two axes")
     padding = pair(call["padding"])
     if any(padding) and not call["count_include_pad"] and not _same(call, pair(call["kernel_size"]), _strides(call), padding):
         raise call.unsupported(f"{call.node.op} that leaves this padding out of its means")
@@ -74,6 +74,9 @@ def resize(call: Call) -> Laid:
     if len(call.shape(source)) != 4 or not (nearest or "bilinear2d" in call.node.op) or "exact" in call.node.op or "aa" in call.node.op:
         raise call.unsupported(call.node.op)
     have, want = call.shape(source)[2:], call.out_shape[2:]
+    factors = call.get("scale_factors")
+    if factors and any(round(h * factor) != w or h * factor != w for h, w, factor in zip(have, want, factors, strict=True)):
+        raise call.unsupported(f"{call.node.op} by factors that do not give whole sizes")
     corners = bool(call.get("align_corners", False))
     if nearest and any(w % h and h % w for h, w in zip(have, want, strict=True)):
         raise call.unsupported(f"{call.node.op} by a factor that is not whole")
@@ -82,6 +85,16 @@ def resize(call: Call) -> Laid:
     if nearest:
         return call.op("RESIZE_NEAREST_NEIGHBOR", inputs, channels_last(4), "ResizeNearestNeighborOptions")
     return call.op("RESIZE_BILINEAR", inputs, channels_last(4), "ResizeBilinearOptions", alignCorners=corners, halfPixelCenters=not corners)
+
+
+@lowerings.add("ArgMax")
+def largest_place(call: Call) -> Laid:
+    """Along one axis."""
+    if call["dim"] is None or call["keepdim"]:
+        raise call.unsupported(f"{call.node.op} over all axes, or that keeps its axis")
+    laid, axis = call.laid("self"), call["dim"] % len(call.shape("self"))
+    place = call.ints([laid.order.index(axis)])
+    return call.op("ARG_MAX", (laid.tensor, place), without(laid.order, (axis,)), "ArgMaxOptions", outputType=4)  # int64
 
 
 def _reduction(call: Call, code: str) -> Laid:
@@ -99,7 +112,8 @@ def _reduce(call: Call, code: str, axes: Sequence[int], *, keep: bool) -> Laid:
         raise call.unsupported(f"{call.node.op} of flattened channels")
     order = laid.order if keep else without(laid.order, axes)
     places = call.ints(sorted(laid.order.index(axis) for axis in axes))
-    return call.op(code, (laid.tensor, places), order, "ReducerOptions", keepDims=keep)
+    number = call.cast(laid.tensor, str(call.values.metas[call.node.name].dtype).removeprefix("torch."))  # type: ignore[union-attr]
+    return call.op(code, (number, places), order, "ReducerOptions", keepDims=keep)
 
 
 def _strides(call: Call) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ import numpy as np
 from gossamer.errors import UnsupportedOp
 from gossamer.numerics.affine import Quantizer
 from gossamer.program.graph import Arg, Node, Ref
+from gossamer.program.ops import Op, op_of
 from gossamer.program.program import Program
 from gossamer.program.shapes import Meta, TensorMeta
 from gossamer.registry import Registry
@@ -19,6 +20,7 @@ from gossamer.targets.onnx.lowering import where
 from gossamer.targets.tflite.draft import Array, Draft, DraftTensor
 from gossamer.targets.tflite.layout import Laid, identity, same_memory, stored
 
+DTYPES = ("float32", "int8", "uint8", "int16", "int32", "int64", "bool")
 BATCH = 7919  # a batch size that no other size is a multiple of: an axis of one sample must not pass for one of size 1
 WAY_OUT = "write that part of the model with other operations, or add a lowering with gossamer.targets.tflite.lowering.lowerings.add"
 
@@ -66,10 +68,12 @@ class Call:
         return self[name] if name in self.args else default
 
     def _known(self, arg: Arg) -> Any:
-        """Refs to numbers become the numbers at batch 1."""
+        """Refs to numbers become numbers. Raises UnsupportedOp for those that depend on the batch: files have constants only."""
         if isinstance(arg, tuple):
             return tuple(self._known(item) for item in arg)
         if isinstance(arg, Ref) and not isinstance(self.values.metas[arg.name], (TensorMeta, tuple)):
+            if isinstance(self.values.forms[arg.name], (BatchSize, Unknown)):
+                raise self.unsupported(f"{self.node.op} with a number that depends on the batch")
             return self.values.metas[arg.name]
         return arg
 
@@ -86,6 +90,11 @@ class Call:
         if any(isinstance(size, Unknown) for size in form.sizes):
             raise self.unsupported(f"{self.node.op} with a size that is no multiple of the batch")
         return tuple(size if isinstance(size, int) else size.per_batch * BATCH + size.fixed for size in form.sizes)  # type: ignore[union-attr]
+
+    @property
+    def row(self) -> Op:
+        """The op's row in the op table."""
+        return op_of(self.node)
 
     @property
     def out_shape(self) -> tuple[int, ...]:
@@ -105,8 +114,8 @@ class Call:
         """The numbers of a float parameter, buffer or plain number; None for a computed value."""
         arg = self.args[arg] if isinstance(arg, str) else arg
         known = self._known(arg)
-        if isinstance(known, (int, float)) and not isinstance(known, bool):
-            return np.asarray(known, np.float32)
+        if isinstance(known, (int, float)):
+            return np.asarray(known)
         if isinstance(known, Ref) and known.name in self.values.program.state and known.name not in self.values.program.quantizers:
             numbers: Array = self.values.program.state[known.name].detach().cpu().numpy()
             return numbers
@@ -155,6 +164,8 @@ class Call:
         """A new tensor for a value of a known form."""
         batched = next((k for k, axis in enumerate(order) if isinstance(form.sizes[axis], BatchSize)), None)
         dtype = str(form.dtype).removeprefix("torch.") if quantizer is None else "int8"
+        if dtype not in DTYPES:
+            raise self.unsupported(f"{self.node.op} with a result of type {dtype}")
         return self.values.draft.add(DraftTensor(name, stored(shape, order), dtype, quantizer, None, batched))
 
     def step(self, code: str, inputs: Sequence[int], shape: Sequence[int], options: str = "", **fields: Any) -> int:
@@ -166,6 +177,15 @@ class Call:
         )
         self.values.draft.op(code, inputs, (number,), options, **fields)
         return number
+
+    def cast(self, number: int, dtype: str) -> int:
+        """The same numbers in another type."""
+        have = self.values.draft.tensors[number]
+        if have.dtype == dtype or have.quantizer is not None:
+            return number
+        made = self.values.draft.add(DraftTensor(f"{have.name}/{dtype}", have.shape, dtype, None, None, have.batched))
+        self.values.draft.op("CAST", (number,), (made,), "CastOptions")
+        return made
 
     def shape_vector(self, shape: Sequence[int], batched: int | None) -> int:
         """A shape as RESHAPE takes it, -1 where the batch is."""
@@ -187,13 +207,14 @@ def aligned(call: Call, *args: Any) -> tuple[list[int], tuple[int, ...]]:
         if laid is not None and not laid.columns and len(call.shape(arg)) == rank
     ]
     order = next((found for found in full if found != identity(rank)), identity(rank))
+    dtype = next((call.values.draft.tensors[laid.tensor].dtype for laid in values if laid is not None and not call.integer), "float32")
     tensors = []
     for laid, arg in zip(values, known, strict=True):
         if laid is None:
             array = call.array(arg)
             assert array is not None
             array = array.reshape((1,) * (rank - array.ndim) + array.shape).transpose(order) if array.ndim else array
-            tensors.append(call.values.draft.constant(array.astype(np.float32), "constant"))
+            tensors.append(call.values.draft.constant(array.astype(dtype), "constant"))
             continue
         shape = call.shape(arg)
         if len(shape) < rank:

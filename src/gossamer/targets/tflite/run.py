@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -97,11 +98,16 @@ def _read_file(path: Path) -> bytes:
 
 
 def _layout(path: Path, data: bytes) -> dict[str, Any]:
-    model = schema().ModelT.InitFromPackedBuf(data, 0)
-    for note in model.metadata or ():
-        if note.name == LAYOUT.encode():
-            found: dict[str, Any] = json.loads(bytes(model.buffers[note.buffer].data))
-            return found
+    """What the file says of its inputs, outputs and values; only the note is read."""
+    try:
+        model = schema().Model.GetRootAs(data, 0)
+        for position in range(model.MetadataLength()):
+            note = model.Metadata(position)
+            if note.Name() == LAYOUT.encode():
+                found: dict[str, Any] = json.loads(model.Buffers(note.Buffer()).DataAsNumpy().tobytes())
+                return found
+    except (struct.error, ValueError, TypeError, AttributeError, IndexError) as error:  # offsets that lead nowhere
+        raise FileError(path, "is damaged", "export it again") from error
     raise FileError(path, "does not say how its inputs are stored", "export it again with this package")
 
 

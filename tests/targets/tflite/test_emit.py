@@ -1,0 +1,195 @@
+"""Every lowering on LiteRT: as torch computes it at any batch size, or refused in one sentence."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from gossamer.errors import UnsupportedOp
+from gossamer.program.capture import capture
+from gossamer.targets.export import export
+from gossamer.targets.target import targets
+
+pytest.importorskip("ai_edge_litert")
+_spec = importlib.util.spec_from_file_location("onnx_cases", Path(__file__).parent.parent / "onnx" / "cases.py")
+cases = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(cases)
+
+# what LiteRT has no form for, or none that is written yet; everything else must run
+REFUSED = {
+    "adaptive_avg_pool 1d",
+    "adaptive_avg_pool 3",
+    "adaptive_max_pool",
+    "addcmul",
+    "any",
+    "argmax",
+    "arithmetic",
+    "atan",
+    "avg_pool ceil",
+    "avg_pool ceil counted",
+    "avg_pool divisor",
+    "avg_pool1d",
+    "baddbmm",
+    "batch_norm of the batch",
+    "bicubic",
+    "bicubic aligned",
+    "bicubic antialiased",
+    "bicubic factor",
+    "bilinear antialiased",
+    "bilinear factor",
+    "bilinear weights",
+    "casts",
+    "celu",
+    "channel_shuffle",
+    "clamp tensors",
+    "col2im",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "copy",
+    "crop",
+    "cumsum",
+    "diff",
+    "einsum",
+    "elu 0.5",
+    "erf",
+    "expm1",
+    "factories",
+    "factories of the batch",
+    "gather",
+    "glu",
+    "grid_sample",
+    "grid_sample border",
+    "gru",
+    "gru time first",
+    "hardshrink",
+    "im2col",
+    "index",
+    "index broadcast",
+    "index pairs",
+    "index pairs apart",
+    "insert",
+    "instance_norm",
+    "instance_norm running",
+    "isnan",
+    "lerp",
+    "linear 1d",
+    "log1p",
+    "log2",
+    "logical",
+    "logical ops",
+    "logit",
+    "logsigmoid",
+    "logsumexp",
+    "lstm",
+    "lstm states",
+    "max with positions",
+    "max_pool dilated",
+    "max_pool1d",
+    "meshgrid",
+    "mish",
+    "nearest 3d",
+    "nearest down",
+    "norm 3",
+    "norms",
+    "one_hot",
+    "pad",
+    "pad modes",
+    "pixel_unshuffle",
+    "pow",
+    "pow tensors",
+    "reductions",
+    "repeat",
+    "rnn",
+    "rnn tanh",
+    "rounding",
+    "rounding ints",
+    "sdpa bool mask",
+    "sdpa causal",
+    "sdpa float mask",
+    "sdpa shared heads",
+    "selu",
+    "size as a number",
+    "softplus",
+    "softplus 2",
+    "softshrink",
+    "t",
+    "tan",
+    "threshold",
+    "topk",
+    "triangles",
+    "trilinear",
+    "unfold",
+    "variance",
+    "weight_norm",
+}
+
+
+@pytest.mark.parametrize("name", cases.CASES)
+@pytest.mark.filterwarnings("ignore:The tensor attributes")
+def test_equals_torch_or_is_refused(name, tmp_path):
+    network, shapes = cases.CASES[name]
+    inputs = cases.inputs_of(shapes, 3)
+    program = capture(network.eval(), inputs if len(inputs) > 1 else inputs[0])
+    if name in REFUSED:
+        with pytest.raises(UnsupportedOp, match="LiteRT"):
+            export(program, tmp_path / "m.tflite", "litert")
+        return
+    runner = targets["litert"].open(export(program, tmp_path / "m.tflite", "litert").path, threads=1)
+    for batch in (1, 3):
+        given = tuple(tensor[:batch] for tensor in inputs)
+        with torch.no_grad():
+            expected = network(*given)
+        expected = (expected if isinstance(expected, torch.Tensor) else expected[0]).numpy()
+        np.testing.assert_allclose(runner.run(*(tensor.numpy() for tensor in given)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_nothing_is_refused_that_no_case_tries():
+    assert set(cases.CASES) >= REFUSED
+
+
+def operators(path):
+    from gossamer.targets.tflite.flat import schema
+
+    names = schema()
+    codes = {value: name for name, value in vars(names.BuiltinOperator).items() if isinstance(value, int)}
+    model = names.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    return [codes[model.operatorCodes[op.opcodeIndex].builtinCode] for op in model.subgraphs[0].operators]
+
+
+def test_a_network_of_images_moves_no_axes(tmp_path):
+    """Channels stay last from the input to the flattened features, whose columns the linear layer takes as they lie."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1),
+        nn.BatchNorm2d(8),
+        nn.ReLU6(),
+        nn.Conv2d(8, 8, 3, 1, 1, groups=8),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(128, 5),
+    ).eval()
+    images = torch.randn(3, 3, 16, 16)
+    artifact = export(capture(network, images), tmp_path / "m.tflite", "litert")
+    assert operators(artifact.path) == ["PAD", "CONV_2D", "RELU6", "DEPTHWISE_CONV_2D", "MAX_POOL_2D", "RESHAPE", "FULLY_CONNECTED"]
+    got = targets["litert"].open(artifact.path, threads=1).run(images.numpy())
+    np.testing.assert_allclose(got, network(images).detach().numpy(), atol=1e-5)
+
+
+def test_a_class_token_takes_the_batch_size_of_the_images(tmp_path):
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token = nn.Parameter(torch.randn(1, 1, 8))
+
+        def forward(self, x):
+            return torch.cat([self.token.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], 1)
+
+    images = torch.randn(4, 8, 3, 3)
+    network = Tokens().eval()
+    runner = targets["litert"].open(export(capture(network, images), tmp_path / "m.tflite", "litert").path, threads=1)
+    for batch in (1, 4):
+        np.testing.assert_array_equal(runner.run(images[:batch].numpy()), network(images[:batch]).detach().numpy())

@@ -1,0 +1,148 @@
+"""Integer networks on LiteRT: bit for bit what the simulation says."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from gossamer.apply.engine import apply
+from gossamer.data.source import Data
+from gossamer.errors import ConfigError, PlanError
+from gossamer.pipeline.loop import compress
+from gossamer.pipeline.settings import Settings
+from gossamer.plan.quantization import plan_quantization
+from gossamer.program.capture import capture
+from gossamer.targets.export import export
+from gossamer.targets.parity import check_parity
+from gossamer.targets.target import Artifact, targets
+from gossamer.targets.verify import verify
+
+pytest.importorskip("ai_edge_litert")
+
+
+class Chain(nn.Module):
+    """Convolutions of every kind with additions, joins, pools and gates between them, drawn by number."""
+
+    def __init__(self, choices, width):
+        super().__init__()
+        self.choices = choices
+        made = {
+            "conv": lambda: nn.Conv2d(width, width, 3, padding=1),
+            "strided": lambda: nn.Conv2d(width, width, 3, stride=2, padding=1),
+            "depthwise": lambda: nn.Conv2d(width, width, 3, padding=1, groups=width),
+            "grouped": lambda: nn.Conv2d(width, width, 1, groups=2),
+            "add": lambda: nn.Conv2d(width, width, 1),
+            "join": lambda: nn.Conv2d(2 * width, width, 1),
+            "gate": lambda: nn.Conv2d(width, width, 1),
+        }
+        self.first = nn.Conv2d(3, width, 3, padding=1)
+        self.layers = nn.ModuleList(made[choice]() if choice in made else nn.Identity() for choice in choices)
+        self.head = nn.Linear(width, 4)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        for choice, layer in zip(self.choices, self.layers, strict=True):
+            match choice:
+                case "add":
+                    x = torch.relu(x + layer(x))
+                case "join":
+                    x = layer(torch.cat([x, torch.relu(x - 0.5)], 1))
+                case "gate":
+                    x = x * torch.sigmoid(layer(x.mean((2, 3), keepdim=True)))
+                case "pool":
+                    x = nn.functional.max_pool2d(x, 3, 2, 1)
+                case "relu6":
+                    x = nn.functional.relu6(x)
+                case _:
+                    x = layer(x)
+        return self.head(x.mean((2, 3)))
+
+
+@given(
+    st.lists(st.sampled_from(["conv", "strided", "depthwise", "grouped", "add", "join", "gate", "pool", "relu6"]), min_size=1, max_size=5),
+    st.sampled_from([4, 6, 16]),
+    st.integers(0, 1000),
+)
+@settings(max_examples=15, deadline=None)
+def test_random_networks_are_bit_exact(tmp_path_factory, choices, width, seed):
+    torch.manual_seed(seed)
+    samples = torch.randn(8, 3, 12, 12)
+    program = capture(Chain(choices, width).eval(), samples[:2])
+    quantized = apply(program, plan_quantization(program, samples, "litert"))
+    artifact = export(quantized, tmp_path_factory.mktemp("chain") / "m.tflite", "litert")
+    parity = check_parity(artifact, targets["litert"].open(artifact.path, threads=1), (samples[:3],))
+    # a subtraction with a number is computed in float and coded afterwards: the last bit may decide a tie
+    assert all(layer.max_steps == 0 or "join" in choices for layer in parity.layers), [x for x in parity.layers if x.max_steps]
+    assert parity.max_steps <= 1
+    assert parity.output_error < 1e-6
+    assert len(parity.layers) > 2
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def program(samples):
+    torch.manual_seed(0)
+    return capture(Chain(["add", "depthwise", "gate", "strided", "add"], 16).eval(), samples[:2])
+
+
+@pytest.fixture(scope="module")
+def quantized(program, samples):
+    return apply(program, plan_quantization(program, samples, "litert"))
+
+
+def test_verify_passes_and_names_what_was_tampered_with(program, quantized, samples, tmp_path):
+    data = (samples, program(samples).argmax(1))
+    artifact = export(quantized, tmp_path / "q.tflite", "litert")
+    report = verify(artifact, reference=program, data=data, batch=16)
+    assert report.passed, report.problems
+    assert report.parity.max_steps == 0
+    assert "litert" in str(report.target)
+    weight = "layers.0.weight"
+    other = quantized.with_graph(quantized.graph, {**quantized.state, weight: quantized.state[weight].detach().flip(0)})
+    impostor = Artifact(export(other, tmp_path / "x.tflite", "litert").path, "litert", quantized)
+    assert not verify(impostor, reference=program, data=data, batch=16).passed
+
+
+def test_weights_take_a_byte_each(tmp_path):
+    torch.manual_seed(0)
+    samples = torch.randn(8, 64, 8, 8)
+    network = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU(), nn.Conv2d(64, 64, 3, padding=1)).eval()
+    program = capture(network, samples[:2])
+    artifact = export(apply(program, plan_quantization(program, samples, "litert")), tmp_path / "q.tflite", "litert")
+    weights = 2 * 64 * 64 * 9
+    assert artifact.size_bytes < 1.03 * weights + 5000
+
+
+def test_flattened_channels_meet_reordered_columns(tmp_path):
+    torch.manual_seed(0)
+    samples = torch.randn(16, 4, 6, 6)
+    program = capture(nn.Sequential(nn.Conv2d(4, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(128, 5)).eval(), samples[:2])
+    quantized = apply(program, plan_quantization(program, samples, "litert"))
+    artifact = export(quantized, tmp_path / "q.tflite", "litert")
+    parity = check_parity(artifact, targets["litert"].open(artifact.path, threads=1), (samples,))
+    assert parity.max_steps == 0
+    assert parity.output_error < 1e-6
+
+
+def test_compress_reaches_this_target_without_a_word_more(samples, tmp_path):
+    torch.manual_seed(0)
+    network = Chain(["add", "depthwise"], 16).eval()
+    labels = network(samples).argmax(1)
+    data = Data(train=None, calibration=samples, validation=(samples, labels))
+    result = compress(network, data, target="litert", settings=Settings(epochs=0), work_dir=tmp_path)
+    assert result.best.report.passed, result.best.report.problems
+    assert result.best.report.compressed.size_bytes < result.best.report.original.size_bytes
+
+
+def test_formats_of_another_target_are_refused(program, samples, quantized, tmp_path):
+    with pytest.raises(ConfigError, match="a format that litert computes with \\(the nearest is 'int8'\\); got 'uint8'"):
+        plan_quantization(program, samples, "litert", activations="uint8")
+    with pytest.raises(PlanError, match="was quantized for 'litert', not for 'onnxruntime'"):
+        export(quantized, tmp_path / "m.onnx", "onnxruntime")
+    np.testing.assert_equal(len(quantized.quantizers) > 5, True)
