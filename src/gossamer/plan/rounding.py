@@ -84,7 +84,7 @@ class Rounding:
     second_moments: bool = False
 
 
-roundings: Registry[Rounding] = Registry("rounding")
+roundings: Registry[Rounding] = Registry("rounding", home="gossamer.plan.learned_rounding")
 
 CodesOf = Callable[[RoundingJob, Layer, Quantizer], Tensor]
 
