@@ -234,3 +234,32 @@ def test_constraints_hold_in_every_trial(tmp_path):
 def test_mode_outside_its_rule():
     with pytest.raises(gs.GossamerError, match="mode must be one of global, layerwise, isomorphic; got 'best'"):
         gs.Settings(mode="best")
+
+
+def test_where_accuracy_went_is_shown_when_more_of_it_went_than_allowed(tmp_path):
+    allowed = gs.compress(network(), data(), budget=gs.Budget(max_drop_points=100), settings=gs.Settings(trials=1), work_dir=tmp_path / "a")
+    assert allowed.diagnosis is None
+    assert "diagnosis" not in allowed.to_dict()
+    x = torch.randn(32, 4, 8, 8)
+    truth = network()(x).detach()
+
+    def nearness(outputs, targets):
+        return -float((outputs - truth[targets]).abs().mean())
+
+    parts = {"calibration": x, "validation": (x, torch.arange(32))}
+    budget = gs.Budget(max_drop_points=1e-3)  # rounding to codes costs more
+    result = gs.compress(
+        network(), parts, budget=budget, metric=nearness, settings=gs.Settings(trials=1, epochs=0), work_dir=tmp_path / "b"
+    )
+    assert not result.budget_met
+    assert {finding.name for finding in result.diagnosis.findings} == set(result.program.quantizers) - set(passed_on(result.program))
+    folder = result.save(tmp_path / "out")
+    assert "Where accuracy went" in (folder / "report.html").read_text()
+    assert json.loads((folder / "report.json").read_text())["diagnosis"] == result.diagnosis.to_dict()
+
+
+def passed_on(program):
+    """Values that only hand on the codes of the value before them."""
+    for node in program.graph.nodes:
+        if node.name in program.quantizers and program.quantizers.get(node.uses[0]) == program.quantizers[node.name]:
+            yield node.name

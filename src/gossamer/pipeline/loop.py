@@ -15,6 +15,7 @@ from torch import nn
 from gossamer.coupling.kept import keep_table
 from gossamer.coupling.predict import Predictor
 from gossamer.data.source import as_data
+from gossamer.errors import PlanError
 from gossamer.files import write_json
 from gossamer.pipeline.claim import claim
 from gossamer.pipeline.result import Result
@@ -28,11 +29,14 @@ from gossamer.program.bundle import save
 from gossamer.program.capture import capture
 from gossamer.program.program import Program
 from gossamer.progress import OnProgress, Progress, silent
+from gossamer.search.diagnosis.diagnose import diagnose
+from gossamer.search.diagnosis.findings import Diagnosis
 from gossamer.search.ratio import Tried, next_ratio
 from gossamer.targets.export import export
 from gossamer.targets.results import Report, check_limits
 
 ACCURACY = ("max_drop_points",)
+DIAGNOSED_SAMPLES = 32  # enough to rank tensors in a report
 
 
 def compress(
@@ -75,16 +79,31 @@ def compress(
     job = Job(original, sources, metric, budget, settings, on_progress)
     trials = _search(job, folder)
     best = choose_best(trials)
+    diagnosis, notes = _diagnosis(job, best)
     return Result(
         best=best,
         trials=tuple(trials),
         original=original,
         settings=settings,
-        notes=sources.notes,
+        notes=(*sources.notes, *notes),
         seconds=perf_counter() - start,
         model=type(model).__name__,
         data=sources.name,
+        diagnosis=diagnosis,
     )
+
+
+def _diagnosis(job: Job, best: Trial) -> tuple[Diagnosis | None, tuple[str, ...]]:
+    """Where the accuracy went, if more of it went than the budget allows; or a note why that is not known."""
+    if all(limit.met for limit in best.report.limits() if limit.name in ACCURACY):
+        return None, ()
+    plan = best.plans["quantization"]
+    data = calibration(job.data)
+    try:
+        found = diagnose(best.quantized, best.pruned, data, plan=plan, samples=DIAGNOSED_SAMPLES, worst=3, on_progress=job.on_progress)
+    except PlanError as error:
+        return None, (f"What quantization did to accuracy was not looked into: {error}",)
+    return found, ()
 
 
 def _claim(folder: Path, program: Program, metric: Any, settings: Settings) -> None:

@@ -16,13 +16,17 @@ from gossamer.pipeline.trial import Trial, artifact_name
 from gossamer.plan.budget import Budget
 from gossamer.program.program import Program
 from gossamer.report.document import write_report
+from gossamer.search.diagnosis.findings import Diagnosis
 from gossamer.targets.results import Report
 from gossamer.targets.target import Artifact
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """The best trial, all trials, and the original as it ran beside them. `print(result)` shows the table."""
+    """The best trial, all trials, and the original as it ran beside them. `print(result)` shows the table.
+
+    diagnosis  where the accuracy of the best artifact went when it was quantized; None where it lost no more than the budget allows
+    """
 
     best: Trial
     trials: tuple[Trial, ...]
@@ -32,6 +36,7 @@ class Result:
     seconds: float
     model: str
     data: str = ""
+    diagnosis: Diagnosis | None = None
 
     @property
     def report(self) -> Report:
@@ -78,7 +83,7 @@ class Result:
             "layers": layer_rows(self.original.program, self.best),
             "frozen": [*self._frozen(), *({"where": "data", "reason": note} for note in self.notes)],
         }
-        return document
+        return document | ({} if self.diagnosis is None else {"diagnosis": self.diagnosis.to_dict()})
 
     def save(self, folder: str | Path) -> Path:
         """Write the artifact, the FP32 original beside it, the bundle, plan.json, report.json and report.html.

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gossamer.report.content import Content
+from gossamer.report.diagnosis_console import diagnosis_view
 from gossamer.report.page import candidate_row, layer_rows
 from gossamer.targets.results import Report
 
@@ -34,6 +35,7 @@ def console_view(document: Mapping[str, Any]) -> RenderableType:
     parts += _budget(content.report)
     parts += _candidates(content)
     parts += _layers(content)
+    parts += [] if content.diagnosis is None else [diagnosis_view(content.diagnosis)]
     parts += _frozen(content)
     parts += [Text(problem, style="bold red") for problem in content.report.problems]
     return Group(*parts)

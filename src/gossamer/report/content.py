@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from gossamer.errors import DataError
+from gossamer.search.diagnosis.findings import Diagnosis
 from gossamer.targets.results import Report
 
 T = TypeVar("T")
@@ -62,6 +63,7 @@ class Content:
     candidates: tuple[Candidate, ...] = ()
     layers: tuple[LayerChange, ...] = ()
     frozen: tuple[Untouched, ...] = ()
+    diagnosis: Diagnosis | None = None
 
     @staticmethod
     def from_dict(document: Mapping[str, Any]) -> Content:
@@ -77,6 +79,7 @@ class Content:
             candidates=_items(document, "candidates", _candidate),
             layers=_items(document, "layers", _layer),
             frozen=_by_reason(_items(document, "frozen", lambda item: (str(item["where"]), str(item["reason"])))),
+            diagnosis=Diagnosis.from_dict(document["diagnosis"]) if document.get("diagnosis") else None,
         )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gossamer.report.charts import accuracy_latency_chart
 from gossamer.report.content import Candidate, Content, LayerChange
+from gossamer.report.diagnosis import section
 from gossamer.targets.results import Measurement, Report, count
 
 _HERE = Path(__file__).parent
@@ -65,6 +66,7 @@ def render_page(content: Content) -> str:
         layers=layer_rows(content.layers),
         with_errors=any(layer.error_db is not None for layer in content.layers),
         facts=verification_facts(report),
+        **({} if content.diagnosis is None else section(content.diagnosis)),
     )
 
 
