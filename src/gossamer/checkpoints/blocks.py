@@ -15,7 +15,7 @@ from gossamer.numerics.packing import Bytes, pack_bits, unpack_bits
 from gossamer.numerics.ranges import choose_block_grid, in_blocks
 
 BYTES_PER_WEIGHT, BYTES_PER_BLOCK = 64, 128  # of working memory, measured with the method that takes most (hqq)
-PIECE_WEIGHTS = 1 << 16  # more at once is not faster: the search goes over a piece many times, which should stay in the cache
+PIECE_WEIGHTS = 1 << 16  # for each thread; more is slower: a search goes over a piece many times, which should stay in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ def pieces(rows: int, columns: int, block: int, memory_bytes: int) -> Iterator[P
     Several rows where they fit, else eight blocks of one row or a multiple of it, so that packed codes begin with a byte.
     Raises: ConfigError when not even eight blocks fit.
     """
-    fitting = min(PIECE_WEIGHTS, weights_within(block, memory_bytes))
+    fitting = min(PIECE_WEIGHTS * torch.get_num_threads(), weights_within(block, memory_bytes))
     filled = -(-columns // block) * block
     if filled <= fitting:
         step = fitting // max(1, filled)
