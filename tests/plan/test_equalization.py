@@ -14,14 +14,16 @@ from gossamer.numerics.affine import fake_quantize, from_range
 from gossamer.numerics.distance import sqnr_db
 from gossamer.numerics.formats import PerTensor, parse_format
 from gossamer.numerics.packing import pack_floats
-from gossamer.plan.edits import QuantizeValue, ScaleChannels
+from gossamer.plan.edits import QuantizeValue, ScaleChannels, ScaleInput
 from gossamer.plan.equalization import EqualizationJob, equalizations, plan_equalization
 from gossamer.plan.plan import Plan
 from gossamer.plan.quantization import plan_quantization
 from gossamer.plan.scheme import Scheme
 from gossamer.plan.weight_only import plan_weight_quantization
 from gossamer.program.capture import capture
+from gossamer.targets.export import export
 from gossamer.targets.simulate import simulate
+from gossamer.targets.verify import verify
 
 
 class Outliers(nn.Module):
@@ -185,6 +187,69 @@ def test_awq_for_weights_in_blocks(outliers, samples):
     assert fidelity(outliers, aware, samples[64:]) > fidelity(outliers, plain, samples[64:]) + 0.5
     with torch.no_grad():
         assert torch.allclose(float_part(outliers, aware)(samples), outliers(samples), atol=1e-5, rtol=1e-5)
+
+
+class PostNorm(nn.Module):
+    """As in BERT: the norm's result goes into the next residual sum, too, so its channels cannot give scale away."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.q, self.k = nn.LayerNorm(48), nn.Linear(48, 48), nn.Linear(48, 48)
+        self.last, self.head = nn.LayerNorm(48), nn.Linear(48, 10)
+        with torch.no_grad():
+            for channel, size in ((5, 60.0), (9, 30.0)):
+                self.norm.weight[channel] = size
+                self.q.weight[:, channel] /= size
+                self.k.weight[:, channel] /= size
+
+    def forward(self, x):
+        x = self.norm(x)
+        return self.head(self.last(x + fn.gelu(self.q(x)) * torch.sigmoid(self.k(x))))
+
+
+def test_multiplications_where_nothing_upstream_takes_the_scale(samples, tmp_path):
+    torch.manual_seed(0)
+    program = capture(PostNorm().eval(), samples[:2])
+    plain, moved, inserted = (
+        plan_quantization(program, samples[:64], scheme=Scheme(equalization=name)) for name in ("none", "smoothquant", "smoothquant-insert")
+    )
+    edits = [edit for edit in inserted.edits if isinstance(edit, ScaleInput)]
+    assert len(edits) >= 2
+    assert edits[0].factors == edits[1].factors  # both read the norm's result
+    assert not any(isinstance(edit, ScaleInput) for edit in moved.edits)
+    changed = float_part(program, inserted)
+    assert len(changed.graph.nodes) - len(program.graph.nodes) == len({edit.factors for edit in edits})
+    with torch.no_grad():
+        assert torch.allclose(changed(samples), program(samples), atol=1e-5, rtol=1e-5)
+    gain = fidelity(program, inserted, samples[64:]) - fidelity(program, plain, samples[64:])
+    assert gain > 5
+    quantized = apply(program, Plan.from_json(json.loads(json.dumps(inserted.to_json()))))
+    check_on_runtime(program, quantized, samples, tmp_path)
+
+
+def check_on_runtime(program, quantized, inputs, folder):
+    artifact = export(quantized, folder / "model.onnx")
+    with torch.no_grad():
+        labels = program(inputs).argmax(1)
+    report = verify(artifact, reference=program, data=(inputs, labels))
+    assert not [problem for problem in report.problems if "differ" in problem]
+    assert report.parity.max_steps <= 1
+    assert report.parity.output_error < 1e-3
+
+
+@pytest.mark.parametrize("method", ["smoothquant", "repq", "cross-layer"])
+def test_the_runtime_computes_what_the_plan_says(outliers, samples, method, tmp_path):
+    check_on_runtime(
+        outliers, apply(outliers, plan_quantization(outliers, samples[:64], scheme=Scheme(equalization=method))), samples, tmp_path
+    )
+
+
+def test_weights_in_blocks_on_the_runtime(samples, tmp_path):
+    torch.manual_seed(0)
+    program = capture(PostNorm().eval(), samples[:2])
+    plan = plan_weight_quantization(program, calibration=samples[:64], equalization="awq")
+    assert any(isinstance(edit, ScaleInput) for edit in plan.edits)
+    check_on_runtime(program, apply(program, plan), samples, tmp_path)
 
 
 def test_what_clips_is_left_alone(samples):

@@ -12,7 +12,17 @@ from gossamer.apply.equalize import scale_channels
 from gossamer.errors import PlanError
 from gossamer.numerics.affine import Quantizer, dequantize, quantize
 from gossamer.numerics.packing import unpack_steps
-from gossamer.plan.edits import Edit, FoldBatchNorm, QuantizeInput, QuantizeValue, RoundWeight, ScaleChannels, ShiftBias, SplitGate
+from gossamer.plan.edits import (
+    Edit,
+    FoldBatchNorm,
+    QuantizeInput,
+    QuantizeValue,
+    RoundWeight,
+    ScaleChannels,
+    ScaleInput,
+    ShiftBias,
+    SplitGate,
+)
 from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
 from gossamer.program.gates import gated_activations, split_gates
 from gossamer.program.graph import Graph, Node, Ref
@@ -52,7 +62,7 @@ def restructure(program: Program, edits: Sequence[Edit]) -> Program:
     gates = tuple(edit.node for edit in edits if isinstance(edit, SplitGate))
     if not set(gates) <= set(gated_activations(folded)):
         raise PlanError(f"the plan splits {sorted(gates)[0]!r}, which is no gated activation of this network.")
-    return scale_channels(split_gates(folded, gates), [edit for edit in edits if isinstance(edit, ScaleChannels)])
+    return scale_channels(split_gates(folded, gates), [edit for edit in edits if isinstance(edit, (ScaleChannels, ScaleInput))])
 
 
 def check_float(program: Program) -> None:

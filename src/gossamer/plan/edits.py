@@ -91,6 +91,15 @@ class ScaleChannels:
 
 
 @dataclass(frozen=True, slots=True)
+class ScaleInput:
+    """Multiply what the linear layer `node` reads by `factors` with a node of its own, and make its weight take that back, for scale
+    that nothing upstream can take. Layers that read one value with the same factors share the node. It goes after ScaleChannels."""
+
+    node: str
+    factors: str
+
+
+@dataclass(frozen=True, slots=True)
 class QuantizeValue:
     """Give a value or parameter its codes."""
 
@@ -144,6 +153,7 @@ Edit = (
     | FoldBatchNorm
     | SplitGate
     | ScaleChannels
+    | ScaleInput
     | QuantizeValue
     | QuantizeInput
     | RoundWeight
@@ -160,6 +170,7 @@ _KINDS: dict[str, type[Any]] = {
         FoldBatchNorm,
         SplitGate,
         ScaleChannels,
+        ScaleInput,
         QuantizeValue,
         QuantizeInput,
         RoundWeight,

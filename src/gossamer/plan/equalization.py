@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -16,15 +16,17 @@ from gossamer.coupling.scale_rules import find_scaling
 from gossamer.coupling.scaling import Scaling
 from gossamer.errors import ConfigError, PlanError
 from gossamer.numerics.packing import pack_floats, unpack_floats
-from gossamer.plan.edits import Edit, FoldBatchNorm, ScaleChannels
-from gossamer.plan.equalization_sites import Observed, Reader, Site, find_sites, observe
+from gossamer.plan.edits import Edit, FoldBatchNorm, ScaleChannels, ScaleInput
+from gossamer.plan.equalization_sites import Observed, Reader, Site, find_inputs, find_sites, observe
 from gossamer.plan.plan import Plan
 from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
 from gossamer.program.program import Program
+from gossamer.program.scale_inputs import scale_inputs
 from gossamer.progress import OnProgress, Progress, silent
 from gossamer.registry import Registry
 
-ROWS = 256  # outputs of a layer by which its error is judged
+Move = ScaleChannels | ScaleInput
+ROWS = 64  # outputs of a layer by which its error is judged
 
 
 class Coder(Protocol):
@@ -68,11 +70,16 @@ class EqualizationJob:
         return tuple(site for site in find_sites(self.program, self.scaling) if site.readers)
 
     @cached_property
+    def inputs(self) -> tuple[Site, ...]:
+        """Values read by quantized linear layers whose channels nothing upstream can scale; a multiplication in front of those can."""
+        return find_inputs(self.program, self.scaling, self.coded)
+
+    @cached_property
     def seen(self) -> Observed:
         """What layers read, from a few samples."""
         if self.samples is None:
             raise ConfigError("calibration", None, "given for this equalization, which looks at values")
-        return observe(self.program, self.sites, self.samples, self.coded)
+        return observe(self.program, (*self.sites, *self.inputs), self.samples, self.coded)
 
     def coded_readers(self, site: Site) -> tuple[Reader, ...]:
         """The readers of a site whose error can be measured."""
@@ -111,7 +118,7 @@ class EqualizationJob:
 class Equalization:
     """One method: run(job) -> edits. `data`: whether it needs calibration samples."""
 
-    run: Callable[[EqualizationJob], tuple[ScaleChannels, ...]]
+    run: Callable[[EqualizationJob], tuple[Move, ...]]
     data: bool = True
 
 
@@ -119,13 +126,13 @@ equalizations: Registry[Equalization] = Registry("equalization", home="gossamer.
 equalizations.add("none")(Equalization(lambda job: (), data=False))
 
 
-def equalized(job: EqualizationJob, name: str) -> tuple[Program, tuple[ScaleChannels, ...]]:
+def equalized(job: EqualizationJob, name: str) -> tuple[Program, tuple[Move, ...]]:
     """The program with scale moved by a method, and the edits that do it. Raises ConfigError for an unknown method."""
     method = equalizations[name]
     job.on_progress(Progress("equalize", 0, 1, name))
     edits = method.run(job)
     job.on_progress(Progress("equalize", 1, 1, name))
-    return (rescaled(job.program, channel_changes(edits), job.scaling) if edits else job.program), edits
+    return (with_moves(job.program, edits, job.scaling) if edits else job.program), edits
 
 
 def plan_equalization(program: Program, method: str = "cross-layer") -> Plan:
@@ -145,6 +152,14 @@ def plan_equalization(program: Program, method: str = "cross-layer") -> Plan:
     return Plan(every, program.digest, weights_digest=program.weights_digest())
 
 
+def with_moves(program: Program, edits: Sequence[Move], scaling: Scaling | None = None) -> Program:
+    """A float program with the edits made; `scaling` is what find_scaling says of it, where it is known. Raises: PlanError."""
+    changes = channel_changes(edit for edit in edits if isinstance(edit, ScaleChannels))
+    factors = {edit.node: unpack_floats(edit.factors) for edit in edits if isinstance(edit, ScaleInput)}
+    moved = rescaled(program, changes, scaling) if changes else program
+    return scale_inputs(moved, factors) if factors else moved
+
+
 def channel_changes(edits: Iterable[ScaleChannels]) -> tuple[ChannelChange, ...]:
     """The numbers in edits. Raises PlanError for damaged ones."""
     return tuple(
@@ -157,19 +172,24 @@ def channel_changes(edits: Iterable[ScaleChannels]) -> tuple[ChannelChange, ...]
     )
 
 
-def edits_of(scaling: Scaling, changes: Iterable[tuple[Site, Tensor, Tensor | None]]) -> tuple[ScaleChannels, ...]:
+def edits_of(scaling: Scaling, changes: Iterable[tuple[Site, Tensor, Tensor | None]]) -> tuple[Move, ...]:
     """Edits for factors and shifts of whole sites, each class named once. Shapes: (C,) for a site's classes."""
+    changes = tuple(changes)
+    ours = tuple(change for change in changes if not change[0].inserted)
+    inserted = (ScaleInput(reader.node, pack_floats(factors)) for site, factors, _ in changes if site.inserted for reader in site.readers)
+    return (*_channel_edits(scaling, ours), *inserted)
+
+
+def _channel_edits(scaling: Scaling, changes: Iterable[tuple[Site, Tensor, Tensor | None]]) -> Iterator[ScaleChannels]:
     factor, shift = torch.ones(scaling.classes, dtype=torch.float64), torch.zeros(scaling.classes, dtype=torch.float64)
     for site, factors, shifts in changes:
         places = torch.from_numpy(site.classes)
         factor[places] = factors.to("cpu", torch.float64)
         if shifts is not None:
             shift[places] = shifts.to("cpu", torch.float64)
-    edits = []
     for value, classes in scaling.made.items():
         places = torch.from_numpy(classes)
         factors, shifts = factor[places], shift[places]
         if bool((factors != 1).any() or shifts.any()):
-            edits.append(ScaleChannels(value, pack_floats(factors), pack_floats(shifts) if bool(shifts.any()) else ""))
+            yield ScaleChannels(value, pack_floats(factors), pack_floats(shifts) if bool(shifts.any()) else "")
         factor[places], shift[places] = 1.0, 0.0
-    return tuple(edits)

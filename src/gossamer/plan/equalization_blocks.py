@@ -12,8 +12,7 @@ from gossamer.errors import ConfigError
 from gossamer.numerics.affine import Quantizer, fake_quantize
 from gossamer.numerics.formats import IntFormat
 from gossamer.numerics.ranges import choose_block_quantizer
-from gossamer.plan.edits import ScaleChannels
-from gossamer.plan.equalization import EqualizationJob, equalizations, equalized
+from gossamer.plan.equalization import EqualizationJob, Move, equalizations, equalized
 from gossamer.plan.equalization_sites import few_samples
 from gossamer.plan.equalization_trial import Trial
 from gossamer.plan.placement import Layer
@@ -52,7 +51,7 @@ class BlockCoding:
 
 def equalize_blocks(
     program: Program, layers: Sequence[Layer], calibration: object, coding: BlockCoding, name: str
-) -> tuple[Program, tuple[ScaleChannels, ...]]:
+) -> tuple[Program, tuple[Move, ...]]:
     """The program with scale moved by the named method, and the edits that do it.
 
     Raises: ConfigError for an unknown method, and for one that needs data where there is none; DataError for data that cannot be used.

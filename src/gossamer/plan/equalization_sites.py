@@ -16,7 +16,7 @@ from gossamer.errors import DataError
 from gossamer.plan.calibrate import chunks
 from gossamer.plan.columns import columns_at, has_columns
 from gossamer.program.ops import bind, op_of
-from gossamer.program.ops.kinds import Convolution, StatisticsNorm
+from gossamer.program.ops.kinds import Convolution, Linear, StatisticsNorm
 from gossamer.program.program import Program
 
 SAMPLES = 64  # that are looked at; more change the choice of factors little
@@ -40,6 +40,7 @@ class Site:
 
     movable  whether all of them can be shifted, too
     norm     whether a norm over features makes them, and nothing else
+    inserted  whether it takes a multiplication in front of the readers; `values` is then what they read
     """
 
     values: tuple[str, ...]
@@ -47,6 +48,7 @@ class Site:
     readers: tuple[Reader, ...]
     movable: bool
     norm: bool
+    inserted: bool = False
 
     def of_channels(self, reader: Reader, numbers: Tensor, fixed: float) -> Tensor:
         """From one number for each class to one for each channel of what a reader reads."""
@@ -79,6 +81,22 @@ def find_sites(program: Program, scaling: Scaling) -> tuple[Site, ...]:
         if classes.any():
             members.setdefault(find(name), []).append(name)
     return tuple(_site(program, scaling, tuple(names)) for names in members.values())
+
+
+def find_inputs(program: Program, scaling: Scaling, coded: Collection[str]) -> tuple[Site, ...]:
+    """Values whose channels all keep their factor, each with the `coded` linear layers that read it and share their weight with none."""
+    readers: dict[str, list[Reader]] = {}
+    for name, classes in scaling.read.items():
+        node = program.graph.by_name[name]
+        bound = bind(node)
+        alone = isinstance(op_of(node).kind, Linear) and program.graph.sole_user(bound["weight"].name) is not None
+        if name in coded and alone and not classes.any():
+            made = Reader(name, bound["weight"].name, bound["input"].name, -1, torch.arange(len(classes)))
+            readers.setdefault(made.source, []).append(made)
+    return tuple(
+        Site((source,), np.arange(len(found[0].places)), tuple(found), movable=False, norm=False, inserted=True)
+        for source, found in readers.items()
+    )
 
 
 def _site(program: Program, scaling: Scaling, names: tuple[str, ...]) -> Site:

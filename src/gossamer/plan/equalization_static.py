@@ -13,8 +13,7 @@ from gossamer.numerics.formats import IntFormat
 from gossamer.numerics.ranges import choose_quantizer, choose_weight_quantizer, range_methods
 from gossamer.numerics.spread import Spread
 from gossamer.plan.calibrate import Calibration, calibrate
-from gossamer.plan.edits import ScaleChannels
-from gossamer.plan.equalization import EqualizationJob, equalized
+from gossamer.plan.equalization import EqualizationJob, Move, equalized
 from gossamer.plan.equalization_sites import few_samples
 from gossamer.plan.equalization_trial import Trial
 from gossamer.plan.placement import Placement
@@ -58,7 +57,7 @@ class StaticCoding:
 
 def equalize_static(
     program: Program, placement: Placement, batches: Batches, coding: StaticCoding, on_progress: OnProgress
-) -> tuple[Program, Placement, tuple[ScaleChannels, ...]]:
+) -> tuple[Program, Placement, tuple[Move, ...]]:
     """The program with scale moved as the scheme asks, what runs on codes then, and the edits that do it."""
     if coding.scheme.equalization == "none":
         return program, placement, ()
