@@ -17,7 +17,7 @@ from common import ROOT
 from torch import Tensor, nn
 
 sys.path.insert(0, str(ROOT / "tests"))
-from zoo import prepare  # noqa: E402
+from zoo import prepare
 
 LENGTH = 48  # tokens; 93 % of the sentences are shorter
 TRAINING, HELD_OUT = 4096, 2048

@@ -49,6 +49,10 @@ class CodeCall:
         kwargs = {key: map_refs(value, get) for key, value in self.node.kwargs}
         return function(self.node.op)(*map_refs(self.node.args, get), **kwargs)
 
+    def shaped(self, rows: Tensor) -> Tensor:
+        """Results of `layer_sums` with the axes that the layer's result has."""
+        return rows.reshape(*self.first[0].shape[:-1], -1) if self.node.op.startswith("aten.linear") else rows
+
 
 Kernel = Any  # Callable[[CodeCall], Tensor | tuple[Tensor, ...]]
 kernels: Registry[Kernel] = Registry("float32-half-even kernel")
@@ -63,6 +67,17 @@ def _result(call: CodeCall) -> Quantizer:
 @kernels.add("Gemm")
 def layer(call: CodeCall) -> Tensor:
     """Convolution or linear layer, with its own op on whole numbers."""
+    sums, weight = layer_sums(call)
+    scales = integer.accumulator_scales(call.first[1], weight, sums)
+    out = integer.scale_sums(sums, scales) if call.result is None else integer.requantize(sums, scales, call.result)
+    return call.shaped(out)
+
+
+def layer_sums(call: CodeCall) -> tuple[Tensor, Quantizer]:
+    """Accumulators of a convolution or linear layer, its bias included, and the quantizer of its weight.
+
+    Those of a linear layer have two axes, whatever its input has: `call.shaped` undoes that.
+    """
     bound = bind(call.node)
     codes, source = call.first
     weight_name = bound["weight"].name
@@ -77,9 +92,7 @@ def layer(call: CodeCall) -> Tensor:
     bias = bound["bias"]
     bias_codes = None if bias is None else integer.bias_to_codes(call.state[bias.name], scales)
     sums = integer.accumulate(product, codes, source, quantize(call.state[weight_name].detach(), weight), bias=bias_codes)
-    scales = integer.accumulator_scales(source, weight, sums)
-    out = integer.scale_sums(sums, scales) if call.result is None else integer.requantize(sums, scales, call.result)
-    return out.reshape(*codes.shape[:-1], -1) if call.node.op.startswith("aten.linear") else out
+    return sums, weight
 
 
 @kernels.add("MatMul")
@@ -95,14 +108,14 @@ def matmul(call: CodeCall) -> Tensor:
 @kernels.add("Add")
 def add(call: CodeCall) -> Tensor:
     """Sum of two values."""
-    (left, one), (right, two) = _pair(call)
+    (left, one), (right, two) = pair_of(call)
     return integer.add_codes(left, right, (one, two, _result(call)))
 
 
 @kernels.add("Mul")
 def mul(call: CodeCall) -> Tensor:
     """Product of two values, position by position."""
-    (left, one), (right, two) = _pair(call)
+    (left, one), (right, two) = pair_of(call)
     return integer.multiply_codes(left, right, (one, two, _result(call)))
 
 
@@ -157,7 +170,8 @@ def pass_on(call: CodeCall) -> Any:
     return tuple(part + zero for part in moved) if isinstance(moved, (tuple, list)) else moved + zero
 
 
-def _pair(call: CodeCall) -> list[tuple[Tensor, Quantizer]]:
+def pair_of(call: CodeCall) -> list[tuple[Tensor, Quantizer]]:
+    """Codes and quantizers of the two values that an op reads."""
     names = [name for name in call.node.uses if name in call.inputs]
     return [call.inputs[name] for name in names]
 

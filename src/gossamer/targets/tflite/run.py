@@ -75,11 +75,11 @@ def open_file(path: Path, *, threads: int, values: bool = False) -> LiteRtRunner
         from ai_edge_litert.interpreter import Interpreter
     except ImportError as error:
         raise MissingRuntime("litert", "running .tflite files", "pip install ai-edge-litert") from error
-    data = _read_file(Path(path))
-    layout = _layout(Path(path), data)
+    data = read_file(Path(path))
+    layout = read_layout(Path(path), data)
     exposed: dict[str, int] = {}
     if values:
-        data, exposed = _expose(data, layout)
+        data, exposed = expose(data, layout)
     try:
         interpreter = Interpreter(model_content=data, num_threads=threads)
     except (ValueError, RuntimeError) as error:
@@ -87,7 +87,8 @@ def open_file(path: Path, *, threads: int, values: bool = False) -> LiteRtRunner
     return LiteRtRunner(interpreter, layout, exposed)
 
 
-def _read_file(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """The bytes of a .tflite file. Raises FileError for anything else."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -97,7 +98,7 @@ def _read_file(path: Path) -> bytes:
     return data
 
 
-def _layout(path: Path, data: bytes) -> dict[str, Any]:
+def read_layout(path: Path, data: bytes) -> dict[str, Any]:
     """What the file says of its inputs, outputs and values; only the note is read."""
     try:
         model = schema().Model.GetRootAs(data, 0)
@@ -111,7 +112,7 @@ def _layout(path: Path, data: bytes) -> dict[str, Any]:
     raise FileError(path, "does not say how its inputs are stored", "export it again with this package")
 
 
-def _expose(data: bytes, layout: Mapping[str, Any]) -> tuple[bytes, dict[str, int]]:
+def expose(data: bytes, layout: Mapping[str, Any]) -> tuple[bytes, dict[str, int]]:
     """The file with every quantized value as an output, and the number of each."""
     model = schema().ModelT.InitFromPackedBuf(data, 0)
     graph = model.subgraphs[0]

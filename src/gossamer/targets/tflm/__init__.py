@@ -1,0 +1,9 @@
+"""LiteRT for Microcontrollers: the same .tflite file, run by the interpreter that microcontrollers run."""
+
+from gossamer.targets.target import Target, targets
+from gossamer.targets.tflite.emit import emit
+from gossamer.targets.tflm.run import open_file
+from gossamer.targets.tflm.spec import NAME, SPEC
+
+TARGET = Target(spec=SPEC, suffix=".tflite", emit=emit, open=open_file)
+targets.add(NAME)(TARGET)

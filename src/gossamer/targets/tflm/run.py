@@ -1,0 +1,102 @@
+"""Running a .tflite file with the interpreter for microcontrollers, one sample at a time, and measuring its arena."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gossamer.errors import ConfigError, DataError, FileError, MissingRuntime
+from gossamer.targets.tflite.run import expose, read_file, read_layout
+
+Array = npt.NDArray[Any]
+ARENA_BYTES = 64 * 2**20  # what the interpreter may take; what it needs is measured
+
+
+class MicroRunner:
+    """An opened file. Arrays go in and come out with the axes that the network has; the interpreter sees one sample at a time."""
+
+    def __init__(self, interpreter: Any, layout: Mapping[str, Any], exposed: Mapping[str, int], outputs: int) -> None:
+        self._interpreter, self._layout = interpreter, layout
+        self._exposed, self._outputs = dict(exposed), outputs
+        self._inputs = [name for name in layout if name != "values" and not re.fullmatch(r"output\d+", name)]
+
+    def run(self, *inputs: Array) -> Array:
+        """The network's output; the first one where there are several. Raises DataError for inputs that do not fit."""
+        orders = {"output0": (0, self._layout["output0"])}
+        return self._run(inputs, orders)["output0"]
+
+    def run_values(self, *inputs: Array) -> dict[str, Array]:
+        """Outputs as output0, output1 ..., and the codes of every quantized value by its name, with the network's axes."""
+        orders = {f"output{k}": (k, self._layout[f"output{k}"]) for k in range(self._outputs)}
+        values = self._layout.get("values", {})
+        orders |= {name: (self._outputs + k, values[name]) for k, name in enumerate(self._exposed)}
+        return self._run(inputs, orders)
+
+    def arena_bytes(self) -> int:
+        """Bytes of the arena that the interpreter took, after at least one run."""
+        return _arena_bytes(self._interpreter)
+
+    def _run(self, inputs: tuple[Array, ...], wanted: Mapping[str, tuple[int, list[int]]]) -> dict[str, Array]:
+        if len(inputs) != len(self._inputs):
+            raise DataError(f"the file takes {len(self._inputs)} inputs; got {len(inputs)}.")
+        stored = [array.transpose(self._layout[name]) for array, name in zip(inputs, self._inputs, strict=True)]
+        parts: dict[str, list[Array]] = {name: [] for name in wanted}
+        for sample in range(stored[0].shape[0]):
+            try:
+                for position, array in enumerate(stored):
+                    self._interpreter.set_input(np.ascontiguousarray(array[sample : sample + 1]), position)
+                self._interpreter.invoke()
+            except (ValueError, RuntimeError) as error:
+                raise DataError(f"the interpreter refuses these inputs ({error}); give arrays of the file's shapes and types.") from error
+            for name, (position, order) in wanted.items():
+                parts[name].append(self._interpreter.get_output(position).transpose(np.argsort(order)))
+        return {name: np.concatenate(found) for name, found in parts.items()}
+
+
+def open_file(path: Path, *, threads: int, values: bool = False) -> MicroRunner:
+    """Open a file; microcontrollers have one thread. `values` also hands out the codes of every quantized value.
+
+    Raises: MissingRuntime without tflite-micro; FileError for a file that is missing, damaged, or that holds an op that
+    microcontrollers have no kernel for; ConfigError for another number of threads.
+    """
+    if threads != 1:
+        raise ConfigError("threads", threads, "1, as microcontrollers have")
+    try:
+        from tflite_micro.python.tflite_micro import runtime
+    except ImportError as error:
+        raise MissingRuntime("tflm", "running files for microcontrollers", "pip install --pre tflite-micro") from error
+    data = read_file(Path(path))
+    layout = read_layout(Path(path), data)
+    outputs = sum(bool(re.fullmatch(r"output\d+", name)) for name in layout)
+    exposed: dict[str, int] = {}
+    if values:
+        data, exposed = expose(data, layout)
+    try:
+        interpreter = runtime.Interpreter.from_bytes(data, arena_size=ARENA_BYTES)
+    except (ValueError, RuntimeError) as error:
+        raise FileError(path, f"cannot be run by the interpreter for microcontrollers ({error})", "export it again") from error
+    return MicroRunner(interpreter, layout, exposed, outputs)
+
+
+def _arena_bytes(interpreter: Any) -> int:
+    """The interpreter only prints it, from C++, so the process's own stderr is read."""
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            interpreter.print_allocations()
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+        file.seek(0)
+        found = re.search(rb"Arena allocation total (\d+) bytes", file.read())
+    if found is None:
+        raise DataError("the interpreter does not tell how large its arena is; run the network first.")
+    return int(found[1])
