@@ -40,6 +40,11 @@ def test_settings_outside_their_rule(setting, value, rule):
         Recipe(**{setting: value})
 
 
+def test_quantizers_do_not_learn_in_fp16():
+    with pytest.raises(ConfigError, match=r"Recipe\.mixed_precision must be 'no' or 'bf16' where quantizers learn; got 'fp16'"):
+        Recipe(mixed_precision="fp16", quantizer_learning_rate=0.01)
+
+
 def test_limits_are_allowed():
     Recipe(momentum=0, weight_decay=0, warmup=0, alpha=0)
     Recipe(alpha=1, momentum=0.99, learning_rate=1)

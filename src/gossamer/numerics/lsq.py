@@ -14,7 +14,6 @@ Source: Esser et al. 2020 (LSQ), arXiv:1902.08153; Bhalgat et al. 2020 (LSQ+), a
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -23,40 +22,32 @@ from torch import Tensor
 from gossamer.numerics.formats import IntFormat
 
 
-def learned_quantize(x: Tensor, scale: Tensor, zero: Tensor, fmt: IntFormat, strength: float = 1.0) -> Tensor:
+def learned_quantize(x: Tensor, scale: Tensor, zero: Tensor, fmt: IntFormat) -> Tensor:
     """Round x to the values of codes; gradients flow to x, scale and zero.
 
     Shapes: scale and zero broadcast against x. The result is float32.
     zero      the zero point that is learned; its nearest code is used
-    strength  factor on the gradients of scale and zero, see `gradient_strength`
+
+    Left out is the paper's factor on the gradient of scales: it balances plain gradient steps, and cancels under Adam (train.qat).
     """
-    result: Tensor = _LearnedRounding.apply(x, scale, zero, (fmt.lo, fmt.hi), strength)  # type: ignore[no-untyped-call]
+    result: Tensor = _LearnedRounding.apply(x, scale, zero, (fmt.lo, fmt.hi))  # type: ignore[no-untyped-call]
     return result
-
-
-def gradient_strength(count: float, fmt: IntFormat) -> float:
-    """1 / sqrt(count * highest level): steps of a scale then have about the size of steps of weights, both relative to their size.
-
-    count  numbers that one scale codes: weights of a channel, or numbers of one sample of a value
-    Source: Esser et al. 2020, section 2.2.
-    """
-    return 1.0 / math.sqrt(max(count, 1.0) * fmt.hi)
 
 
 class _LearnedRounding(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, limits: tuple[int, int], strength: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, limits: tuple[int, int]) -> Tensor:
         zero = zero.round().clamp(*limits)
         ctx.save_for_backward(x, scale, zero)
-        ctx.limits, ctx.strength = limits, strength
-        codes = torch.clamp(torch.round(x / scale) + zero, *limits)
+        ctx.limits = limits
+        codes = torch.clamp(torch.round(x.float() / scale) + zero, *limits)
         return (codes - zero) * scale
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, scale, zero = ctx.saved_tensors
         (lo, hi), (grad,) = ctx.limits, grads
-        levels = x / scale
+        levels = x.float() / scale
         below, above = levels < lo - zero, levels > hi - zero
         outside = below | above
         to_x = grad.masked_fill(outside, 0.0).to(x.dtype)
@@ -64,7 +55,7 @@ class _LearnedRounding(torch.autograd.Function):
         if ctx.needs_input_grad[1]:
             slope = torch.round(levels).sub_(levels)
             slope = torch.where(below, lo - zero, torch.where(above, hi - zero, slope))
-            to_scale = (slope.mul_(grad)).sum_to_size(scale.shape).mul_(ctx.strength)
+            to_scale = (slope.mul_(grad)).sum_to_size(scale.shape)
         if ctx.needs_input_grad[2]:
-            to_zero = grad.masked_fill(~outside, 0.0).mul_(-scale).sum_to_size(zero.shape).mul_(ctx.strength)
-        return to_x, to_scale, to_zero, None, None
+            to_zero = grad.masked_fill(~outside, 0.0).mul_(-scale).sum_to_size(zero.shape)
+        return to_x, to_scale, to_zero, None

@@ -69,8 +69,8 @@ def fit(
     batches = as_batches(train_data, what="training", batch_size=recipe.batch_size, shuffle=True)
     with torch.inference_mode(False), torch.enable_grad(), _accelerator(recipe.mixed_precision) as accelerator:
         student = program.copy().train().to(accelerator.device)
-        learned = None if recipe.quantizer_learning_rate is None else _learned_quantizers(student)
-        names, optimizer = _make_optimizer(student, learned, recipe)
+        learned = None if recipe.quantizer_learning_rate is None else LearnedQuantizers(student)
+        names, optimizer = _make_optimizer(student, recipe)
         guide = None if teacher is None else copy.deepcopy(teacher).requires_grad_(False).eval().to(accelerator.device)
         watchers = _watchers(student, guide, recipe)
         if accelerator.scaler is not None:  # else the wrapper only costs time: it looks for packages at each update
@@ -127,8 +127,7 @@ class _Loop:
             if not frozen and step >= freeze_at:
                 freeze_batch_norms(self.student)
                 frozen = True
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate = learning_rate_at(step, total, peak=group["peak"], warmup=self.recipe.warmup)
+            rate = self._set_rates(step, total)
             if not self._is_lone_sample(batch, last=number + 1 == position.batches and done > 0):
                 loss = self._train_batch(batch, step)
                 if not abs(loss) < float("inf"):
@@ -146,6 +145,16 @@ class _Loop:
                     f"learning_rate than {self.recipe.learning_rate:g}."
                 )
 
+    def _set_rates(self, step: int, total: int) -> float:
+        """Returns that of the weights."""
+        peaks = {self.optimizer: self.recipe.learning_rate}
+        if self.learned is not None:
+            peaks[self.learned.optimizer] = self.recipe.quantizer_learning_rate or 0.0
+        for optimizer, peak in peaks.items():
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate_at(step, total, peak=peak, warmup=self.recipe.warmup)
+        return float(self.optimizer.param_groups[0]["lr"])
+
     def _train_batch(self, batch: Batch, step: int) -> float:
         """One update. Returns the loss without the penalty."""
         device, (student, guide) = self.accelerator.device, self.watchers
@@ -161,15 +170,12 @@ class _Loop:
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
         self.accelerator.clip_grad_norm_(self.student.parameters(), self.recipe.max_gradient_norm)
-        if self.learned is not None:  # apart from the weights, whose gradients have another unit
-            self.learned.divide_gradients()
-            nn.utils.clip_grad_norm_(self.learned.parameters.values(), self.recipe.max_gradient_norm)
         if self.penalty is not None:  # after clipping and unscaling, so that its strength is what was asked for
             self.penalty.add_gradients(step)
         self.optimizer.step()
         hold_zeros(self.student)
         if self.learned is not None:
-            self.learned.hold()
+            self.learned.step()
         return float(loss.detach())
 
     def _loss(self, outputs: Tensor, taught: Tensor | None, target: Tensor | None) -> Tensor:
@@ -202,12 +208,17 @@ class _Loop:
 
     def save(self, path: Path, run: Mapping[str, Any], epoch: int) -> None:
         scaler = None if self.accelerator.scaler is None else self.accelerator.scaler.state_dict()
-        Checkpoint(run, epoch, self._weights(), optimizer_tensors(self.optimizer, self.names), scaler).save(path)
+        kept = optimizer_tensors(self.optimizer, self.names)
+        if self.learned is not None:
+            kept |= optimizer_tensors(self.learned.optimizer, list(self.learned.parameters))
+        Checkpoint(run, epoch, self._weights(), kept, scaler).save(path)
 
     def restore(self, path: Path, run: Mapping[str, Any]) -> int:
         """Continue from a checkpoint of this run. Returns the number of finished epochs."""
         found = Checkpoint.load(path, run)
         found.restore(path, self._weights(), self.optimizer, self.names)
+        if self.learned is not None:
+            found.restore(path, self.learned.parameters, self.learned.optimizer, list(self.learned.parameters))
         if self.accelerator.scaler is not None and found.scaler is not None:
             self.accelerator.scaler.load_state_dict(dict(found.scaler))
         return found.epoch
@@ -242,40 +253,28 @@ def _accelerator(mixed_precision: str) -> Iterator[Any]:
             AcceleratorState._reset_state()
 
 
-def _learned_quantizers(student: Program) -> LearnedQuantizers:
-    if not student.quantizers:
-        raise ConfigError("Recipe.quantizer_learning_rate", "a rate", "None for a network without quantizers: quantize it first")
-    return LearnedQuantizers(student)
-
-
 def _watchers(student: Program, guide: nn.Module | None, recipe: Recipe) -> tuple[Watcher, Watcher | None]:
     if guide is None and recipe.features:
         raise ConfigError("Recipe.features", recipe.features, "empty without a teacher")
     return Watcher(student, recipe.features, "network"), None if guide is None else Watcher(guide, recipe.features, "teacher")
 
 
-def _make_optimizer(student: Program, learned: LearnedQuantizers | None, recipe: Recipe) -> tuple[list[str], torch.optim.Optimizer]:
-    """The optimizer, and the names of its parameters in its order. Each group's rate rises to its "peak"."""
+def _make_optimizer(student: Program, recipe: Recipe) -> tuple[list[str], torch.optim.Optimizer]:
+    """The optimizer, and the names of its parameters in its order."""
     trained = {name: parameter for name, parameter in student.named_parameters() if parameter.requires_grad}
-    quantizers = {} if learned is None else learned.parameters
-    if not trained and not quantizers:
+    if not trained:
         raise TrainingError("the network has no weight to train; set requires_grad on the parameters before capturing it.")
     decayed = [name for name, parameter in trained.items() if parameter.dim() > 1]
     others = [name for name in trained if name not in decayed]
-    rate, tensors = recipe.learning_rate, {**trained, **quantizers}
     groups = [
-        {"params": [tensors[name] for name in names], "weight_decay": decay, "peak": peak}
-        for names, decay, peak in (
-            (decayed, recipe.weight_decay, rate),
-            (others, 0.0, rate),
-            (list(quantizers), 0.0, recipe.quantizer_learning_rate),
-        )
+        {"params": [trained[name] for name in names], "weight_decay": decay}
+        for names, decay in ((decayed, recipe.weight_decay), (others, 0.0))
         if names
     ]
-    names = [*decayed, *others, *quantizers]
     if recipe.optimizer == "adamw":
-        return names, torch.optim.AdamW(groups, lr=rate)
-    return names, torch.optim.SGD(groups, lr=rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+        return decayed + others, torch.optim.AdamW(groups, lr=recipe.learning_rate)
+    nesterov = recipe.momentum > 0
+    return decayed + others, torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=nesterov)
 
 
 def _identify(program: Program, teacher: nn.Module | None, recipe: Recipe, **others: int) -> dict[str, Any]:

@@ -32,8 +32,8 @@ class Recipe:
     loss               function (outputs, target) -> scalar; None is cross-entropy on class numbers
     penalty            presses whole units towards zero: GroupLasso(...) or GrowingPenalty(plan), see train.penalty
     mixed_precision    "no", "bf16", or "fp16" (GPU only)
-    quantizer_learning_rate  highest rate of the scales and zero points of a quantized network; None leaves them as planned. About
-                       learning_rate suits, see train.qat
+    quantizer_learning_rate  highest rate of the scales and zero points of a quantized network, about what a scale may change by in one
+                       update, as a share: 0.01 suits 3 and 4 bits, less more bits; None leaves them as planned. See train.qat
     freeze_batch_norm_after  share of all updates after which batch norms use the statistics they have and keep them; 1 for never
     feature_weight     share of the teacher's intermediate values: the loss gains feature_weight * mean over `features` of their
                        squared error, divided by the teacher's mean square
@@ -81,6 +81,8 @@ class Recipe:
             raise ConfigError("Recipe.mixed_precision", self.mixed_precision, f"one of {', '.join(_PRECISIONS)}")
         if self.penalty is not None and not (hasattr(self.penalty, "on") and hasattr(self.penalty, "to_json")):
             raise ConfigError("Recipe.penalty", self.penalty, "a penalty such as GroupLasso() or GrowingPenalty(plan), or None")
+        if self.mixed_precision == "fp16" and self.quantizer_learning_rate is not None:
+            raise ConfigError("Recipe.mixed_precision", "fp16", "'no' or 'bf16' where quantizers learn")
         if self.loss is not None and not callable(self.loss):
             raise ConfigError("Recipe.loss", self.loss, "a function (outputs, target) -> scalar, or None")
         if not isinstance(self.features, tuple) or not all(isinstance(name, str) for name in self.features):
