@@ -9,6 +9,7 @@ import numpy as np
 
 from gossamer.numerics.affine import Quantizer, quantize
 from gossamer.numerics.formats import PerBlock
+from gossamer.numerics.packing import pack_bits
 from gossamer.program.graph import Ref
 from gossamer.program.ops.own import DYNAMIC
 from gossamer.targets.onnx.draft import Array
@@ -59,19 +60,9 @@ def pack_blocks(weight: Array, quantizer: Quantizer) -> tuple[Array, Array, Arra
     zero = np.asarray(quantizer.zero_point, np.int64).reshape(rows, count) - fmt.lo
     padded = np.repeat(zero, blocks.size, axis=1)  # what the weight does not fill stands for 0
     padded[:, : weight.shape[1]] = whole
-    codes = _pack(padded, fmt.bits).reshape(rows, count, blocks.size * fmt.bits // 8)
+    codes = pack_bits(padded.astype(np.uint8), fmt.bits).reshape(rows, count, blocks.size * fmt.bits // 8)
     scale = np.asarray(quantizer.scale, np.float32)
-    return codes, scale, _pack(zero, fmt.bits).reshape(-1)
-
-
-def _pack(codes: Array, bits: int) -> Array:
-    """Codes (N, K) as bytes (N, ceil(K * bits / 8))."""
-    each = 8 // bits
-    filled = np.pad(codes, ((0, 0), (0, -codes.shape[1] % each))).astype(np.uint8)
-    packed = np.zeros((filled.shape[0], filled.shape[1] // each), np.uint8)
-    for place in range(each):
-        packed |= filled[:, place::each] << (bits * place)
-    return packed
+    return codes, scale, pack_bits(zero.astype(np.uint8), fmt.bits).reshape(-1)
 
 
 @lowerings.add("DynamicQuantize")

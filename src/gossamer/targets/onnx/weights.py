@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from gossamer.numerics.packing import unpack_bits
 from gossamer.targets.onnx.coding import CODES, SCALE
 from gossamer.targets.onnx.draft import Array
 
@@ -66,15 +67,9 @@ def _in_blocks(node: Any, arrays: Mapping[str, Array]) -> tuple[Array, Array]:
     numbers = _attributes(node)
     bits, rows, columns = numbers["bits"], numbers["N"], numbers["K"]
     blocks = -(-columns // numbers["block_size"])
-    values = _unpacked(arrays[node.input[1]].reshape(rows, -1), bits)[:, :columns]
+    values = unpack_bits(arrays[node.input[1]].reshape(rows, -1), bits, blocks * numbers["block_size"])[:, :columns].astype(np.int64)
     if len(node.input) > 3 and node.input[3]:
-        zero = _unpacked(arrays[node.input[3]].reshape(rows, -1), bits)[:, :blocks]
+        zero = unpack_bits(arrays[node.input[3]].reshape(rows, -1), bits, blocks).astype(np.int64)
     else:
         zero = np.full((rows, blocks), 2 ** (bits - 1), np.int64)
     return values, np.repeat(zero, numbers["block_size"], axis=1)[:, :columns]
-
-
-def _unpacked(packed: Array, bits: int) -> Array:
-    shifts = np.arange(0, 8, bits)
-    codes: Array = (packed[..., None].astype(np.int64) >> shifts) & (2**bits - 1)
-    return codes.reshape(len(packed), -1)
