@@ -15,6 +15,7 @@ from gossamer.cli.demo import demo
 from gossamer.cli.diagnose import diagnose
 from gossamer.cli.inspect import inspect
 from gossamer.cli.report import report
+from gossamer.cli.targets import targets_command
 from gossamer.cli.verify import verify
 
 DEFECT = 3
@@ -38,6 +39,7 @@ app.command()(inspect)
 app.command()(verify)
 app.command()(diagnose)
 app.command()(report)
+app.command("targets")(targets_command)
 app.command()(demo)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Protocol
 
@@ -39,6 +40,7 @@ class Target:
 
     `count_zeros(path)` finds (zeros, numbers) of each weight in the file, where the target has it.
     `notes(program)` tells what users of the file must know, in sentences, where there is anything.
+    `package` is the distribution that brings the runtime, where it is not called like the target; `install` the command.
     """
 
     spec: TargetSpec
@@ -47,6 +49,26 @@ class Target:
     open: Open
     count_zeros: Callable[[Path], Mapping[str, tuple[int, int]]] | None = None
     notes: Callable[[Program], tuple[str, ...]] | None = None
+    package: str = ""
+    install: str = ""
+
+    @property
+    def runtime(self) -> str:
+        """The distribution that brings the runtime."""
+        return self.package or self.spec.name
+
+    @property
+    def runtime_version(self) -> str | None:
+        """Its installed version; None where it is missing."""
+        try:
+            return version(self.runtime)
+        except PackageNotFoundError:
+            return None
+
+    @property
+    def install_command(self) -> str:
+        """What installs the runtime."""
+        return self.install or f"pip install {self.runtime}"
 
 
 targets: Registry[Target] = Registry("target", home="gossamer.targets")

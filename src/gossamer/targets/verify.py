@@ -101,7 +101,7 @@ def verify(
         repeats=latencies.repeats,
         steady=latencies.steady,
         machine=machine(),
-        versions=versions_of("gossamer", "torch", artifact.target),
+        versions=versions_of("gossamer", "torch", targets[artifact.target].runtime),
         layer_sparsity={name: share for name, share in zeros[COMPRESSED].items() if name},
         notes=artifact.notes,
     )

@@ -5,5 +5,5 @@ from gossamer.targets.tflite.emit import emit
 from gossamer.targets.tflite.run import open_file
 from gossamer.targets.tflite.spec import NAME, SPEC
 
-TARGET = Target(spec=SPEC, suffix=".tflite", emit=emit, open=open_file)
+TARGET = Target(spec=SPEC, suffix=".tflite", emit=emit, open=open_file, package="ai-edge-litert")
 targets.add(NAME)(TARGET)

@@ -5,5 +5,5 @@ from gossamer.targets.tflite.emit import emit
 from gossamer.targets.tflm.run import open_file
 from gossamer.targets.tflm.spec import NAME, SPEC
 
-TARGET = Target(spec=SPEC, suffix=".tflite", emit=emit, open=open_file)
+TARGET = Target(spec=SPEC, suffix=".tflite", emit=emit, open=open_file, package="tflite-micro", install="pip install --pre tflite-micro")
 targets.add(NAME)(TARGET)

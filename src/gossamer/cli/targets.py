@@ -1,0 +1,59 @@
+"""gossamer targets: which runtimes there are, and what each computes with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from rich.table import Table
+
+from gossamer.cli.command import DebugOption, JsonOption, command, show, show_json
+from gossamer.numerics.formats import IntFormat
+from gossamer.targets.target import Target, targets
+
+
+@command
+def targets_command(json: JsonOption = False, debug: DebugOption = False) -> Callable[[], bool]:
+    """List the targets: their files, whether their runtime is installed (or the command to install it), and what they can run."""
+    rows = [_row(entry.value) for entry in targets]
+
+    def shown() -> bool:
+        if json:
+            show_json({"targets": rows})
+        else:
+            show(_table(rows))
+        return True
+
+    return shown
+
+
+def _row(target: Target) -> dict[str, Any]:
+    spec = target.spec
+    return {
+        "name": spec.name,
+        "file": f"*{target.suffix}",
+        "runtime": target.runtime,
+        "version": target.runtime_version,
+        "install": target.install_command,
+        "weights": _names(spec.weight_formats),
+        "activations": _names(spec.activation_formats),
+        "dynamic_range": _names(spec.dynamic_formats),
+        "weight_only": _names(spec.block_formats),
+        "requantization": spec.requantization,
+        "integer_ops": sorted(spec.integer_ops),
+    }
+
+
+def _names(formats: Iterable[IntFormat]) -> list[str]:
+    return [fmt.name for fmt in formats]
+
+
+def _table(rows: Iterable[dict[str, Any]]) -> Table:
+    table = Table(title="Targets", title_justify="left")
+    for heading in ("target", "file", "runtime", "static: weights", "values", "dynamic range", "weights only", "integer ops"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        runtime = f"{row['runtime']} {row['version']}" if row["version"] else f"missing: {row['install']}"
+        lists = [", ".join(row[key]) or "-" for key in ("weights", "activations", "dynamic_range", "weight_only")]
+        table.add_row(row["name"], row["file"], runtime, *lists, str(len(row["integer_ops"])))
+    return table

@@ -1,0 +1,38 @@
+"""The list of targets: what is installed, and the command for what is not."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from gossamer.cli.main import app
+from gossamer.targets.target import Target, targets
+
+
+def rows():
+    result = CliRunner().invoke(app, ["targets", "--json"])
+    assert result.exit_code == 0
+    return {row["name"]: row for row in json.loads(result.stdout)["targets"]}
+
+
+def test_each_target_says_what_it_can_run():
+    found = rows()
+    assert set(found) == set(targets.names())
+    assert {"onnxruntime", "openvino", "litert", "tflm"} <= set(found)
+    assert found["onnxruntime"]["version"]
+    assert "int8" in found["litert"]["weights"]
+    assert found["tflm"]["requantization"] == "gemmlowp"
+    assert "Conv" in found["tflm"]["integer_ops"]
+
+
+def test_a_missing_runtime_comes_with_its_command(monkeypatch):
+    monkeypatch.setattr(Target, "runtime_version", property(lambda self: None))
+    assert rows()["tflm"]["install"] == "pip install --pre tflite-micro"
+    text = CliRunner().invoke(app, ["targets"]).stdout
+    assert "missing:" in text
+    assert "ai-edge-litert" in text.replace("\n", "")
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "litert", "tflm", "openvino"])
+def test_the_table_names_it(name):
+    assert name in CliRunner().invoke(app, ["targets"]).stdout
