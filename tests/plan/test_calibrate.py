@@ -77,6 +77,20 @@ def test_wide_layers_have_no_second_moments(program, samples, monkeypatch):
     assert run(program, samples, second_moments=False).moments["linear"].second is None
 
 
+def test_wide_layers_that_are_asked_for_have_second_moments_in_blocks(program, samples, monkeypatch):
+    whole = run(program, samples).moments["conv2d"]
+    monkeypatch.setattr(module, "WIDEST", len(whole.total[0]) // 2)
+    monkeypatch.setattr(module, "FEWEST_SAMPLES", 10**6)
+    monkeypatch.setattr(module, "SAMPLES_PER_COLUMN", 10**6)
+    found = run(program, samples, wide=["conv2d"]).moments["conv2d"]
+    half = len(whole.total[0]) // 2
+    assert found.second.shape == (2, half, half)
+    monkeypatch.setattr(module, "WIDEST", 10**6)
+    every = run(program, samples).moments["conv2d"].covariance(centred=True)[0]
+    for block, place in zip(found.covariance(centred=True), (slice(0, half), slice(half, None)), strict=True):
+        torch.testing.assert_close(block, every[place, place], atol=1e-3, rtol=1e-3)
+
+
 def test_memory_does_not_grow_with_the_samples(program, samples):
     few, many = run(program, samples), run(program, [samples] * 20)
     size = [sum(moments.second.numel() for moments in seen.moments.values()) for seen in (few, many)]

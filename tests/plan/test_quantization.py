@@ -7,6 +7,7 @@ from torch import nn
 from gossamer.apply.engine import apply
 from gossamer.errors import ConfigError, PlanError
 from gossamer.numerics.distance import sqnr_db
+from gossamer.plan import calibrate as calibrate_module
 from gossamer.plan.edits import QuantizeValue, RoundWeight, ShiftBias, SplitGate
 from gossamer.plan.plan import Plan
 from gossamer.plan.quantization import plan_quantization
@@ -115,6 +116,20 @@ def test_second_order_rounding_and_bias_correction_each_make_the_error_smaller(c
     assert corrected < nearest
     assert rounded < 0.5 * nearest
     assert both < 0.7 * corrected
+
+
+def test_wide_layers_of_few_bits_are_rounded_in_blocks(correlated, monkeypatch):
+    program, samples = correlated
+    monkeypatch.setattr(calibrate_module, "WIDEST", 16)  # the layer has 32 inputs
+
+    def error(**choices):
+        weights = choices.pop("weights")
+        quantized = apply(program, plan_quantization(program, samples[:32], weights=weights, scheme=Scheme(**choices)))
+        with torch.no_grad():
+            return float((quantized(samples[32:]) - program(samples[32:])).square().mean())
+
+    assert error(weights="int4") < 0.8 * error(weights="int4", rounding="nearest")
+    assert error(weights="int8") == error(weights="int8", rounding="nearest")
 
 
 def test_quantized_stays_close_to_float(program, samples, plan):

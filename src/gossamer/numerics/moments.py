@@ -13,7 +13,8 @@ from torch import Tensor
 class Moments:
     """Sums over `count` samples of input vectors x of length K, for each of G groups of a grouped convolution.
 
-    Shapes: total (G, K) = sum x; second (G, K, K) = sum x xᵀ, or None where it is not wanted.
+    Shapes: total (G, K) = sum x; second (G, K, K) = sum x xᵀ, or None where it is not wanted; in B blocks (G * B, K / B, K / B), without
+    what lies between two blocks.
     """
 
     total: Tensor
@@ -26,18 +27,19 @@ class Moments:
         return self.total.to(torch.float64) / self.count
 
     def covariance(self, *, centred: bool) -> Tensor:
-        """E[(x - E[x]) (x - E[x])ᵀ], or E[x xᵀ] where not centred. Shape (G, K, K)."""
+        """E[(x - E[x]) (x - E[x])ᵀ], or E[x xᵀ] where not centred. Shape of `second`."""
         assert self.second is not None, "second moments were not collected"
         product = self.second / self.count
         if not centred:
             return product
-        mean = self.mean.to(product.dtype)
+        mean = self.mean.to(product.dtype).reshape(product.shape[:2])
         return product - mean.unsqueeze(-1) * mean.unsqueeze(-2)
 
 
-def moments_of(columns: Tensor, *, second: bool) -> Moments:
-    """Moments of samples. Shape: columns (G, K, S), one input vector per column."""
-    product = columns @ columns.transpose(1, 2) if second else None
+def moments_of(columns: Tensor, *, second: bool, blocks: int = 1) -> Moments:
+    """Moments of samples, the second ones in `blocks`, which divide K. Shape: columns (G, K, S), one input vector per column."""
+    rows = columns.reshape(columns.shape[0] * blocks, -1, columns.shape[2])
+    product = rows @ rows.transpose(1, 2) if second else None
     return Moments(columns.sum(2), product, columns.shape[2])
 
 
@@ -45,6 +47,11 @@ def add_moments(left: Moments, right: Moments) -> Moments:
     """Moments of both samples together."""
     both = None if left.second is None or right.second is None else left.second + right.second
     return Moments(left.total + right.total, both, left.count + right.count)
+
+
+def blocks_within(columns: int, widest: int) -> int:
+    """The fewest blocks of one size, at most `widest`, that `columns` can be cut into."""
+    return next(blocks for blocks in range(-(-columns // widest), columns + 1) if columns % blocks == 0)
 
 
 def linear_columns(x: Tensor, limit: int, generator: torch.Generator) -> Tensor:

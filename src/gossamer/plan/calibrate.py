@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gossamer.batches import Batches
 from gossamer.errors import DataError
-from gossamer.numerics.moments import Moments, add_moments, moments_of
+from gossamer.numerics.moments import Moments, add_moments, blocks_within, moments_of
 from gossamer.numerics.ranges import range_methods
 from gossamer.numerics.spread import Spread, check_spread, extremes
 from gossamer.plan.columns import columns_at
@@ -44,15 +44,24 @@ def calibrate(
     *,
     ranges: str,
     second_moments: bool,
+    wide: Collection[str] = (),
     on_progress: OnProgress = silent,
 ) -> Calibration:
     """Run the network once over the data. `ranges` names a range method; `second_moments` serve second-order rounding.
+
+    wide  nodes of layers with second moments however much they read: beyond WIDEST inputs in blocks of at most that many, for which
+          a layer with K inputs needs 4 K * WIDEST bytes
 
     Raises: DataError for data that is empty, of the wrong shape, or never varies, and where the network makes NaN.
     """
     total = len(batches)
     expected = total * batches.first()[0][0].shape[0] or 128
-    watch = _Watch(program, placement, ranges, second_moments, expected)
+    blocks = {
+        layer.node: blocks_within(program.state[layer.weight][0].numel(), WIDEST)
+        for layer in placement.layers
+        if second_moments and (layer.node in wide or program.state[layer.weight][0].numel() <= WIDEST)
+    }
+    watch = _Watch(program, placement, ranges, blocks, expected)
     program = program.copy().eval()
     for parameter in program.parameters():
         parameter.data = _channels_last(parameter.data)
@@ -71,7 +80,7 @@ def calibrate(
 class _Watch:
     """Collects states while the network runs."""
 
-    def __init__(self, program: Program, placement: Placement, ranges: str, second: bool, expected: int) -> None:
+    def __init__(self, program: Program, placement: Placement, ranges: str, blocks: Mapping[str, int], expected: int) -> None:
         self.spreads = {name: Spread() for group in placement.groups for name in group.roots}
         self.inputs: dict[str, Spread] = {}
         self.moments: dict[str, Moments] = {}
@@ -79,7 +88,7 @@ class _Watch:
         self.observers: dict[str, Callable[[str, Any], None]] = {}
         self._graph: Graph = program.graph
         self._state = program.state
-        self._second, self._expected = second, expected
+        self._blocks, self._expected = blocks, expected  # blocks of second moments by layer, where they are collected
         self._update = range_methods[ranges].update
         self._random = torch.Generator().manual_seed(0)
         self._readers: dict[str, list[Layer]] = {}
@@ -112,14 +121,16 @@ class _Watch:
     def _add(self, layer: Layer) -> None:
         pending = self._pending.pop(layer.node, [])
         if pending:
-            seen = moments_of(torch.cat(pending, 2), second=self._second and self._columns_of(layer) <= WIDEST)
+            blocks = self._blocks.get(layer.node)
+            seen = moments_of(torch.cat(pending, 2), second=blocks is not None, blocks=blocks or 1)
             known = self.moments.get(layer.node)
             self.moments[layer.node] = seen if known is None else add_moments(known, seen)
 
     def _columns(self, layer: Layer, value: Tensor) -> Tensor:
         node = self._graph.by_name[layer.node]
         share = value.shape[0] / self._expected  # of all samples
-        limit = math.ceil(max(FEWEST_SAMPLES, SAMPLES_PER_COLUMN * self._columns_of(layer)) * share)
+        width = self._columns_of(layer) // self._blocks.get(layer.node, 1)
+        limit = math.ceil(max(FEWEST_SAMPLES, SAMPLES_PER_COLUMN * width) * share)
         return columns_at(node, self._state[layer.weight], value, limit, self._random)
 
     def _columns_of(self, layer: Layer) -> int:

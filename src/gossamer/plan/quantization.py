@@ -30,6 +30,8 @@ from gossamer.program.ops import op_of
 from gossamer.program.program import Program
 from gossamer.progress import OnProgress, silent
 
+FEW_BITS = 4  # of weights: up to here second-order rounding is worth its cost in wide layers, too
+
 
 def plan_quantization(
     program: Program,
@@ -79,7 +81,15 @@ def plan_quantization(
         values_of=lambda changed, placed, seen: _value_quantizers(changed.graph, placed, seen, activation, scheme.ranges),
     )
     prepared, placement, scaled = equalize_static(prepared, placement, batches, coding, on_progress)
-    seen = calibrate(prepared, batches, placement, ranges=scheme.ranges, second_moments=rounding.second_moments, on_progress=on_progress)
+    seen = calibrate(
+        prepared,
+        batches,
+        placement,
+        ranges=scheme.ranges,
+        second_moments=rounding.second_moments,
+        wide=[name for name, fmt in formats.codes.items() if fmt.bits <= FEW_BITS],
+        on_progress=on_progress,
+    )
     values = _value_quantizers(prepared.graph, placement, seen, activation, scheme.ranges)
     job = RoundingJob(prepared, placement, values, seen.moments, batches, formats.codes, scheme)
     rounded = rounding.run(job, on_progress)

@@ -126,13 +126,18 @@ def least_change_codes(job: RoundingJob, layer: Layer, quantizer: Quantizer) -> 
     weight, moments = job.weight(layer), job.moments.get(layer.node)
     if moments is None or moments.second is None:
         return quantize(weight, quantizer)
-    groups = moments.second.shape[0]
-    rows = weight.reshape(groups, weight.shape[0] // groups, -1)
+    groups, blocks = len(moments.total), len(moments.second) // len(moments.total)
+
+    def split(numbers: Tensor) -> Tensor:
+        """(O, *) -> (G * B, O / G, K / B)."""
+        return numbers.reshape(groups, weight.shape[0] // groups, blocks, -1).transpose(1, 2).flatten(0, 1)
+
     scale, _ = quantizer.tensors(weight)
     covariance = moments.covariance(centred=job.scheme.bias_correction)
     masks = job.program.masks
-    keep = masks[layer.weight].reshape(rows.shape) if layer.weight in masks else None
-    return second_order_codes(rows, scale.reshape(groups, -1, 1), covariance, quantizer.format, keep=keep).reshape(weight.shape)
+    keep = split(masks[layer.weight]) if layer.weight in masks else None
+    codes = second_order_codes(split(weight), split(scale.flatten(1).expand(-1, blocks)), covariance, quantizer.integers, keep=keep)
+    return codes.reshape(groups, blocks, weight.shape[0] // groups, -1).transpose(1, 2).reshape(weight.shape)
 
 
 roundings.add("second-order", source="Frantar et al. 2022, arXiv:2210.17323")(Rounding(_layer_by_layer(least_change_codes), True))
