@@ -17,10 +17,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from common import header, write
 from crops import OTHERS, SEEN, crops, network, photos
+from peers import quantize_static
 from torch import Tensor
 
 import gossamer as gs
@@ -43,26 +43,8 @@ def ours(rounding: str, bias_correction: bool) -> Callable[[gs.Program, Tensor, 
 
 
 def theirs(program: gs.Program, calibration: Tensor, path: Path) -> None:
-    """quantize_static as its documentation advises: preprocessed, min-max, per channel, u8 activations, s8 weights, QDQ."""
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.calibrate import CalibrationDataReader
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):
-        def __init__(self) -> None:
-            self.rows = iter(calibration.numpy())
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            row = next(self.rows, None)
-            return None if row is None else {program.inputs[0].name: row[None]}
-
-    source = path.parent / "fp32.onnx"
-    prepared = path.parent / "prepared.onnx"
-    quant_pre_process(str(source), str(prepared))
-    quantize_static(
-        str(prepared), str(path), Reader(), quant_format=QuantFormat.QDQ, per_channel=True,
-        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, calibrate_method=CalibrationMethod.MinMax,
-    )  # fmt: skip
+    """quantize_static on the FP32 file."""
+    quantize_static(path.parent / "fp32.onnx", calibration.numpy(), path, transformer=False)
 
 
 METHODS = {
@@ -86,7 +68,9 @@ def main() -> None:
             start = time.perf_counter()
             run(program, calibration, folder / f"{method}.onnx")
             seconds[method] = time.perf_counter() - start
-        runners = {path.stem: open_session(path, threads=THREADS) for path in sorted(folder.glob("*.onnx")) if path.stem != "prepared"}
+        runners = {
+            path.stem: open_session(path, threads=THREADS) for path in sorted(folder.glob("*.onnx")) if not path.stem.endswith(".prepared")
+        }
         logits = {method: outputs(runner, evaluation) for method, runner in runners.items()}
         latency = measure_latency(runners, [evaluation[:1].numpy()], repeats=60, seconds=40)
         sizes = {method: (folder / f"{method}.onnx").stat().st_size for method in runners}

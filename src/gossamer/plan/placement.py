@@ -225,6 +225,7 @@ def _spread(site: Site, reasons: dict[str, str]) -> tuple[set[str], set[str]]:
     """Nodes that run on codes and values that have codes: from the layers outwards, until nothing changes."""
     integer: set[str] = set()
     coded: set[str] = set()
+    handed: set[str] = set()  # float results of layers, which could have codes at no cost
     possible = [node for node in site.graph.nodes if node.name not in reasons]
     growing = True
     while growing:
@@ -234,9 +235,11 @@ def _spread(site: Site, reasons: dict[str, str]) -> tuple[set[str], set[str]]:
             reached = has_weight(node) or any(value in coded for value in inputs)
             # a pool computes: behind a float layer it stays float, and what it hands on gets codes
             backwards = name in site.spec.same_scale_ops and name != "MaxPool" and any(value in coded for value in results)
-            if node.name in integer or not inputs or not (reached or backwards):
+            between = any(value in coded for value in results) and all(value in coded or value in handed for value in inputs)
+            if node.name in integer or not inputs or not (reached or backwards or between):
                 continue
             integer.add(node.name)
+            handed.update(results if name in site.spec.float_result_ops else ())
             coded.update(_codes_of(site, node))
             growing = True
     left = _leave_ends(site, integer)

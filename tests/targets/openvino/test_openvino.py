@@ -179,3 +179,25 @@ def test_importing_the_target_imports_no_runtime():
     code = "import sys, gossamer.targets.openvino; assert not {'onnx', 'onnxruntime', 'openvino'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
     assert targets[TARGET_NAME] is TARGET
+
+
+def test_pools_and_sums_between_layers_read_and_write_codes(tmp_path):
+    """Layers could hand out floats; what reads them computes on codes all the same where a layer comes next."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.left, self.right = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 3, padding=1)
+            self.head = nn.Conv2d(16, 8, 1)
+
+        def forward(self, x):
+            x = nn.functional.max_pool2d(torch.relu(self.stem(x)), 2)
+            return self.head(torch.relu(self.left(x) + self.right(x)))
+
+    samples = torch.randn(8, 3, 16, 16)
+    program = capture(Net().eval(), samples[:2])
+    quantized = apply(program, plan_quantization(program, samples, TARGET_NAME))
+    path = export(quantized, tmp_path / "q.onnx", TARGET_NAME).path
+    kernels = [kernel for kernel in kernels_of(compile_model(path, path.read_bytes(), threads=1)) if kernel.kind != "Reshape"]
+    assert {kernel.result for kernel in kernels if kernel.kind in ("Pooling", "Eltwise")} <= {"u8"}
+    assert [kernel.result for kernel in kernels if kernel.kind == "Convolution"] == ["u8", "u8", "u8", "f32"]

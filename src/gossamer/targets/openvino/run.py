@@ -74,8 +74,8 @@ def open_model(path: Path, *, threads: int, values: bool = False) -> OpenVinoRun
     return OpenVinoRunner(compile_model(path, data, threads=threads), exposed)
 
 
-def compile_model(path: Path, data: bytes, *, threads: int) -> Any:
-    """An openvino.CompiledModel on the CPU. Raises MissingRuntime and FileError."""
+def compile_model(path: Path, model: Any, *, threads: int) -> Any:
+    """An openvino.CompiledModel on the CPU, of the bytes of an ONNX file or of an openvino.Model. Raises MissingRuntime and FileError."""
     try:
         import openvino
     except ImportError as error:
@@ -83,7 +83,7 @@ def compile_model(path: Path, data: bytes, *, threads: int) -> Any:
     settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1}
     core = openvino.Core()
     try:
-        return core.compile_model(core.read_model(data), "CPU", settings)
+        return core.compile_model(core.read_model(model) if isinstance(model, bytes) else model, "CPU", settings)
     except (RuntimeError, ValueError) as error:
         raise FileError(path, f"is not an ONNX file that OpenVINO can run ({_reason(error)})", "export it again") from error
 
