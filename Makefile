@@ -9,7 +9,7 @@ DEV := $(VENV)/.dev-installed
 # The package is found as installed in .venv, whatever the caller's environment says.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: help demo test lint format bench coverage coverage-models clean
+.PHONY: help demo test lint format bench chains coverage coverage-models clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -37,6 +37,9 @@ bench: $(DEV)  ## run all benchmarks, writing benchmarks/results/*.json (long)
 coverage-models: $(DEV)  ## prune, train, export two hundred architectures (an hour or two; goes on where it was stopped)
 	$(PIP) --no-build-isolation --editable '.[dev,models]'
 	$(BIN)/python benchmarks/coverage.py
+
+chains: $(DEV)  ## 1,000 random quantized networks against ONNX Runtime, value by value (20 minutes)
+	OMP_NUM_THREADS=1 GOSSAMER_CHAINS=1000 $(BIN)/python -m pytest -n 2 -q tests/targets/test_random_chains.py
 
 coverage: $(DEV)  ## which lines the tests reach
 	OMP_NUM_THREADS=1 $(BIN)/coverage run --source gossamer -m pytest

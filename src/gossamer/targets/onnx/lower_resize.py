@@ -28,17 +28,17 @@ def resize(call: Call) -> str:
     else:
         transform, rounding = "align_corners" if aligned else "half_pixel", None
     factors = _factors(call, rank - 2)
+    # of all axes: where ONNX Runtime moves a Transpose past it, it overlooks that `axes` could say which ones are meant
     if factors and not aligned:
-        scale, sizes = call.constant(np.array(factors), torch.float32), []
+        scale, sizes = call.constant(np.array([1.0, 1.0, *factors]), torch.float32), []
     else:
-        scale, sizes = "", [call.sizes(call.result.sizes[2:])]
+        scale, sizes = "", [call.sizes(call.result.sizes)]
     return call.op(
         "Resize",
         call.tensor(name),
         "",
         scale,
         *sizes,
-        axes=list(range(2, rank)),
         mode=mode,
         coordinate_transformation_mode=transform,
         nearest_mode=rounding,
