@@ -95,6 +95,31 @@ def test_modules_that_do_not_fit_stay(tmp_path):
         assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
 
+def test_names_of_only_one_side_are_told(tmp_path):
+    torch.manual_seed(0)
+    weights = {"weight": torch.randn(8, 64), "position_ids": torch.arange(5)}
+    compress_checkpoint(sharded(tmp_path / "in", weights), tmp_path / "out")
+    module, checkpoint = nn.Linear(64, 8), load_compressed(tmp_path / "out")
+    bias = module.bias.detach().clone()
+    assert checkpoint.load_into(module, strict=False) == ("bias", "position_ids")
+    assert torch.equal(module.weight, checkpoint.dequantized("weight"))
+    assert torch.equal(module.bias, bias)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.tokens, self.head = nn.Embedding(30, 16), nn.Linear(16, 30, bias=False)
+        self.head.weight = self.tokens.weight
+
+
+def test_tied_weights_may_be_held_once(tmp_path):
+    compress_checkpoint(sharded(tmp_path / "in", {"tokens.weight": torch.randn(30, 16)}), tmp_path / "out", CodeSettings(only=("tokens",)))
+    module, checkpoint = Tied(), load_compressed(tmp_path / "out")
+    assert checkpoint.load_into(module) == ()
+    assert torch.equal(module.head.weight, checkpoint.dequantized("tokens.weight"))
+
+
 def changed(folder, change):
     manifest = json.loads((folder / MANIFEST).read_text())
     (folder / MANIFEST).write_text(json.dumps(change(manifest)))

@@ -90,24 +90,31 @@ class CompressedCheckpoint:
         found = torch.from_numpy(unpack_bits(packed, fmt.bits, info.shape[-1])).to(torch.int16).add_(fmt.lo)
         return found.to(torch.int8 if fmt.signed else torch.uint8).reshape(info.shape)
 
-    def load_into(self, module: nn.Module) -> None:
-        """Copy all tensors into a module's state of the same names, one at a time.
+    def load_into(self, module: nn.Module, *, strict: bool = True) -> tuple[str, ...]:
+        """Copy all tensors into a module's state of the same names, one at a time; returns the names that only one of both has.
 
-        Raises: PlanError for a name or shape that does not fit; nothing is copied then.
+        A tensor of the module that shares its memory with one that is held (tied weights) may be left out of the checkpoint.
+        Raises: PlanError for a shape that does not fit and, if strict, for a name that only one of both has; nothing is copied then.
         """
         state = module.state_dict()
-        for name, tensor in state.items():
-            if name not in self.tensors:
-                raise PlanError(f"the module has {name!r}, which {self.path} does not hold; {nearest(name, self.tensors)}")
+        held = {tensor.data_ptr() for name, tensor in state.items() if name in self.tensors}
+        missing = [name for name, tensor in state.items() if name not in self.tensors and tensor.data_ptr() not in held]
+        foreign = [name for name in self.tensors if name not in state]
+        if strict and missing:
+            known = nearest(missing[0], self.tensors)
+            raise PlanError(f"the module has {missing[0]!r}, which {self.path} does not hold; {known}, or load with strict=False.")
+        if strict and foreign:
+            known = nearest(foreign[0], state)
+            raise PlanError(f"{self.path} holds {foreign[0]!r}, which the module does not have; {known}, or load with strict=False.")
+        both = {name: tensor for name, tensor in state.items() if name in self.tensors}
+        for name, tensor in both.items():
             if tuple(tensor.shape) != self.tensors[name].shape:
                 found = self.tensors[name].shape
                 raise PlanError(f"{name!r} has the shape {tuple(tensor.shape)} in the module and {found} in {self.path}; they do not fit.")
-        for name in self.tensors:
-            if name not in state:
-                raise PlanError(f"{self.path} holds {name!r}, which the module does not have; {nearest(name, state)}")
         with torch.no_grad():
-            for name, tensor in state.items():
+            for name, tensor in both.items():
                 tensor.copy_(self.dequantized(name))
+        return (*missing, *foreign)
 
     def check(self) -> None:
         """Read all data and compare it with the digests. Raises FileError naming the tensor that is not what was written."""
