@@ -46,17 +46,19 @@ def saturable_layers(program: Program) -> tuple[Saturation, ...]:
 
 
 def saturation_notes(program: Program) -> tuple[str, ...]:
-    """What users of the network's file must know, in sentences; none where nothing can saturate."""
+    """What users of the network's file on ONNX Runtime must know, in sentences; none where nothing can saturate."""
+    setting = "session option {!r} set to {!r}".format(*PRECISE)
+    notes = saturation_note(program, f"run there with the {setting}, or quantize with weights='int7'")
+    return (*notes, f"This processor is one of them; the figures are of sessions with the {setting}.") if notes and saturates() else notes
+
+
+def saturation_note(program: Program, way_out: str) -> tuple[str, ...]:
+    """The sentence for runtimes whose kernels saturate, with what helps there; nothing where no layer can."""
     layers = saturable_layers(program)
     if not layers:
         return ()
     named = ", ".join(repr(layer.layer) for layer in layers[:_MOST_NAMED]) + (", ..." if len(layers) > _MOST_NAMED else "")
-    setting = "session option {!r} set to {!r}".format(*PRECISE)
-    note = (
-        f"On x86 processors with AVX2 and without VNNI, {len(layers)} of the layers can saturate at 16 bits ({named}): run there with the "
-        f"{setting}, or quantize with weights='int7'."
-    )
-    return (note, f"This processor is one of them; the figures are of sessions with the {setting}.") if saturates() else (note,)
+    return (f"On x86 processors with AVX2 and without VNNI, {len(layers)} of the layers can saturate at 16 bits ({named}): {way_out}.",)
 
 
 def pair_sums(codes: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ _COMPUTE = "Conv Gemm MatMul Add Mul AveragePool AdaptiveAveragePool ReduceMean 
 
 SPEC = TargetSpec(
     name=NAME,
-    weight_formats=(IntFormat(bits=8, narrow=True),),
+    weight_formats=(IntFormat(bits=8, narrow=True), IntFormat(bits=7, narrow=True)),  # 7 bits: exact also where kernels saturate
     activation_formats=(IntFormat(bits=8, signed=False), IntFormat(bits=8)),
     integer_ops=frozenset([*_COMPUTE, *_SAME_SCALE]),
     same_scale_ops=frozenset(_SAME_SCALE),

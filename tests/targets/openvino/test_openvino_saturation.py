@@ -1,0 +1,46 @@
+"""OpenVINO with kernels of processors without VNNI, which oneDNN takes when it is told to."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("openvino")
+pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="only x86-64 has kernels that saturate")
+SCRIPT = """
+import json
+import torch
+from torch import nn
+import gossamer as gs
+
+torch.manual_seed(0)
+torch.set_num_threads(1)
+model = nn.Sequential(nn.Conv2d(8, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16 * 36, 4)).eval()
+with torch.no_grad():
+    model[0].weight.copy_(0.8 + 0.2 * torch.rand_like(model[0].weight))
+x = torch.rand(16, 8, 8, 8)
+program = gs.capture(model, x[:2])
+found = {}
+for weights in ("int8", "int7"):
+    plan = gs.plan_quantization(program, x, "openvino", weights=weights)
+    artifact = gs.export(gs.apply(program, plan), f"{weights}.onnx", "openvino")
+    report = gs.verify(artifact, reference=program, data=(x, torch.arange(16) % 4), batch=4)
+    found[weights] = [report.parity.max_steps, report.passed, list(report.notes)]
+print(json.dumps(found))
+"""
+
+
+def test_int8_saturates_and_int7_does_not(tmp_path):
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    steps, passed, notes = found["int8"]
+    assert steps > 5
+    assert not passed
+    assert "2 of the layers can saturate at 16 bits ('0', '3'): quantize with weights='int7'." in notes[0]
+    steps, passed, notes = found["int7"]
+    assert (steps <= 1, passed, notes) == (True, True, [])
