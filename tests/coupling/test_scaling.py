@@ -119,6 +119,20 @@ def test_transformer():
     assert sum((classes != 0).any() for classes in homogeneous.made.values()) == 5  # the hidden layer, too
 
 
+def test_a_norm_that_is_written_out_makes_channels():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.read = nn.Parameter(torch.rand(8) + 0.5), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.read(self.weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)))
+
+    _, scaling, count = check_exact(Net(), torch.randn(2, 5, 8))
+    assert count == 1
+    assert sum((classes != 0).all() for classes in scaling.made.values()) == 1
+
+
 @pytest.mark.parametrize("act", [fn.relu6, fn.gelu, fn.silu, torch.sigmoid, fn.hardswish, lambda x: x + 1.0, lambda x: x.clamp(-1, 1)])
 def test_nothing_passes_what_is_not_homogeneous(act):
     class Net(nn.Module):

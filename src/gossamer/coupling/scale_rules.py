@@ -132,6 +132,13 @@ def _folded(context: ScaleContext, wide: Tensor, shape: tuple[int, ...], reason:
 
 def _product(context: ScaleContext, node: Node, shape: tuple[int, ...]) -> Tensor:
     """The factor of one operand passes; that of the other, or of a divisor, is 1."""
+    table = _affine(context, node, shape)
+    if table is not None:  # the last step of a norm that is written out
+        out = context.atoms.fresh(shape[-1], node.name)
+        context.made[node.name] = out
+        context.keep_still(out)
+        context.use(table, Part(lab.along(out, (shape[-1],), 0), 1))
+        return lab.along(out, shape, len(shape) - 1)
     operands = [(name, lab.squash(context.labels(name).expand(shape))) for name in node.uses if isinstance(context.metas[name], TensorMeta)]
     if node.op.startswith("aten.div") and (len(operands) == 2 or not isinstance(node.args[0], Ref)):
         context.fix(operands[-1][1], f"{_where(node)} divides by it")
@@ -148,6 +155,15 @@ def _product(context: ScaleContext, node: Node, shape: tuple[int, ...]) -> Tenso
         if name != kept[0]:
             context.fix(labels, f"{_where(node)} multiplies it with another value")
     return kept[1]
+
+
+def _affine(context: ScaleContext, node: Node, shape: tuple[int, ...]) -> str | None:
+    """The name of the state vector over the last axis by which a value is multiplied that has no factors, as far as is known."""
+    tables = [name for name in node.uses if name in context.alias and context.meta(name).shape == shape[-1:] and shape[-1] > 1]
+    values = [name for name in node.uses if name in context.values]
+    if len(tables) != 1 or len(values) != 1 or len(shape) < 2 or not node.op.startswith("aten.mul"):
+        return None
+    return tables[0] if context.stays(context.labels(values[0])) else None
 
 
 def _movement(context: ScaleContext, node: Node) -> Any:
