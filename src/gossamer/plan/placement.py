@@ -57,12 +57,22 @@ class Placement:
     frozen: tuple[Frozen, ...]
 
 
-def place_quantizers(program: Program, spec: TargetSpec, *, kept_float: Mapping[str, str] | None = None) -> Placement:
-    """Decide for a float program with batch norms folded. `kept_float`: why layers that could run on codes must not, by node."""
+def place_quantizers(
+    program: Program, spec: TargetSpec, *, kept_float: Mapping[str, str] | None = None, code_ends: bool = False
+) -> Placement:
+    """Decide for a float program with batch norms folded.
+
+    kept_float  why layers that could run on codes must not, by node
+    code_ends   float inputs and outputs get codes, whatever computes them
+    """
     site = Site(inference_graph(program.graph), infer_shapes(program), spec)
     reasons = {node.name: reason for node in site.graph.nodes if (reason := site.why_float(node))}
     reasons = {**(kept_float or {}), **reasons}  # and those that spreading finds
     integer, coded = _spread(site, reasons)
+    if code_ends:
+        coded.update(
+            name for name in (*site.graph.inputs, *site.graph.outputs) if site.is_float(name) and name not in site.graph.state_names
+        )
     nodes = [node for node in site.graph.nodes if node.name in integer]
     return Placement(
         groups=_groups(site, nodes, coded),

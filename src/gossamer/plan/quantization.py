@@ -68,7 +68,7 @@ def plan_quantization(
     rounding = roundings[scheme.rounding]
     formats = layer_formats(program, rules or {}, weights, spec)
     prepared, edits = _prepare(program, spec, formats.kept_float)
-    placement = place_quantizers(prepared, spec, kept_float=formats.kept_float)
+    placement = place_quantizers(prepared, spec, kept_float=formats.kept_float, code_ends=scheme.code_ends)
     if not placement.layers:
         why = f": {placement.frozen[0].where}, {placement.frozen[0].reason}" if placement.frozen else ""
         raise PlanError(f"the network has no layer that {target} computes in integers{why}; export it as it is.")
@@ -77,7 +77,7 @@ def plan_quantization(
         formats.codes,
         activation,
         scheme,
-        place=lambda changed: place_quantizers(changed, spec, kept_float=formats.kept_float),
+        place=lambda changed: place_quantizers(changed, spec, kept_float=formats.kept_float, code_ends=scheme.code_ends),
         values_of=lambda changed, placed, seen: _value_quantizers(changed.graph, placed, seen, activation, scheme.ranges),
     )
     prepared, placement, scaled = equalize_static(prepared, placement, batches, coding, on_progress)

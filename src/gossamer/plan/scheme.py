@@ -21,6 +21,7 @@ class Scheme:
     bias_correction  take the mean error that rounded weights make out of the bias
     equalization     how scale moves between channels before that: a name in plan.equalization.equalizations, such as "none",
                      "cross-layer", "smoothquant", "repq", or "auto" (whichever leaves the least error on the calibration data)
+    code_ends        float inputs and outputs of the network get codes, too, so that export(..., io="uint8") can hand them out
 
     Raises: ConfigError for a method that does not exist (suggests the nearest).
     """
@@ -30,6 +31,7 @@ class Scheme:
     rounding: str = "second-order"
     bias_correction: bool = True
     equalization: str = "none"
+    code_ends: bool = False
 
     def __post_init__(self) -> None:
         range_methods.entry(self.ranges)

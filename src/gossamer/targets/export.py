@@ -7,14 +7,18 @@ from pathlib import Path
 from gossamer.errors import ConfigError, PlanError
 from gossamer.program.masks import check_zeros
 from gossamer.program.program import Program
+from gossamer.targets.coded_ends import check_ends
 from gossamer.targets.target import Artifact, targets
 
 
-def export(program: Program, path: str | Path, target: str = "onnxruntime") -> Artifact:
+def export(program: Program, path: str | Path, target: str = "onnxruntime", *, io: str = "float") -> Artifact:
     """Write the file that `target` runs, atomically: a crash leaves the old file or the new one.
 
-    Raises: ConfigError for an unknown target or a file name of another kind; PlanError for a program quantized for
-    another target, or with a masked weight that is not zero; UnsupportedOp for an op that the target's files cannot hold; FileError when it cannot be written.
+    io  what the file takes and gives for float inputs and outputs: "float", or "uint8" or "int8" codes, whose scale and zero point are
+        in the artifact (input_codes, output_codes) and in the file's metadata; the program needs codes there (Scheme.code_ends)
+
+    Raises: ConfigError for an unknown target, a file name of another kind, or an `io` that the target's files do not have; PlanError
+    for a program quantized for another target, without codes where `io` needs some, or with a masked weight that is not zero; UnsupportedOp for an op that the target's files cannot hold; FileError when it cannot be written.
     """
     path, found = Path(path), targets[target]
     if path.suffix != found.suffix:
@@ -24,5 +28,11 @@ def export(program: Program, path: str | Path, target: str = "onnxruntime") -> A
             f"the network was quantized for {program.target or 'no target'!r}, not for {target!r}; plan it anew for that target."
         )
     check_zeros(program)
-    found.emit(program, path)
-    return Artifact(path, target, program)
+    check_ends(program, io)
+    if io == "float":
+        found.emit(program, path)
+    elif found.emit_coded is None:
+        raise ConfigError("io", io, f"'float' for {target}, whose files take and give floats here")
+    else:
+        found.emit_coded(program, path, io)
+    return Artifact(path, target, program, io)

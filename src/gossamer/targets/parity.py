@@ -15,6 +15,7 @@ from gossamer.program.capture import relative_error
 from gossamer.program.ops import op_of
 from gossamer.program.ops.own import ROUNDED
 from gossamer.program.program import Program
+from gossamer.targets.coded_ends import open_artifact
 from gossamer.targets.results import LayerParity, Parity
 from gossamer.targets.simulate import Simulator
 from gossamer.targets.target import Artifact, Runner, targets
@@ -89,7 +90,7 @@ def tolerance_steps(program: Program, spec: TargetSpec) -> dict[str, int]:
 def _code_parity(artifact: Artifact, runner: Runner, samples: tuple[Tensor, ...]) -> Parity:
     arrays = [tensor.numpy() for tensor in samples]
     program = artifact.program
-    seen = targets[artifact.target].open(artifact.path, threads=1, values=True).run_values(*arrays)
+    seen = open_artifact(artifact, threads=1, values=True).run_values(*arrays)
     runtime = {name: codes for name, codes in seen.items() if name in program.quantizers}
     simulated = Simulator(program).run(*samples, codes=runtime)
     layers = tuple(_compare(name, runtime, codes) for name, codes in simulated.codes.items() if name in runtime)

@@ -11,6 +11,8 @@ from typing import Protocol
 
 import numpy as np
 
+from gossamer.numerics.affine import Quantizer
+from gossamer.numerics.formats import IntFormat
 from gossamer.plan.spec import TargetSpec
 from gossamer.program.program import Program
 from gossamer.registry import Registry
@@ -38,6 +40,7 @@ class Open(Protocol):
 class Target:
     """One runtime. `emit(program, path)` writes the file; `open` raises MissingRuntime when the runtime is absent.
 
+    `emit_coded(program, path, io)` writes one whose inputs and outputs are "uint8" or "int8" codes, where the target has such.
     `count_zeros(path)` finds (zeros, numbers) of each weight in the file, where the target has it.
     `notes(program)` tells what users of the file must know, in sentences, where there is anything.
     `package` is the distribution that brings the runtime, where it is not called like the target; `install` the command.
@@ -49,6 +52,7 @@ class Target:
     open: Open
     count_zeros: Callable[[Path], Mapping[str, tuple[int, int]]] | None = None
     notes: Callable[[Program], tuple[str, ...]] | None = None
+    emit_coded: Callable[[Program, Path, str], None] | None = None
     package: str = ""
     install: str = ""
 
@@ -71,16 +75,41 @@ class Target:
         return self.install or f"pip install {self.runtime}"
 
 
+IO_KINDS = ("float", "uint8", "int8")
+
+
+def end_codes(quantizer: Quantizer, io: str) -> Quantizer:
+    """The quantizer of a file's input or output of 8-bit codes: of a value's own codes, moved by 128 where signs differ."""
+    signed = io == "int8"
+    move = 128 * (int(quantizer.integers.signed) - int(signed))
+    zero = tuple(zero + move for zero in quantizer.zero_point)
+    fmt = quantizer.integers if not move else IntFormat(bits=8, signed=signed)
+    return Quantizer(fmt, quantizer.granularity, quantizer.scale, zero)
+
+
 targets: Registry[Target] = Registry("target", home="gossamer.targets")
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A written file and the program that it was written from."""
+    """A written file and the program that it was written from. `io`: what its float inputs and outputs are: "float", or codes."""
 
     path: Path
     target: str
     program: Program
+    io: str = "float"
+
+    @property
+    def input_codes(self) -> Mapping[str, Quantizer]:
+        """By name, what the codes stand for that the file takes: real = scale * (code - zero_point). Empty for floats."""
+        names = [spec.name for spec in self.program.inputs if spec.name in self.program.quantizers]
+        return {} if self.io == "float" else {name: end_codes(self.program.quantizers[name], self.io) for name in names}
+
+    @property
+    def output_codes(self) -> Mapping[str, Quantizer]:
+        """Likewise for what it gives, by the name of the program's value."""
+        names = () if self.io == "float" else self.program.graph.outputs
+        return {name: end_codes(self.program.quantizers[name], self.io) for name in names}
 
     @property
     def size_bytes(self) -> int:

@@ -21,6 +21,7 @@ from gossamer.numerics.intervals import Interval
 from gossamer.plan.budget import Budget
 from gossamer.program.program import Program
 from gossamer.progress import OnProgress, Progress, silent
+from gossamer.targets.coded_ends import as_bare, open_artifact
 from gossamer.targets.export import export
 from gossamer.targets.measure import Latencies, machine, measure_latency, versions_of
 from gossamer.targets.metrics import Comparison, Metric, Outputs, compare_accuracy, metric_name
@@ -66,16 +67,13 @@ def verify(
     batches = as_batches(data, what="validation", batch_size=batch)
     samples = _first_samples(artifact.program, batches, batch)
     with _as_artifact(reference, artifact.target) as original:
-        open_file = targets[artifact.target].open
-        runners = {
-            ORIGINAL: open_file(original.path, threads=threads),
-            COMPRESSED: open_file(artifact.path, threads=threads),
-        }
+        runners = {ORIGINAL: open_artifact(original, threads=threads), COMPRESSED: open_artifact(artifact, threads=threads)}
         on_progress(Progress("verify", 0, 0, "parity with the simulation"))
         parity, problems = _parity(artifact, original, runners, samples)
         accuracy = compare_accuracy(metric, _outputs(artifact.program, batches, runners, on_progress), what="validation", seed=seed)
         on_progress(Progress("verify", 0, 0, "latency"))
-        latencies = measure_latency(runners, [tensor.numpy() for tensor in samples])
+        arrays = [tensor.numpy() for tensor in samples]
+        latencies = measure_latency({name: as_bare(runner, *arrays) for name, runner in runners.items()}, arrays)
         zeros = {ORIGINAL: original.sparsity(), COMPRESSED: artifact.sparsity()}
         before, after = _measurements(accuracy, latencies, zeros, original, artifact)
     limits = check_limits(budget, before, after, accuracy.drop_points)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from gossamer.targets.onnx import lower_reduce as lower_reduce
 from gossamer.targets.onnx import lower_resize as lower_resize
 from gossamer.targets.onnx.coding import clips_like, code_weight, emit_codes, emit_real, store_floats
 from gossamer.targets.onnx.draft import Array, Draft
+from gossamer.targets.onnx.ends import code_ends, ends_metadata
 from gossamer.targets.onnx.forms import AnyForm, BatchSize, Form, Size, find_forms
 from gossamer.targets.onnx.lowering import WAY_OUT, Call, lowerings, where
 from gossamer.targets.onnx.order import clamps_behind_pools, keeps_pool_and_codes_apart
@@ -42,7 +44,12 @@ def emit(program: Program, path: Path) -> None:
     write_bytes(Path(path), to_onnx(program))
 
 
-def to_onnx(program: Program) -> bytes:
+def emit_coded(program: Program, path: Path, io: str) -> None:
+    """Like emit, with inputs and outputs that are "uint8" or "int8" codes; both need quantizers."""
+    write_bytes(Path(path), to_onnx(program, io))
+
+
+def to_onnx(program: Program, io: str = "float") -> bytes:
     """The bytes of the ONNX file. Batch norms of a float program are folded where possible."""
     if not program.quantizers:
         program = fold_batch_norms(program)
@@ -52,8 +59,12 @@ def to_onnx(program: Program) -> bytes:
         walk.visit(node)
     outputs = [walk.output(name, position) for position, name in enumerate(program.graph.outputs)]
     inputs = [Port(spec.name, spec.dtype, tuple("batch" if size is None else size for size in spec.shape)) for spec in program.inputs]
+    metadata: Mapping[str, str] = {}
+    if io != "float":
+        inputs, outputs = code_ends(walk.draft, program, inputs, outputs, io)
+        metadata = ends_metadata(program, inputs, outputs, io)
     walk.draft.without_dead_code([port.name for port in outputs])
-    return to_bytes(walk.draft, inputs, outputs)
+    return to_bytes(walk.draft, inputs, outputs, metadata)
 
 
 class Walk:

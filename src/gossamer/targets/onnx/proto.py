@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,8 +63,8 @@ def onnx_dtype(dtype: torch.dtype) -> int:
     return codes[dtype]
 
 
-def to_bytes(draft: Draft, inputs: Sequence[Port], outputs: Sequence[Port]) -> bytes:
-    """Serialize. The file holds no names but those of tensors, no documentation and no metadata.
+def to_bytes(draft: Draft, inputs: Sequence[Port], outputs: Sequence[Port], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Serialize. The file holds no names but those of tensors, no documentation and no metadata but what is given.
 
     Raises: MissingRuntime without the onnx package; ConfigError for weights above 2 GB, the format's limit.
     """
@@ -82,6 +82,8 @@ def to_bytes(draft: Draft, inputs: Sequence[Port], outputs: Sequence[Port]) -> b
     opsets += [helper.make_opsetid(domain, 1) for domain in sorted({_domain(node.op) for node in draft.nodes} - {""})]
     ir_version = max([IR_VERSION, *(storage.ir_version for storage in needed)])
     model = ModelProto(ir_version=ir_version, producer_name="gossamer", opset_import=opsets)
+    for key, text in (metadata or {}).items():
+        model.metadata_props.add(key=key, value=text)
     graph = model.graph  # filled in place: onnx.helper's own functions copy the weights three times
     graph.name = "g"
     graph.node.extend(
