@@ -50,7 +50,9 @@ class Registry(Generic[T]):
 
     def entry(self, name: str) -> Entry[T]:
         """Look up one entry. Raises ConfigError naming the nearest known name."""
-        self._load_plugins()
+        self._load_home()
+        if name not in self._entries:  # reading what is installed takes a while: only where it may matter
+            self._load_plugins()
         if name not in self._entries:
             raise ConfigError(self.kind, name, f"a registered {self.kind} ({nearest(name, self._entries)})")
         return self._entries[name]
@@ -71,10 +73,13 @@ class Registry(Generic[T]):
         self._load_plugins()
         return tuple(self._entries)
 
-    def _load_plugins(self) -> None:
+    def _load_home(self) -> None:
         if self._home:
             home, self._home = self._home, ""
             import_module(home)
+
+    def _load_plugins(self) -> None:
+        self._load_home()
         if not Registry._plugins_loaded:
             Registry._plugins_loaded = True
             for plugin in entry_points(group=PLUGIN_GROUP):

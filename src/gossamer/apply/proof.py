@@ -7,7 +7,8 @@ not agree there is settled on inputs of full size.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -46,12 +47,30 @@ def check_removal(small: Program, masked: Masked, analysis: Analysis, table: np.
     specs = smaller_images(small)
     if specs != small.inputs:
         try:
-            _compare(bare, masked, _examples(specs, small.device), analysis, table)
+            with _kernels_for_few_pixels(bare):
+                _compare(bare, masked, _examples(specs, small.device), analysis, table)
         except (*_WRONG_SIZE, PlanError, ParityError):
             pass  # it takes no smaller images; those of full size tell what is wrong
         else:
             return
     _compare(bare, masked, _examples(small.inputs, small.device), analysis, table)
+
+
+@contextmanager
+def _kernels_for_few_pixels(network: Masked) -> Iterator[None]:
+    """Without oneDNN, which compiles kernels for each new size: that pays for many pixels, or for depthwise convolutions."""
+    depthwise = any(
+        isinstance(op_of(node).kind, k.Convolution) and network.state[name].shape[1] == 1
+        for node in network.graph.nodes
+        for name in node.uses[1:2]
+        if name in network.state
+    )
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = before and depthwise  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = before  # type: ignore[assignment]
 
 
 def smaller_images(program: Program) -> tuple[InputSpec, ...]:

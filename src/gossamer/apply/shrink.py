@@ -72,7 +72,7 @@ def _pick(tensor: Tensor, places: Mapping[int, Tensor]) -> Tensor:
     count = max(1, _PART * tensor.shape[first] // max(tensor.numel(), 1))
     for start in range(0, shape[first], count):
         part = tensor.index_select(first, places[first][start : start + count])
-        for axis in others:
+        for axis in others[:-1]:
             part = part.index_select(axis, places[axis])
-        small.narrow(first, start, part.shape[first]).copy_(part)
+        torch.index_select(part, others[-1], places[others[-1]], out=small.narrow(first, start, part.shape[first]))
     return small

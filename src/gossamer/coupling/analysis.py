@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -54,12 +54,12 @@ class Analysis:
     def axes(self) -> tuple[np.ndarray, ...]:
         """The distinct sets of units along the axes of values that carry nothing else: of each, one must stay."""
         found: dict[bytes, np.ndarray] = {}
-        for value in self.values.values():
-            for labels in flat_labels(value):
-                for axis in lab.varying(labels) or range(labels.dim() if labels.numel() else 0):
-                    units = lab.distinct(lab.vector(labels, axis))
-                    if units[0] != 0:
-                        found[units.tobytes()] = units
+        shared = {id(labels): labels for value in self.values.values() for labels in flat_labels(value)}
+        for labels in shared.values():
+            for axis in lab.varying(labels) or range(labels.dim() if labels.numel() else 0):
+                units = lab.distinct(lab.vector(labels, axis))
+                if units[0] != 0:
+                    found[units.tobytes()] = units
         return tuple(found.values())
 
     def group(self, name: str) -> Group:
@@ -112,11 +112,17 @@ def _analyse(program: Program, attention: str) -> Analysis:
     metas = infer_shapes(program, batch=1)
     context = _propagate(program, metas) if attention == "width" else _propagate_heads(program, metas)
     _make_rectangles(context)
-    atoms = context.atoms
+    atoms, roots = context.atoms, context.atoms.roots()
+    known: dict[int, Tensor] = {}  # many values share their labels; all of them live as long as the context
+
+    def relabel(labels: Tensor) -> Tensor:
+        if id(labels) not in known:
+            known[id(labels)] = _relabel(labels, roots.__getitem__)
+        return known[id(labels)]
 
     def final(value: Any) -> Any:
         if isinstance(value, (Tensor, lab.Pair)):
-            return lab.each(value, lambda labels: _relabel(labels, atoms))
+            return lab.each(value, relabel)
         return tuple(final(item) for item in value) if isinstance(value, tuple) else value
 
     return Analysis(
@@ -201,7 +207,7 @@ def _make_rectangles(context: Context) -> None:
     tables = [factors[0] for factors in context.factors.values() if len(factors) == 1]
     values = [*context.values.values(), *context.blocks, *tables]
     pending = [labels for value in values for labels in flat_labels(value) if len(lab.varying(labels)) > 1]
-    for labels in (_relabel(labels, context.atoms) for labels in pending):  # merged positions vary no more
+    for labels in (_relabel(labels, context.atoms.find) for labels in pending):  # merged positions vary no more
         essence = lab.essence(labels)
         for axis in lab.varying(labels)[:-1]:
             context.atoms.merge_along(essence, axis)
@@ -214,6 +220,8 @@ def flat_labels(value: Any) -> list[Tensor]:
     return [inner for item in value for inner in flat_labels(item)] if isinstance(value, tuple) else []
 
 
-def _relabel(labels: Tensor, atoms: Atoms) -> Tensor:
-    essence = atoms.find(lab.essence(labels))
-    return lab.squash(lab.tensor(essence).expand(labels.shape))
+def _relabel(labels: Tensor, find: Callable[[np.ndarray], np.ndarray]) -> Tensor:
+    axes = lab.varying(labels)
+    if len(axes) == 1 and labels.numel():
+        return lab.along(find(lab.vector(labels, axes[0])), labels.shape, axes[0])
+    return lab.squash(lab.tensor(find(lab.essence(labels))).expand(labels.shape))

@@ -73,6 +73,11 @@ class Atoms:
             if steps == _DEEP:
                 self._flatten()
 
+    def roots(self) -> np.ndarray:
+        """The representative of every atom."""
+        self._flatten()
+        return self._parent
+
     def _flatten(self) -> None:
         """Point every atom at its representative; done when paths get long, since it walks over all atoms."""
         while True:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -126,7 +126,16 @@ class Context:
             self.atoms.merge(found, vector)
             self.freeze(vector[found == 0], f"{name.name} cannot shrink with it")
             return
-        self.tie_elements(name.name, lab.squash(lab.tensor(vector)))
+        self.tie_elements(name.name, lab.along(vector, vector.shape, 0))
+
+    def tie_vectors(self, names: Iterable[Arg], vector: np.ndarray) -> None:
+        """tie_vector for several that belong to the same channels; they share their labels."""
+        labels = lab.along(vector, vector.shape, 0)
+        for name in names:
+            if isinstance(name, Ref) and name.name in self.values:
+                self.tie_vector(name, vector)
+            elif isinstance(name, Ref):
+                self.tie_elements(name.name, labels)
 
     def tie_elements(self, name: str, labels: Tensor) -> None:
         """Couple every element of a state tensor, or of a computed one, with the label at its position."""
@@ -153,8 +162,10 @@ def aligned(left: Tensor, right: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 def feature(context: Context, labels: Tensor, axis: int) -> np.ndarray:
     """Merge all labels that meet at one position of `axis`; return one label per position."""
-    essence = lab.essence(labels)
     axis %= labels.dim()
+    if all(other == axis for other in lab.varying(labels)) and labels.numel():
+        return np.ascontiguousarray(lab.vector(labels, axis))
+    essence = lab.essence(labels)
     merged = np.moveaxis(essence, axis, -1).reshape(-1, essence.shape[axis])
     context.atoms.merge_along(merged, 0)
     vector = merged.max(axis=0)

@@ -31,6 +31,9 @@ def axis_keeps(labels: lab.Labels, table: np.ndarray) -> dict[int, np.ndarray]:
     axes = lab.varying(labels)
     if not axes:
         return {}
+    if len(axes) == 1:
+        only = table[lab.vector(labels, axes[0])]
+        return {} if only.all() else {axes[0]: only}
     mask = table[lab.essence(labels)]
     if mask.all():
         return {}

@@ -21,8 +21,7 @@ def batch_norm(context: Context, node: Node) -> Tensor:
     bound = bind(node)
     labels = context.labels(bound["input"].name)
     channels = feature(context, labels, 1)
-    for key in ("weight", "bias", "running_mean", "running_var"):
-        context.tie_vector(bound[key], channels)
+    context.tie_vectors((bound[key] for key in ("weight", "bias", "running_mean", "running_var")), channels)
     return labels
 
 
@@ -38,8 +37,7 @@ def statistics_norm(context: Context, node: Node) -> Any:
         if groups < len(channels):  # else each channel has its own statistics, and there are as many groups as stay
             context.blocks.append(lab.tensor(channels.reshape(groups, -1)))
             context.renormalised.append((node.name, 1))
-    for key in ("weight", "bias", "running_mean", "running_var"):
-        context.tie_vector(bound.get(key), channels)
+    context.tie_vectors((bound.get(key) for key in ("weight", "bias", "running_mean", "running_var")), channels)
     return labels
 
 

@@ -71,11 +71,13 @@ def run_steps(steps: tuple[Step, ...], values: MutableMapping[str, Any], observe
     `observe` sees every (name, result), or only those it has as a key, and may return a replacement (None keeps it).
     """
 
-    def get(name: str) -> Any:
-        return values[name]
+    def get(arg: Arg) -> Any:
+        if type(arg) is Ref:
+            return values[arg.name]
+        return map_refs(arg, values.__getitem__) if type(arg) is tuple else arg
 
     for step in steps:
-        result = step.call(*map_refs(step.args, get), **{key: map_refs(value, get) for key, value in step.kwargs})
+        result = step.call(*[get(arg) for arg in step.args], **{key: get(value) for key, value in step.kwargs})
         watcher = observe.get(step.name) if isinstance(observe, Mapping) else observe
         if watcher is not None:
             replacement = watcher(step.name, result)
