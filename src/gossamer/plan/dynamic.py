@@ -16,6 +16,7 @@ from gossamer.plan.edits import Edit, FoldBatchNorm, QuantizeInput
 from gossamer.plan.plan import Frozen, Plan
 from gossamer.plan.scheme import pick_format
 from gossamer.plan.spec import specs
+from gossamer.plan.tables import table_edits
 from gossamer.plan.weight_layers import coded_weights, weighted_layers
 from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
 from gossamer.program.graph import Node
@@ -33,7 +34,7 @@ def plan_dynamic_quantization(
     calibration  inputs without labels; with them weights are rounded so that each layer's output changes least
     skip         layers that stay float; "*" in a name matches anything
 
-    Convolutions store codes and compute in float: their file is smaller, not their time.
+    Convolutions store codes and compute in float: their file is smaller, not their time. Embedding tables have codes by row.
     Raises: PlanError for a program that is quantized or has no such layer, and for a name in `skip` that does not exist (suggests the
     nearest); ConfigError for a format or target that cannot; DataError for data that cannot be used.
     Source: Krishnamoorthi 2018, arXiv:1806.08342 (weights only, dynamic ranges); Frantar et al. 2022, arXiv:2210.17323 (rounding).
@@ -56,6 +57,7 @@ def plan_dynamic_quantization(
             edits.append(QuantizeInput(node.name, spec.input_bits, 0))
         else:
             frozen = (*frozen, Frozen(node.module or node.name, "a convolution: its weight has codes, its products are computed in float"))
+    edits += table_edits(prepared, spec, skip)
     return Plan(tuple(edits), program.digest, weights_digest=program.weights_digest(), target=target, frozen=frozen)
 
 

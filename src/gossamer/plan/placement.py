@@ -17,7 +17,7 @@ from gossamer.plan.spec import TargetSpec
 from gossamer.program.clamps import clip_limits
 from gossamer.program.graph import Graph, Node, Ref, rename_uses
 from gossamer.program.ops import bind, op_of
-from gossamer.program.ops.kinds import Convolution, Factory, Linear, Scalar
+from gossamer.program.ops.kinds import Convolution, Embedding, Factory, Linear, Scalar
 from gossamer.program.program import Program
 from gossamer.program.shapes import Meta, TensorMeta, infer_shapes
 
@@ -158,6 +158,8 @@ class Site:
         if has_weight(node):
             return self._why_float_layer(node)
         names = self.inputs(node)
+        if isinstance(op_of(node).kind, Embedding):
+            return "it picks rows of a table: the table can have codes, the rows are float"
         if any(used in self.graph.state_names for used in names):
             return f"{name} reads a parameter, which only layers can in integers"
         check = _CHECKS.get(name)

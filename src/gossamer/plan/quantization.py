@@ -22,6 +22,7 @@ from gossamer.plan.rules import layer_formats
 from gossamer.plan.scheme import Scheme, pick_format
 from gossamer.plan.spec import TargetSpec, specs
 from gossamer.plan.stored_floats import stored_weights
+from gossamer.plan.tables import table_edits
 from gossamer.program.clamps import clip_limits
 from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
 from gossamer.program.gates import gated_activations, split_gates
@@ -95,7 +96,7 @@ def plan_quantization(
     rounded = rounding.run(job, on_progress)
     coded = (QuantizeValue(name, quantizer) for name, quantizer in rounded.values.items())
     return Plan(
-        edits=(*edits, *scaled, *coded, *rounded.edits, *stored_weights(prepared, formats.stored)),
+        edits=(*edits, *table_edits(prepared, spec), *scaled, *coded, *rounded.edits, *stored_weights(prepared, formats.stored)),
         model_digest=program.digest,
         weights_digest=program.weights_digest(),
         target=target,

@@ -30,6 +30,7 @@ class TargetSpec:
     dynamic_formats     formats of weights whose matrix products quantize their input while they run, to unsigned codes of
                         input_bits; () for none
     block_formats       formats of weights that its matrix products take with one scale per block, best first; () for none
+    table_formats       formats of embedding tables of which it reads only the rows that are picked, best first; () for float
     block_sizes         weights per block, the usual one first
     input_bits          of the codes to which those products can round their input while they run; 0 when they cannot
     rounded_only        formats among block_formats that are slower than float unless the input is rounded
@@ -53,6 +54,7 @@ class TargetSpec:
     least_channels: int = 1
     dynamic_formats: tuple[IntFormat, ...] = ()
     block_formats: tuple[IntFormat, ...] = ()
+    table_formats: tuple[IntFormat, ...] = ()
     block_sizes: tuple[int, ...] = ()
     input_bits: int = 0
     rounded_only: frozenset[str] = frozenset()

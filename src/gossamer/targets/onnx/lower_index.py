@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from gossamer.numerics.affine import Quantizer, quantize
+from gossamer.numerics.formats import IntFormat, PerAxis
 from gossamer.program.graph import Ref
+from gossamer.targets.onnx.coding import FLOAT, SCALE, code_dtype, store_codes
 from gossamer.targets.onnx.forms import Form, Size
 from gossamer.targets.onnx.lowering import Call, lowerings
 
@@ -39,8 +42,21 @@ def select(call: Call) -> str:
 def gather(call: Call) -> str:
     """index_select, and embedding: rows of a table."""
     if call.node.op.startswith("aten.embedding"):
+        quantizer = call.values.program.quantizers.get(call["weight"].name)
+        if quantizer is not None and quantizer.granularity == PerAxis(0) and isinstance(quantizer.format, IntFormat):
+            return _coded_rows(call, quantizer)
         return call.op("Gather", call.tensor("weight"), call.tensor("indices"), axis=0)
     return call.op("Gather", call.tensor("self"), call.tensor("index"), axis=call.axis())
+
+
+def _coded_rows(call: Call, quantizer: Quantizer) -> str:
+    """Rows picked as codes, with the scales of these rows: a DequantizeLinear in front would make floats of the whole table."""
+    name, draft = call["weight"].name, call.values.draft
+    codes = quantize(call.values.state[name].detach().cpu().float(), quantizer).numpy().astype(code_dtype(quantizer.format))
+    stored = store_codes(draft, codes, name, quantizer.format)
+    scales = draft.constant(np.asarray(quantizer.scale, np.float32)[:, None], name=name + SCALE)
+    picked = call.op("Gather", stored, call.tensor("indices"), axis=0)
+    return call.op("Mul", call.op("Cast", picked, to=FLOAT), call.op("Gather", scales, call.tensor("indices"), axis=0))
 
 
 @lowerings.add("GatherElements")

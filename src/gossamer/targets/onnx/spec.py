@@ -27,7 +27,8 @@ SPEC = TargetSpec(
     float_formats=tuple(FLOAT_FORMATS.values()),  # behind a Cast, which the runtime computes once, when it loads the file
     packed_bits=(2, 4, 8),
     # unsigned: with signed activations 11 convolutions and all additions of a ResNet-18 stay in float
-    activation_formats=(IntFormat(bits=8, signed=False),),
+    # of fewer bits, kernels take as long as with 8, and a clip of their codes behind each
+    activation_formats=tuple(IntFormat(bits=bits, signed=False) for bits in (8, 7, 6, 5, 4, 3, 2)),
     integer_ops=frozenset([*_COMPUTE, *_SAME_SCALE]),
     same_scale_ops=frozenset(_SAME_SCALE),
     absorbed_ops=frozenset({"Relu", "Clip"}),
@@ -41,6 +42,7 @@ SPEC = TargetSpec(
     block_sizes=(32, 16, 64, 128, 256),
     input_bits=8,  # MatMulNBits at accuracy level 4, reproduced to 1e-7 by the dynamic_quantize op
     rounded_only=frozenset({"int8", "uint8"}),  # at level 0 its 8-bit kernel takes 3 times as long as float
+    table_formats=(IntFormat(bits=8, narrow=True),),
     width_multiple=16,  # float kernels work on blocks of 16 channels (AVX-512); 24 take as long as 32
 )
 specs.add(NAME, source="optimized graphs of ONNX Runtime 1.32 on x86-64")(SPEC)

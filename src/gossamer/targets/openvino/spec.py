@@ -28,6 +28,7 @@ SPEC = TargetSpec(
     add_tolerance_steps=1,
     tolerance_steps=1,  # the bias is added after scaling, in float32: the last bit may decide a tie
     exposed_as_run=False,  # an Add whose inputs are handed out is no part of the convolution before it
+    table_formats=(IntFormat(bits=8, narrow=True),),
     width_multiple=16,  # float kernels work on blocks of 16 channels (AVX-512)
 )
 specs.add(NAME, source="runtime models of OpenVINO 2026.4 on x86-64")(SPEC)
