@@ -11,6 +11,7 @@ import textwrap
 
 import pytest
 import torch
+from huggingface_hub import save_torch_state_dict  # accelerate brings it
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -184,6 +185,32 @@ def test_called_again_when_all_is_done(tmp_path):
     with pytest.raises(FileError, match="of another source"):
         compress_checkpoint(source, tmp_path / "out")
     assert contents(tmp_path / "out") == before
+
+
+def test_a_source_that_changes_meanwhile(tmp_path):
+    source = language_model(tmp_path / "in")
+
+    def change(record):
+        os.utime(source / "model-00001-of-00003.safetensors", ns=(5, 5))
+
+    with pytest.raises(FileError, match="model-00001-of-00003.safetensors: changed while it was read; delete the destination"):
+        compress_checkpoint(source, tmp_path / "out", on_progress=change)
+    assert not (tmp_path / "out" / MANIFEST).exists()
+    with pytest.raises(FileError, match="holds an unfinished compression that differs in the source's files"):
+        compress_checkpoint(source, tmp_path / "out")
+
+
+def test_what_the_hugging_face_hub_writes(tmp_path):
+    (tmp_path / "in").mkdir()
+    random = torch.Generator().manual_seed(0)
+    state = {f"layers.{place}.weight": torch.randn(64, 96, generator=random).bfloat16() for place in range(6)}
+    save_torch_state_dict(state, tmp_path / "in", max_shard_size=30_000)
+    assert len(list((tmp_path / "in").glob("*.safetensors"))) > 2
+    report = compress_checkpoint(tmp_path / "in", tmp_path / "out", CodeSettings("int8"))
+    assert len(report.coded) == 6
+    checkpoint = load_compressed(tmp_path / "out")
+    for name, tensor in state.items():
+        assert float((checkpoint.dequantized(name, dtype=torch.float32) - tensor).abs().max()) < 0.03
 
 
 def test_destinations_that_hold_something_else(tmp_path):

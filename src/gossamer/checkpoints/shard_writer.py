@@ -65,7 +65,7 @@ class ShardWriter:
             flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | (os.O_TRUNC if fresh else 0)
             self._handle = os.open(self.partial, flags, 0o666)
             if fresh:
-                os.posix_fallocate(self._handle, 0, self.layout.size_bytes)
+                _reserve(self._handle, self.layout.size_bytes)
                 self._write(0, self.layout.header)
         except OSError as error:
             self._close()
@@ -98,7 +98,7 @@ class ShardWriter:
     def sync(self) -> None:
         """Make all that was written last through a power cut. Raises FileError when the disk refuses."""
         try:
-            os.fdatasync(self._handle)
+            getattr(os, "fdatasync", os.fsync)(self._handle)  # macOS has only the second
         except OSError as error:
             raise self._failed(error) from error
         self.unsynced_bytes = 0
@@ -119,6 +119,14 @@ class ShardWriter:
         if self._handle >= 0:
             os.close(self._handle)
             self._handle = -1
+
+
+def _reserve(handle: int, size_bytes: int) -> None:
+    """Make a file as long as it will be; where the system can, its place on the disk is taken, too."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(handle, 0, size_bytes)
+    else:
+        os.ftruncate(handle, size_bytes)
 
 
 def partial_path(path: Path) -> Path:

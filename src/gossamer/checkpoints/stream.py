@@ -70,6 +70,7 @@ def compress_checkpoint(
             _check_space(folder, shards)
             for shard in shards:
                 run.write(shard)
+            _check_unchanged(checkpoint, job["source"])
             entries = {name: journal.done[name] for name in checkpoint.tensors}
             _finish(folder, job, shards, entries)
     (folder / JOURNAL).unlink(missing_ok=True)
@@ -124,6 +125,12 @@ def _identity(shard: TensorFile) -> dict[str, Any]:
         "modified_ns": stat.st_mtime_ns,
         "header_sha256": shard.header_sha256,
     }
+
+
+def _check_unchanged(checkpoint: Checkpoint, before: list[dict[str, Any]]) -> None:
+    for shard, identity in zip(checkpoint.shards, before, strict=True):
+        if _identity(shard) != identity:
+            raise FileError(shard.path, "changed while it was read", "delete the destination and begin anew")
 
 
 def _check_folder(folder: Path, shards: list[_Shard]) -> None:
