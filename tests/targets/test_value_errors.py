@@ -8,7 +8,9 @@ from gossamer.apply.engine import apply
 from gossamer.errors import DataError, PlanError
 from gossamer.numerics.affine import fake_quantize
 from gossamer.numerics.distance import sqnr_db
+from gossamer.plan.edits import ScaleChannels
 from gossamer.plan.quantization import plan_quantization
+from gossamer.plan.scheme import Scheme
 from gossamer.program.capture import capture
 from gossamer.program.fold import fold_batch_norms
 from gossamer.targets.value_errors import value_errors
@@ -70,3 +72,17 @@ def test_another_network_is_refused(quantized, samples):
 def test_empty_data_is_refused(program, quantized):
     with pytest.raises(DataError, match="the reference data is empty"):
         value_errors(quantized, program, [])
+
+
+def test_scale_that_was_moved_between_channels_is_no_error(samples):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
+    with torch.no_grad():
+        network[0].weight[3] *= 50
+    program = capture(network, samples[:2])
+    plan = plan_quantization(program, samples, scheme=Scheme(equalization="smoothquant"))
+    assert any(isinstance(edit, ScaleChannels) for edit in plan.edits)
+    equalized = apply(program, plan)
+    errors = value_errors(equalized, program, samples, plan=plan)
+    assert min(errors.values()) > 25
+    assert min(value_errors(equalized, program, samples).values()) < 20

@@ -111,7 +111,7 @@ def run_trial(job: Job, removed_ratio: float, folder: Path, scores: Callable[[],
     save(quantized, folder / "model.gossamer")
     pruning.save(folder / "pruning.json")
     quantization.save(folder / "quantization.json")
-    write_json(folder / "errors.json", value_errors(quantized, pruned, calibration(job.data)))
+    write_json(folder / "errors.json", value_errors(quantized, pruned, calibration(job.data), plan=quantization))
     write_json(done, report.to_dict())  # last: a folder with a report is a finished trial
     return Trial(removed_ratio, report, folder)
 

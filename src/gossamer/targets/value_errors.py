@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gossamer.apply.quantize import restructure
 from gossamer.batches import as_batches
 from gossamer.errors import PlanError
 from gossamer.numerics.distance import decibels
+from gossamer.plan.plan import Plan
 from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
 from gossamer.program.gates import gated_activations, split_gates
 from gossamer.program.program import Program
@@ -18,13 +20,16 @@ MOST_SAMPLES = 16  # enough for a figure in whole decibels, cheap enough for a r
 CHUNK = 4  # samples whose values are all held at once
 
 
-def value_errors(quantized: Program, reference: Program, data: Any, *, samples: int = MOST_SAMPLES) -> dict[str, float]:
+def value_errors(
+    quantized: Program, reference: Program, data: Any, *, plan: Plan | None = None, samples: int = MOST_SAMPLES
+) -> dict[str, float]:
     """SQNR in dB of every quantized value, by name, over the first `samples` samples; errors of earlier layers included.
 
-    `reference` is the float program that was quantized. Quantized values round in float here, as in training.
+    `reference` is the float program that was quantized, `plan` what quantized it: without it, scale that the plan moved between
+    channels counts as error. Quantized values round in float here, as in training.
     Raises: PlanError for a reference that lacks values of the quantized program; DataError for data that cannot be used.
     """
-    float_program = aligned(reference.copy().eval(), quantized)
+    float_program = aligned(reference.copy().eval(), quantized) if plan is None else restructure(reference, plan.edits).eval()
     quantized = quantized.copy().eval()
     names = [name for name in quantized.quantizers if name not in quantized.graph.state_names]
     missing = [name for name in names if name not in {*float_program.graph.inputs, *float_program.graph.by_name}]

@@ -168,7 +168,7 @@ def _weight_cure(patient: Patient, weight: str, name: str) -> Iterator[Candidate
         quantizer = choose_weight_quantizer(numbers, quantizer.integers, name.removeprefix("range: "))
         if quantizer == patient.quantizers[weight]:
             return
-    codes = codes_in(patient.plan, weight, numbers, quantizer) if name == "bias correction" else _codes(patient, layers[0], quantizer)
+    codes = codes_in(patient.plan, weight, numbers, quantizer) if name == "bias correction" else _rounded(patient, layers[0], quantizer)
     nodes = tuple(layer.node for layer in layers)
     edits: list[Edit] = [QuantizeValue(weight, quantizer)]
     steps = codes - quantize(numbers, quantizer)
@@ -185,6 +185,14 @@ def codes_in(plan: Plan, weight: str, numbers: Tensor, quantizer: Quantizer) -> 
         if isinstance(edit, RoundWeight) and edit.value == weight:
             codes = (codes + unpack_steps(edit.steps, tuple(numbers.shape)).to(codes)).clamp(quantizer.format.lo, quantizer.format.hi)
     return codes
+
+
+def _rounded(patient: Patient, layer: Layer, quantizer: Quantizer) -> Tensor:
+    """The codes of `_codes`, computed once."""
+    key = (layer.weight, quantizer)
+    if key not in patient.rounded:
+        patient.rounded[key] = _codes(patient, layer, quantizer)
+    return patient.rounded[key]
 
 
 def _codes(patient: Patient, layer: Layer, quantizer: Quantizer) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ _SAME = 1e-5  # how far a rebuilt plan's weights may be from the quantized netwo
 class Patient:
     """original  the float network; plan: what quantizes it; prepared: float, with batch norms folded as the plan says;
     placement, seen  which values and layers can run on codes, and what calibration saw of them
+    rounded  codes of weights by second-order rounding that were computed already
     """
 
     original: Program
@@ -44,6 +45,7 @@ class Patient:
     placement: Placement
     seen: Calibration
     spec: TargetSpec
+    rounded: dict[tuple[str, Quantizer], Tensor] = field(default_factory=dict)
 
     @property
     def quantizers(self) -> Mapping[str, Quantizer]:
