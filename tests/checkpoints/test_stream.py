@@ -171,6 +171,23 @@ def test_a_file_lost_between_two_attempts_is_made_again(tmp_path, monkeypatch):
         shutil.rmtree(tmp_path / "out")
 
 
+def test_a_journal_that_lost_lines_costs_time_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "SYNC_BYTES", 0)
+    source = language_model(tmp_path / "in")
+    compress_checkpoint(source, tmp_path / "whole")
+
+    def kill(record):
+        if record.note == "model-00003-of-00003.safetensors":  # the last file is whole, the manifest is not written
+            raise Killed
+
+    with pytest.raises(Killed):
+        compress_checkpoint(source, tmp_path / "out", on_progress=kill)
+    lines = (tmp_path / "out" / JOURNAL).read_bytes().splitlines(keepends=True)
+    (tmp_path / "out" / JOURNAL).write_bytes(b"".join(lines[:-2]))
+    compress_checkpoint(source, tmp_path / "out")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
 def test_called_again_when_all_is_done(tmp_path):
     source = language_model(tmp_path / "in")
     first = compress_checkpoint(source, tmp_path / "out")

@@ -53,10 +53,6 @@ class ShardWriter:
         self.unsynced_bytes = 0
         self._handle = -1
 
-    def begins_again(self) -> bool:
-        """Whether nothing of an earlier attempt can be used: no file of this layout is there, whole or partial."""
-        return not (holds(self.path, self.layout) or holds(self.partial, self.layout))
-
     @contextmanager
     def opened(self) -> Iterator[ShardWriter]:
         """Open the partial file, making it in full length at once, so that a full disk shows now. Raises FileError."""

@@ -179,7 +179,8 @@ class _Run:
     def forget_lost(self, shards: list[_Shard]) -> int:
         """Do not count as done what is in no file any more; returns the bytes of the source that are done."""
         for shard in shards:
-            if not shard.complete and not holds(partial_path(shard.path), shard.layout):
+            whole = shard.complete and all(name in self._journal.done for name in shard.source.tensors)
+            if not whole and not holds(partial_path(shard.path), shard.layout):
                 for name in shard.source.tensors:
                     self._journal.done.pop(name, None)
         done = [tensor for shard in shards for tensor in shard.source.tensors.values() if tensor.name in self._journal.done]
