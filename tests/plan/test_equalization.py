@@ -260,6 +260,11 @@ def test_what_clips_is_left_alone(samples):
         job = EqualizationJob(program)
         assert [len(site.readers) for site in job.sites] == [1]  # the norm alone
         assert not equalizations["cross-layer"].run(job)
+        plan = plan_quantization(program, samples, scheme=Scheme(equalization="cross-layer"))
+        assert {item.where: item.reason.split(" in ")[0] for item in plan.frozen if "(scale)" in item.where}["up (scale)"] in (
+            "its channels keep their scale: Clip",
+            "its channels keep their scale: Gelu",
+        )
 
 
 def test_errors(outliers, samples):

@@ -18,7 +18,7 @@ from gossamer.errors import ConfigError, PlanError
 from gossamer.numerics.packing import pack_floats, unpack_floats
 from gossamer.plan.edits import Edit, FoldBatchNorm, ScaleChannels, ScaleInput
 from gossamer.plan.equalization_sites import Observed, Reader, Site, find_inputs, find_sites, observe
-from gossamer.plan.plan import Plan
+from gossamer.plan.plan import Frozen, Plan
 from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
 from gossamer.program.program import Program
 from gossamer.program.scale_inputs import scale_inputs
@@ -126,6 +126,14 @@ equalizations: Registry[Equalization] = Registry("equalization", home="gossamer.
 equalizations.add("none")(Equalization(lambda job: (), data=False))
 
 
+def kept_scales(job: EqualizationJob) -> Iterator[Frozen]:
+    """The layers, norms and embeddings none of whose channels can be scaled, and why."""
+    for name, reason in job.scaling.made_fixed.items():
+        if not job.scaling.made[name].any():
+            node = job.program.graph.by_name[name]
+            yield Frozen(f"{node.module or node.name} (scale)", f"its channels keep their scale: {reason}")
+
+
 def equalized(job: EqualizationJob, name: str) -> tuple[Program, tuple[Move, ...]]:
     """The program with scale moved by a method, and the edits that do it. Raises ConfigError for an unknown method."""
     method = equalizations[name]
@@ -147,9 +155,10 @@ def plan_equalization(program: Program, method: str = "cross-layer") -> Plan:
     if equalizations[method].data:
         raise ConfigError("method", method, "'cross-layer', which looks at weights alone; the others are for Scheme(equalization=)")
     folds = foldable_batch_norms(program)
-    _, edits = equalized(EqualizationJob(fold_batch_norms(program.copy().eval(), folds)), method)
+    job = EqualizationJob(fold_batch_norms(program.copy().eval(), folds))
+    _, edits = equalized(job, method)
     every: tuple[Edit, ...] = (*(FoldBatchNorm(name) for name in folds), *edits)
-    return Plan(every, program.digest, weights_digest=program.weights_digest())
+    return Plan(every, program.digest, weights_digest=program.weights_digest(), frozen=tuple(kept_scales(job)))
 
 
 def with_moves(program: Program, edits: Sequence[Move], scaling: Scaling | None = None) -> Program:

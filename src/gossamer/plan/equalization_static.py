@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -13,7 +13,7 @@ from gossamer.numerics.formats import IntFormat
 from gossamer.numerics.ranges import choose_quantizer, choose_weight_quantizer, range_methods
 from gossamer.numerics.spread import Spread
 from gossamer.plan.calibrate import Calibration, calibrate
-from gossamer.plan.equalization import EqualizationJob, Move, equalized
+from gossamer.plan.equalization import EqualizationJob, Move, equalized, kept_scales
 from gossamer.plan.equalization_sites import few_samples
 from gossamer.plan.equalization_trial import Trial
 from gossamer.plan.placement import Placement
@@ -58,7 +58,8 @@ class StaticCoding:
 def equalize_static(
     program: Program, placement: Placement, batches: Batches, coding: StaticCoding, on_progress: OnProgress
 ) -> tuple[Program, Placement, tuple[Move, ...]]:
-    """The program with scale moved as the scheme asks, what runs on codes then, and the edits that do it."""
+    """The program with scale moved as the scheme asks, what runs on codes then, and the edits that do it. What cannot give scale away is
+    told in `frozen` of the placement."""
     if coding.scheme.equalization == "none":
         return program, placement, ()
     samples = few_samples(program, batches)
@@ -72,4 +73,5 @@ def equalize_static(
         on_progress=on_progress,
     )
     moved, edits = equalized(job, coding.scheme.equalization)
-    return moved, coding.place(moved) if edits else placement, edits
+    placement = coding.place(moved) if edits else placement
+    return moved, replace(placement, frozen=(*placement.frozen, *kept_scales(job))), edits

@@ -20,7 +20,8 @@ class Scheme:
                      (so that the layer's output changes least)
     bias_correction  take the mean error that rounded weights make out of the bias
     equalization     how scale moves between channels before that: a name in plan.equalization.equalizations, such as "none",
-                     "cross-layer", "smoothquant", "repq", or "auto" (whichever leaves the least error on the calibration data)
+                     "cross-layer", "smoothquant", "smoothquant-insert" (with multiplications of their own where nothing else can take
+                     scale), "repq", or "auto" (whichever leaves the least error on the calibration data)
     code_ends        float inputs and outputs of the network get codes, too, so that export(..., io="uint8") can hand them out
 
     Raises: ConfigError for a method that does not exist (suggests the nearest).
