@@ -86,12 +86,13 @@ class Everything(nn.Module):
         return torch.relu(self.head(y))
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_every_kernel(seed):
+@pytest.mark.parametrize(("seed", "bits"), [(0, 8), (1, 8), (0, 4), (1, 2)])
+def test_every_kernel(seed, bits):
     torch.manual_seed(seed)
     x = 2 * torch.randn(16, 8, 12, 12)
-    program = quantized(Everything(), x)
-    check_exact(program, x[:4])
+    program = quantized(Everything(), x, activations=f"uint{bits}")
+    got, _ = check_exact(program, x[:4])
+    assert max(int(got[name].max()) for name in program.quantizers if name in got) <= 2**bits - 1
 
 
 def test_sums_beyond_what_float32_holds():

@@ -132,7 +132,8 @@ def hard_sigmoid(call: CodeCall) -> Tensor:
     """clamp(x/6 + 1/2, 0, 1) as a product with 1/6 whose result has its zero point at 1/2."""
     codes, source = call.first
     sixth = Quantizer(IntFormat(bits=8, signed=False), PerTensor(), (float(torch.tensor(1 / 6, dtype=torch.float32)),), (0,))
-    shifted = replace(_result(call), zero_point=(128,))
+    result = _result(call)
+    shifted = replace(result, zero_point=(1 << (result.format.bits - 1),))
     return integer.multiply_codes(codes, torch.ones(()), (source, sixth, shifted))
 
 

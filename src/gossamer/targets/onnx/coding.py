@@ -18,6 +18,7 @@ from gossamer.targets.onnx.storage import bits_of_floats, storage_of_codes
 
 CODES, REAL, ZERO = "/q", "/dq", "/z"  # ends of the tensor names of a value's codes, of what they stand for, of a weight's zero points
 WIDE, SCALE = "/q8", "/s"  # ends of the names of a weight's narrower codes once they are int8, and of a float weight's scales
+UNCLIPPED = "/wide"  # end of the name of codes before they are clipped to fewer bits
 FLOAT, INT8 = 1, 3  # of TensorProto
 
 
@@ -31,9 +32,14 @@ def code_dtype(fmt: Format) -> type[np.generic]:
 
 
 def emit_codes(draft: Draft, tensor: str, name: str, quantizer: Quantizer) -> str:
-    """Emit the QuantizeLinear of an activation; return its codes."""
+    """Emit the QuantizeLinear of an activation; return its codes, which are clipped where they use fewer bits than the kernels' 8."""
     scale, zero, axis = _parameters(draft, quantizer)
-    return draft.emit("QuantizeLinear", (tensor, scale, zero), name=name + CODES, axis=axis)[0]
+    fmt = quantizer.format
+    if fmt.bits >= 8:
+        return draft.emit("QuantizeLinear", (tensor, scale, zero), name=name + CODES, axis=axis)[0]
+    wide = draft.emit("QuantizeLinear", (tensor, scale, zero), name=name + UNCLIPPED, axis=axis)[0]
+    limits = (draft.constant(np.asarray(limit, code_dtype(fmt))) for limit in (fmt.lo, fmt.hi))
+    return draft.emit("Clip", (wide, *limits), name=name + CODES)[0]
 
 
 def emit_real(draft: Draft, codes: str, name: str, quantizer: Quantizer) -> str:

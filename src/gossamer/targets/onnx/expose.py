@@ -47,7 +47,7 @@ def expose(path: Path, data: bytes) -> tuple[bytes, dict[str, str]]:
     exposed: dict[str, str] = {}
     zeros = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type == "QuantizeLinear" and node.output[0].endswith(CODES):
+        if node.op_type in ("QuantizeLinear", "Clip") and node.output[0].endswith(CODES):
             name = node.output[0]
             exposed[name.removesuffix(CODES)] = name
             model.graph.output.append(helper.make_tensor_value_info(name, zeros[node.input[2]], None))

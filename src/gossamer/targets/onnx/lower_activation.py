@@ -12,8 +12,13 @@ from gossamer.numerics.formats import IntFormat, PerTensor
 from gossamer.targets.onnx.coding import emit_codes, emit_real
 from gossamer.targets.onnx.lowering import Call, lowerings
 
-# the quantizer of a gate, a value in [0, 1]
-GATE = Quantizer(IntFormat(bits=8, signed=False), PerTensor(), (2.0**-8,), (0,))
+
+def gate_of(bits: int) -> Quantizer:
+    """The codes of values in [0, 1] that the target prescribes (TargetSpec.gate_ops)."""
+    return Quantizer(IntFormat(bits=bits, signed=False), PerTensor(), (2.0**-bits,), (0,))
+
+
+GATE = gate_of(8)
 
 
 @lowerings.add("LeakyRelu")
@@ -53,16 +58,16 @@ def silu(call: Call) -> str:
 def hard_sigmoid(call: Call) -> str:
     """clamp(x/6 + 1/2, 0, 1).
 
-    ONNX Runtime has no integer kernel for it, but one for products. With codes of scale 2^-8 and zero point 0, 1/2 is
-    128 steps: the codes are those of x/6 at zero point 128, whose range clips where the clamp does.
+    ONNX Runtime has no integer kernel for it, but one for products. With codes of scale 2^-8 and zero point 0 (2^-bits for fewer
+    bits), 1/2 is 128 steps: the codes are those of x/6 at zero point 128, whose range clips where the clamp does.
     """
     source, quantizer = call.tensor("self"), call.values.program.quantizers.get(call.node.name)
-    if source not in call.values.coded or quantizer != GATE:
+    if source not in call.values.coded or quantizer is None or quantizer != gate_of(quantizer.format.bits):
         return call.op("HardSigmoid", source, alpha=1 / 6, beta=0.5)
     draft = call.values.draft
     sixth = emit_real(draft, draft.constant(np.array(1, np.uint8)), "sixth", replace(GATE, scale=(float(np.float32(1 / 6)),)))
-    shifted = replace(GATE, zero_point=(128,))
-    return call.define_codes(emit_codes(draft, call.op("Mul", source, sixth), call.node.name, shifted), GATE)
+    shifted = replace(quantizer, zero_point=(1 << (quantizer.format.bits - 1),))
+    return call.define_codes(emit_codes(draft, call.op("Mul", source, sixth), call.node.name, shifted), quantizer)
 
 
 @lowerings.add("HardSwish")
