@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import header, write
+from common import RESULTS, header, write
 from safetensors.torch import load_file, save_file
 
 from gossamer.checkpoints.blocks import code
@@ -30,7 +30,8 @@ SHARD_MB = 64
 COLUMNS = 4096
 MEMORY_MB = 64
 ROOM_MB = 256
-METHODS = (("int4", "min-max"), ("uint4", "min-max"), ("int3", "min-max"), ("int4", "hqq"), ("uint4", "hqq"), ("int4", "mse"))
+AT_ONCE_MB = 512  # larger ones are not done at once: the trend is plain
+METHODS = (("int4", "min-max"), ("uint4", "min-max"), ("int3", "min-max"), ("int8", "min-max"), ("uint4", "hqq"), ("uint4", "mse"))
 
 
 def make(folder: Path, megabytes: int, *, one_tensor: bool = False) -> None:
@@ -104,28 +105,50 @@ def measure(way: str, source: Path, weights: str, ranges: str, *, room_mb: int =
     }
 
 
-def run(sizes_mb: list[int]) -> None:
-    """All runs."""
-    growing, methods = [], []
-    with tempfile.TemporaryDirectory() as folder:
-        for size in sizes_mb:
-            make(source := Path(folder) / f"in{size}", size)
-            growing += [measure(way, source, "int4", "min-max") for way in ("streamed", "at once")]
-            if size < sizes_mb[-1]:
-                shutil.rmtree(source)
-        limited = [measure(way, source, "int4", "min-max", room_mb=ROOM_MB) for way in ("streamed", "at once")]
+def growing(folder: Path, sizes_mb: list[int]) -> list[dict[str, Any]]:
+    """Speed and memory as the checkpoint grows."""
+    found = []
+    for size in sizes_mb:
+        make(source := folder / "in", size)
+        found += [measure(way, source, "int4", "min-max") for way in ("streamed", "at once") if way == "streamed" or size <= AT_ONCE_MB]
         shutil.rmtree(source)
-        make(source := Path(folder) / "single", sizes_mb[-1], one_tensor=True)
-        limited += [measure(way, source, "int4", "min-max", room_mb=ROOM_MB) for way in ("streamed", "at once")]
+    return found
+
+
+def limited(folder: Path, sizes_mb: list[int]) -> list[dict[str, Any]]:
+    """The largest checkpoint, and a single weight of its size, under a limit on the address space."""
+    found = []
+    for one_tensor in (False, True):
+        make(source := folder / "in", sizes_mb[-1], one_tensor=one_tensor)
+        runs = [measure(way, source, "int4", "min-max", room_mb=ROOM_MB) for way in ("streamed", "at once")]
+        found += [{"one_tensor": one_tensor, **figures} for figures in runs]
         shutil.rmtree(source)
-        make(source := Path(folder) / "small", SHARD_MB)
-        methods = [measure("streamed", source, weights, ranges) for weights, ranges in METHODS]
+    return found
+
+
+def methods(folder: Path, sizes_mb: list[int]) -> list[dict[str, Any]]:
+    """One shard by each method."""
+    make(source := folder / "in", SHARD_MB)
+    return [measure("streamed", source, weights, ranges) for weights, ranges in METHODS]
+
+
+PARTS = {"growing": growing, "limited": limited, "methods": methods}
+
+
+def run(parts: list[str], sizes_mb: list[int]) -> None:
+    """Measure some parts; the others stay as the results have them."""
+    before = json.loads(path.read_text()) if (path := RESULTS / "streaming.json").exists() else {}
+    found = {name: before[name] for name in PARTS if name in before}
+    for name in parts:
+        with tempfile.TemporaryDirectory() as folder:
+            found[name] = PARTS[name](Path(folder), sizes_mb)
     facts = {"threads": 1, "block": 32, "memory_mb": MEMORY_MB, "room_mb": ROOM_MB, "dtype": "bfloat16"}
-    write("streaming", {**header(("torch", "numpy", "safetensors"), **facts), "growing": growing, "limited": limited, "methods": methods})
+    write("streaming", {**header(("torch", "numpy", "safetensors"), **facts), **found})
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", default=list(PARTS))
     parser.add_argument("--sizes-mb", type=int, nargs="+", default=[128, 256, 512, 1024, 1536])
     parser.add_argument("--child", nargs=6)
     given = parser.parse_args()
@@ -133,4 +156,4 @@ if __name__ == "__main__":
         way, source, destination, weights, ranges, room = given.child
         child(way, source, destination, weights, ranges, int(room))
     else:
-        run(given.sizes_mb)
+        run(given.parts, given.sizes_mb)

@@ -1,7 +1,7 @@
-"""Write the tables of README.md from benchmarks/results/*.json.
+"""Write the tables of README.md and the pages in docs from benchmarks/results/*.json.
 
 python benchmarks/tables.py            write them
-python benchmarks/tables.py --check    fail when README.md is not up to date
+python benchmarks/tables.py --check    fail when one is not up to date
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from common import RESULTS, ROOT
 from mnist_table import mnist_pruning
+from weight_tables import half_quadratic, streaming
 
 
 def demo(result: dict[str, Any]) -> str:
@@ -172,6 +172,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "efficientnet_lite0_pruning": efficientnet_lite0_pruning,
     "mnist_pruning": mnist_pruning,
     "torch_pruning": torch_pruning,
+    "half_quadratic": half_quadratic,
+    "streaming": streaming,
 }
 
 
@@ -187,11 +189,12 @@ def fill(text: str) -> str:
 
 
 def main() -> None:
-    page = Path(ROOT / "README.md")
-    filled = fill(page.read_text())
+    pages = {page: fill(page.read_text()) for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))}
+    behind = [page for page, filled in pages.items() if filled != page.read_text()]
     if "--check" in sys.argv[1:]:
-        sys.exit("README.md is not up to date: python benchmarks/tables.py" if filled != page.read_text() else 0)
-    page.write_text(filled)
+        sys.exit(f"{behind[0].relative_to(ROOT)} is not up to date: python benchmarks/tables.py" if behind else 0)
+    for page in behind:
+        page.write_text(pages[page])
 
 
 if __name__ == "__main__":
