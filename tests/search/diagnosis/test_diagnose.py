@@ -11,6 +11,8 @@ from gossamer.numerics.affine import fake_quantize
 from gossamer.numerics.distance import sqnr_db
 from gossamer.plan.dynamic import plan_dynamic_quantization
 from gossamer.plan.plan import Plan
+from gossamer.plan.quantization import plan_quantization
+from gossamer.plan.weight_only import plan_weight_quantization
 from gossamer.program.capture import capture
 from gossamer.program.fold import fold_batch_norms
 from gossamer.search.diagnosis.diagnose import diagnose
@@ -300,3 +302,15 @@ def test_a_trained_quantized_network_is_measured_without_cures(x, healthy):
     diagnosis = diagnose(trained, program, x, worst=1)
     assert "give its plan=" in diagnosis.notes[0] or "code steps of a plan" in diagnosis.notes[0]
     assert found(diagnosis, "fc.weight").isolated.output_db < 40
+
+
+def test_floating_point_codes_have_no_range_to_blame():
+    torch.manual_seed(0)
+    x = torch.randn(32, 32)
+    program = capture(nn.Sequential(nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)).eval(), x[:2])
+    stored = apply(program, plan_weight_quantization(program, weights="bf16"))
+    assert {finding.cause.label for finding in diagnose(stored, program, x).findings} == {"rounding"}
+    mixed = apply(program, plan_quantization(program, x, rules={"2": "fp16"}))
+    diagnosis = diagnose(mixed, program, x, worst=9)
+    assert found(diagnosis, "2.weight").format == "fp16"
+    assert diagnosis.notes == ()

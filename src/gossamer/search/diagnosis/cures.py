@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gossamer.batches import Batches
 from gossamer.numerics.affine import Quantizer, dequantize, quantize
-from gossamer.numerics.formats import PerAxis, PerTensor
+from gossamer.numerics.formats import IntFormat, PerAxis, PerTensor
 from gossamer.numerics.packing import pack_steps, unpack_steps
 from gossamer.numerics.ranges import choose_quantizer, choose_weight_quantizer, fit_clamp
 from gossamer.numerics.rounding import second_order_codes
@@ -156,7 +156,7 @@ def value_quantizer(patient: Patient, name: str, method: str) -> Quantizer | Non
 def _weight_cure(patient: Patient, weight: str, name: str) -> Iterator[Candidate]:
     """One cure of a weight by name; nothing where it does not apply."""
     layers = patient.layers_of(weight)
-    if not layers or weight not in patient.quantizers:
+    if not layers or weight not in patient.quantizers or not isinstance(patient.quantizers[weight].format, IntFormat):
         return
     quantizer, numbers = patient.quantizers[weight], patient.prepared.state[weight].detach()
     by_axis = isinstance(quantizer.granularity, PerAxis)

@@ -100,7 +100,7 @@ class Evidence:
     channel_sizes  (C,) largest |number| of each channel
     codes          lowest and highest number that codes stand for; of scales per channel the widest
     inner          range that holds 99.9 % of the numbers
-    per_tensor     whether all channels share one scale
+    per_tensor     whether all channels share one scale of integer codes (floating-point codes are as fine for small numbers)
     bias_code      largest |bias| of a layer in steps of its accumulator, scale(input) * scale(weight); 0 where there is none
     growth         how much larger the scale of that channel is than its weights need
     bias_channel   which channel that is
@@ -146,7 +146,7 @@ class Watch:
         assert self._sizes is not None
         return Evidence(
             depthwise=self._item.depthwise,
-            per_tensor=quantizer is not None and isinstance(quantizer.granularity, PerTensor),
+            per_tensor=quantizer is not None and _one_scale(quantizer),
             split=self._split,
             channel_sizes=self._sizes,
             codes=self._codes,
@@ -161,7 +161,7 @@ def weight_evidence(item: Item, true: Tensor, coded: Tensor, program: Program) -
     code, growth, channel = _bias_in_steps(item, true, program)
     return Evidence(
         depthwise=item.depthwise,
-        per_tensor=isinstance(quantizer.granularity, PerTensor),
+        per_tensor=_one_scale(quantizer),
         split=split_error(true, coded, quantizer),
         channel_sizes=true.abs().flatten(1).amax(1),
         codes=_limits(quantizer, true),
@@ -170,6 +170,10 @@ def weight_evidence(item: Item, true: Tensor, coded: Tensor, program: Program) -
         growth=growth,
         bias_channel=channel,
     )
+
+
+def _one_scale(quantizer: Quantizer) -> bool:
+    return isinstance(quantizer.granularity, PerTensor) and isinstance(quantizer.format, IntFormat)
 
 
 def channel_sizes(value: Tensor) -> Tensor:
