@@ -314,3 +314,19 @@ def test_floating_point_codes_have_no_range_to_blame():
     diagnosis = diagnose(mixed, program, x, worst=9)
     assert found(diagnosis, "2.weight").format == "fp16"
     assert diagnosis.notes == ()
+
+
+def test_weights_in_blocks_are_cured_by_other_plans(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(96, 64) @ torch.randn(64, 64)
+    program = capture(nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 6)).eval(), x[:2])
+    quantized = apply(program, plan_weight_quantization(program, weights="int4"))
+    diagnosis = diagnose(quantized, program, x, worst=1)
+    gains = {cure.name: cure.gain_db for cure in diagnosis.network}
+    assert gains["rounding with data"] > 0.5
+    assert "blocks of 16, rounding with data" in gains
+    assert cure(diagnosis.worst[0], "keep float").gain_db > 0.5
+    assert len(diagnosis.chosen) == 1
+    cured = apply(program, diagnosis.plan)
+    assert sqnr_db(program(x[:64]).detach(), cured(x[:64]).detach()) == pytest.approx(diagnosis.cured.output_db, abs=0.1)
+    assert verify(export(cured, tmp_path / "m.onnx"), reference=program, data=(x, torch.arange(len(x)) % 6), batch=4).passed

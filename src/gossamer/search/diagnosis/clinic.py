@@ -10,11 +10,11 @@ from torch import Tensor
 
 from gossamer.apply.engine import apply
 from gossamer.batches import Batches
-from gossamer.errors import PlanError
 from gossamer.plan.plan import Plan
 from gossamer.program.ops.own import ROUNDED
 from gossamer.program.program import Program
 from gossamer.progress import OnProgress, Progress
+from gossamer.search.diagnosis.block_cures import admit_blocks, block_cures
 from gossamer.search.diagnosis.cures import KEEP_FLOAT, Candidate, cures_of, equalizing_cures, network_cures
 from gossamer.search.diagnosis.damage import DamageMeter
 from gossamer.search.diagnosis.evidence import Item
@@ -62,15 +62,16 @@ class Clinic:
     def treat(self, original: Program, plan: Plan | None, causes: Mapping[str, str], worst: int, keep_float: bool) -> Treated:
         """Try the cures of the `worst` tensors and those of the whole network; `causes` by tensor.
 
-        Raises: PlanError for a network that is not quantized statically, or whose plan cannot be read off.
+        Raises: PlanError for a network whose values are all rounded while it runs, or whose plan cannot be read off.
         """
-        coded_values = any(found.item.kind == VALUE for found in self._measured.items)
-        if any(node.op in ROUNDED for node in self._quantized.graph.nodes) or not coded_values:
-            raise PlanError("cures are for static quantization; this network rounds values while it runs, or only its weights are coded.")
-        patient = admit(original, plan or rebuilt_plan(self._quantized, original), self._batches, self._on_progress)
         items = self._worst(worst)
-        candidates = _candidates(patient, items, causes)
-        candidates += equalizing_cures(patient, self._batches, {causes[item.name] for item in items}, self._on_progress)
+        if self._static():
+            patient = admit(original, plan or rebuilt_plan(self._quantized, original), self._batches, self._on_progress)
+            candidates = _candidates(patient, items, causes)
+            candidates += equalizing_cures(patient, self._batches, {causes[item.name] for item in items}, self._on_progress)
+        else:
+            patient = admit_blocks(original, plan, self._quantized)
+            candidates = list(block_cures(original, self._quantized, items, self._batches))
         tried: list[tuple[Candidate, Cure]] = []
         for done, candidate in enumerate(candidates):
             self._on_progress(Progress("try cures", done, len(candidates), f"{candidate.where} {candidate.name}".strip()))
@@ -80,6 +81,11 @@ class Clinic:
         course = self._combine(patient, tried, items, causes, keep_float)
         cures = tuple(replace(cure, chosen=(cure.where, cure.name) in course.names) for _, cure in tried)
         return Treated(cures, course.damage, course.plan if course.names else None)
+
+    def _static(self) -> bool:
+        """Whether values have codes, too, and none is rounded while the network runs."""
+        coded_values = any(found.item.kind == VALUE for found in self._measured.items)
+        return coded_values and not any(node.op in ROUNDED for node in self._quantized.graph.nodes)
 
     def _worst(self, number: int) -> list[Item]:
         """The tensors that hurt most, as far as a cure of one of them could be seen at all."""
@@ -107,6 +113,8 @@ class Clinic:
         if new is None:
             return course
         candidate, cure = new
+        if not self._static():
+            return _Course(cure.after, candidate.change(patient.plan), frozenset({(candidate.where, candidate.name)}))
         changed = admit(patient.original, candidate.change(patient.plan), self._batches, self._on_progress)
         start = _Course(cure.after, changed.plan, frozenset({(candidate.where, candidate.name)}))
         known = {(found.where, found.name) for found in plain}
