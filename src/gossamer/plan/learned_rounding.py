@@ -189,6 +189,6 @@ def _outputs(
     return {name: torch.cat(rows) for name, rows in found.items()}
 
 
-roundings.add("adaround", source="Nagel et al. 2020, arXiv:2004.10568")(learned(Learning(), by_layer=True))
+roundings.add("adaround", source="Nagel et al. 2020, arXiv:2004.10568")(learned(Learning(straight=False), by_layer=True))
 roundings.add("brecq", source="Li et al. 2021, arXiv:2102.05426")(learned(Learning()))
 roundings.add("qdrop", source="Wei et al. 2022, arXiv:2203.05740")(learned(Learning(drop=0.5, value_rate=1e-3)))
