@@ -112,15 +112,15 @@ def random_network(seed: int) -> tuple[nn.Module, tuple[int, int, int]]:
     return net, shape
 
 
-def random_formats(seed: int, layers: list[str]) -> tuple[str, dict[str, str]]:
-    """The format of all weights, and rules for some layers."""
+def random_formats(seed: int, layers: list[str]) -> tuple[str, str, dict[str, str]]:
+    """The formats of all weights and values, and rules for some layers."""
     random = Random(seed + 1)
     weights = random.choice([*INTEGERS, "int8", "int8", "int4"])
     chosen = [name for name in layers if random.random() < 0.4]
     rules = {name: random.choice(INTEGERS + OTHERS) for name in chosen}
     if len(rules) == len(layers) and not set(rules.values()) & set(INTEGERS):
         rules = {}
-    return weights, rules
+    return weights, random.choice(["uint8", "uint8", "uint8", "uint7", "uint6", "uint5", "uint4", "uint3", "uint2"]), rules
 
 
 def _conv(chain: Chain, source: int) -> None:

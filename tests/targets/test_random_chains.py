@@ -20,11 +20,11 @@ from gossamer.plan.quantization import plan_quantization
 from gossamer.plan.rules import layer_choices
 from gossamer.plan.scheme import Scheme
 from gossamer.program.capture import capture
+from gossamer.targets.coded_ends import open_artifact
 from gossamer.targets.export import export
 from gossamer.targets.parity import check_parity, parity_problems
-from gossamer.targets.target import targets
 
-EXAMPLES = int(os.environ.get("GOSSAMER_CHAINS", "6"))
+EXAMPLES = int(os.environ.get("GOSSAMER_CHAINS", "5"))
 ONE = os.environ.get("GOSSAMER_CHAIN", "")
 
 
@@ -34,21 +34,22 @@ def problems_of(seed: int, folder) -> list[str]:
     x = torch.randn(6, *shape, generator=torch.Generator().manual_seed(seed)) * (1 + seed % 3) + 0.3 * (seed % 2)
     program = capture(net, x[:2])
     names = {program.graph.by_name[name].module for name in layer_choices(program, {}, "int8")}
-    weights, rules = random_formats(seed, sorted(names))
+    weights, activations, rules = random_formats(seed, sorted(names))
     scheme = Scheme(
         ranges=range_methods.names()[seed % len(range_methods.names())],
         weight_ranges=weight_range_methods.names()[seed % len(weight_range_methods.names())],
         rounding="nearest" if seed % 2 else "second-order",
+        code_ends=seed % 3 == 0,
     )
     try:
-        plan = plan_quantization(program, x, weights=weights, rules=rules, scheme=scheme)
+        plan = plan_quantization(program, x, weights=weights, activations=activations, rules=rules, scheme=scheme)
     except PlanError as error:
         if "no layer that onnxruntime computes in integers" in str(error):
             return []
         raise
     quantized = apply(program, Plan.from_json(plan.to_json()))
-    artifact = export(quantized, folder / f"{seed}.onnx")
-    parity = check_parity(artifact, targets["onnxruntime"].open(artifact.path, threads=1), (x[:4],))
+    artifact = export(quantized, folder / f"{seed}.onnx", io=("uint8", "int8")[seed % 2] if scheme.code_ends else "float")
+    parity = check_parity(artifact, open_artifact(artifact, threads=1), (x[:4],))
     assert parity.layers
     return parity_problems(parity, artifact, f"network {seed}")
 
@@ -56,6 +57,8 @@ def problems_of(seed: int, folder) -> list[str]:
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(seed=st.integers(0, 10**6))
 @example(seed=12)  # ONNX Runtime moves a Transpose past a Resize
+@example(seed=1313)  # and leaves out codes that are turned into other codes: of a clamp behind a clamp,
+@example(seed=1534)  # and of a clamp behind a pool
 def test_random_chains(seed, tmp_path_factory):
     assert problems_of(seed, tmp_path_factory.mktemp("chains")) == []
 

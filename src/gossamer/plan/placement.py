@@ -310,11 +310,20 @@ def _groups(site: Site, nodes: list[Node], coded: set[str]) -> tuple[Group, ...]
             passed_on.update(site.results(node))
             for other in others:
                 leader[find(other)] = find(first)
+    for node in site.graph.nodes:
+        source = site.graph.by_name.get(node.uses[0]) if _is_clamp(site, node) else None
+        if source is not None and _is_clamp(site, source) and {source.name, node.name} <= coded and site.graph.sole_user(source.name):
+            leader[find(source.name)] = find(node.name)  # a runtime may leave out the first codes, and does so where both are alike
+            passed_on.add(source.name)
     groups: dict[str, list[str]] = {}
     for name in (*site.graph.inputs, *(node.name for node in site.graph.nodes)):
         if name in coded:
             groups.setdefault(find(name), []).append(name)
     return tuple(Group(tuple(names), tuple(name for name in names if name not in passed_on)) for names in groups.values())
+
+
+def _is_clamp(site: Site, node: Node) -> bool:
+    return op_of(node).onnx in site.spec.absorbed_ops and clip_limits(node) is not None
 
 
 def _frozen(site: Site, integer: set[str], coded: set[str], reasons: Mapping[str, str]) -> Iterator[Frozen]:

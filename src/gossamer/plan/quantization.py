@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 
@@ -128,7 +129,8 @@ def _value_quantizers(graph: Graph, placement: Placement, seen: Calibration, fmt
     quantizers: dict[str, Quantizer] = {}
     for group in placement.groups:
         if placement.gates.intersection(group.values):
-            quantizer = Quantizer(fmt, PerTensor(), (2.0**-fmt.bits,), (fmt.lo,))
+            gate = replace(fmt, bits=max(fmt.bits, 8))  # what the target prescribes has no fewer bits
+            quantizer = Quantizer(gate, PerTensor(), (2.0**-gate.bits,), (gate.lo,))
         else:
             spread = reduce(merge, (seen.spreads[name] for name in group.roots))
             quantizer = choose_quantizer(spread, fmt, ranges, symmetric=False, what=f"the value {group.roots[0]!r}")

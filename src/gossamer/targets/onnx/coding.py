@@ -6,6 +6,8 @@ value, never per reader: duplicated pairs kept 7 of 8 residual additions of a Re
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from torch import Tensor
 
@@ -46,6 +48,17 @@ def emit_real(draft: Draft, codes: str, name: str, quantizer: Quantizer) -> str:
     """Emit the DequantizeLinear of codes; return what they stand for."""
     scale, zero, axis = _parameters(draft, quantizer)
     return draft.emit("DequantizeLinear", (codes, scale, zero), name=name + REAL, axis=axis)[0]
+
+
+def emit_real_by_channel(draft: Draft, codes: str, name: str, quantizer: Quantizer, *, axis: int, size: int) -> str:
+    """Like emit_real, with one (equal) scale for each of `size` positions of an axis.
+
+    ONNX Runtime leaves codes with several scales as they are. With one scale, it rounds float weights of a layer between codes to int8
+    on its own, with one scale for all of them (WeightBiasQuantization), so that a layer that is kept float for its sensitivity would
+    lose most; and where codes are turned into other codes, it leaves out the first rounding (DoubleQDQPairsRemover).
+    """
+    each = replace(quantizer, granularity=PerAxis(axis), scale=quantizer.scale * size, zero_point=quantizer.zero_point * size)
+    return emit_real(draft, codes, name, each)
 
 
 def code_weight(draft: Draft, weight: Tensor, name: str, quantizer: Quantizer) -> str:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from gossamer.numerics.affine import Quantizer
-from gossamer.numerics.formats import PerAxis
 from gossamer.program.graph import Ref
 from gossamer.program.ops import bind
-from gossamer.targets.onnx.coding import code_bias, emit_codes, emit_real
+from gossamer.targets.onnx.coding import code_bias, emit_codes, emit_real_by_channel
 from gossamer.targets.onnx.forms import Size, product
 from gossamer.targets.onnx.lower_blocks import in_blocks, matmul_in_blocks
 from gossamer.targets.onnx.lower_dynamic import matmul_of_range, rounds_its_input
@@ -126,18 +124,12 @@ def _transposed(call: Call) -> str:
 
 
 def _for_floats(call: Call, source: str, axis: int) -> str:
-    """The input as a layer with float weights must read it: what its codes stand for, with one (equal) scale per channel.
-
-    Between DequantizeLinear with one scale and QuantizeLinear, ONNX Runtime rounds float weights of a layer to int8 on its own, with
-    one scale for all of them (WeightBiasQuantization): a layer that is kept float for its sensitivity would lose most.
-    """
+    """The input as a layer with float weights must read it: what its codes stand for, by channel."""
     values = call.values
     size = call.form("input").sizes[axis]
     if source not in values.codes or not _is_stored(call) or call.tensor("weight") in values.coded or not isinstance(size, int):
         return source
-    quantizer = values.coded[source]
-    each = replace(quantizer, granularity=PerAxis(axis), scale=quantizer.scale * size, zero_point=quantizer.zero_point * size)
-    return emit_real(values.draft, values.codes[source], call.node.name + "/in", each)
+    return emit_real_by_channel(values.draft, values.codes[source], call.node.name + "/in", values.coded[source], axis=axis, size=size)
 
 
 def _recoded(call: Call, tensor: str, quantizer: Quantizer | None, end: str) -> str:
