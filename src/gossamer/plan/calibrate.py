@@ -31,10 +31,11 @@ PENDING_ELEMENTS = 2**20  # input vectors of a layer that wait to be multiplied,
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Calibration:
-    """What was seen: the spread of each root value, the moments of each layer's inputs."""
+    """What was seen: the spread of each root value, the moments of each layer's inputs, and in how many samples."""
 
     spreads: Mapping[str, Spread]
     moments: Mapping[str, Moments]
+    samples: int = 0
 
 
 def calibrate(
@@ -83,6 +84,7 @@ class _Watch:
     def __init__(self, program: Program, placement: Placement, ranges: str, blocks: Mapping[str, int], expected: int) -> None:
         self.spreads = {name: Spread() for group in placement.groups for name in group.roots}
         self.inputs: dict[str, Spread] = {}
+        self.samples = 0
         self.moments: dict[str, Moments] = {}
         self._pending: dict[str, list[Tensor]] = {}
         self.observers: dict[str, Callable[[str, Any], None]] = {}
@@ -98,7 +100,8 @@ class _Watch:
             self.observers[name] = self._observe
 
     def note_inputs(self, program: Program, chunk: tuple[Tensor, ...]) -> None:
-        """See whether the data varies at all."""
+        """See how many samples there are, and whether they vary at all."""
+        self.samples += chunk[0].shape[0] if chunk[0].dim() else 1
         for spec, tensor in zip(program.inputs, chunk, strict=False):
             if tensor.is_floating_point():
                 self.inputs[spec.name] = extremes(self.inputs.get(spec.name, Spread()), tensor)
@@ -116,7 +119,7 @@ class _Watch:
         """What was seen."""
         for layer in [layer for layers in self._readers.values() for layer in layers]:
             self._add(layer)
-        return Calibration(self.spreads, self.moments)
+        return Calibration(self.spreads, self.moments, self.samples)
 
     def _add(self, layer: Layer) -> None:
         pending = self._pending.pop(layer.node, [])

@@ -30,6 +30,7 @@ class Plan:
     weights_digest  set when the edits hold numbers read from the weights; then other weights are refused, too
     target          runtime that quantizers were chosen for, or ""
     frozen          what was not touched, and why; reports show it
+    notes           what to know about how it was made, in sentences
     """
 
     edits: tuple[Edit, ...]
@@ -37,6 +38,7 @@ class Plan:
     weights_digest: str = ""
     target: str = ""
     frozen: tuple[Frozen, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def check_fits(self, program: Program) -> None:
         """Raise PlanError when the plan was made for another network."""
@@ -53,6 +55,7 @@ class Plan:
             "weights_digest": self.weights_digest,
             "target": self.target,
             "frozen": [{"where": item.where, "reason": item.reason} for item in self.frozen],
+            **({"notes": list(self.notes)} if self.notes else {}),
             "edits": [edit_to_json(edit) for edit in self.edits],
         }
 
@@ -70,6 +73,7 @@ class Plan:
                 weights_digest=data["weights_digest"],
                 target=data["target"],
                 frozen=tuple(Frozen(item["where"], item["reason"]) for item in data["frozen"]),
+                notes=tuple(map(str, data.get("notes", ()))),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise PlanError(f"this is no plan of ours (missing or wrong: {error}); write it with plan.save.") from error
@@ -95,4 +99,5 @@ class Plan:
         for edit in self.edits:
             kinds[type(edit).__name__] = kinds.get(type(edit).__name__, 0) + 1
         counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items()) or "no edits"
-        return f"Plan({counted}; {len(self.frozen)} frozen)"
+        notes = "".join(f"; {note}" for note in self.notes)
+        return f"Plan({counted}; {len(self.frozen)} frozen{notes})"

@@ -34,6 +34,8 @@ from gossamer.progress import OnProgress, silent
 
 FEW_BITS = 4  # of weights: up to here second-order rounding is worth its cost in wide layers, too
 
+ONE_SAMPLE = "it was calibrated on a single sample, whose ranges other samples may leave; give a few hundred."
+
 
 def plan_quantization(
     program: Program,
@@ -56,7 +58,7 @@ def plan_quantization(
                    "fp16", "bf16", "fp8_e4m3" and "fp8_e5m2", which store its weight with fewer bits
     scheme         how ranges, scales and codes are found; None for the defaults of Scheme
 
-    What the target cannot compute on codes stays float and is listed in `plan.frozen`.
+    What the target cannot compute on codes stays float and is listed in `plan.frozen`; a single sample is noted in `plan.notes`.
     Raises: PlanError for a program that is quantized, or has nothing to quantize, and for rules that decide nothing (suggests the
     nearest name); ConfigError for an unknown target or method and for a format that the target does not run (names the nearest);
     DataError for data that cannot be used.
@@ -102,6 +104,7 @@ def plan_quantization(
         weights_digest=program.weights_digest(),
         target=target,
         frozen=(*placement.frozen, *_not_absorbed(prepared.graph, placement, rounded.values)),
+        notes=(ONE_SAMPLE,) if seen.samples == 1 else (),
     )
 
 
