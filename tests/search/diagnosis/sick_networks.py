@@ -105,11 +105,11 @@ def _format(plan: Plan, name: str):
 
 
 def big_bias() -> Net:
-    """A bias that does not fit int32 at the scale that its weights need."""
+    """Biases that do not fit int32 at the scales that their weights need."""
     net = healthy()
     with torch.no_grad():
-        net.pointwise.weight[3] = 1e-9 * torch.randn_like(net.pointwise.weight[3])
-        net.pointwise.bias[3] = 30.0
+        net.pointwise.weight.mul_(1e-4)
+        net.pointwise.bias.fill_(30.0)
     return net
 
 

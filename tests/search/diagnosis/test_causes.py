@@ -8,7 +8,7 @@ import torch
 from gossamer.numerics.error_split import ErrorSplit
 from gossamer.search.diagnosis import causes
 from gossamer.search.diagnosis.causes import find_cause
-from gossamer.search.diagnosis.evidence import Evidence, channel_sizes
+from gossamer.search.diagnosis.evidence import BiasEvidence, Evidence, channel_sizes
 
 HEALTHY = Evidence(
     depthwise=False,
@@ -33,7 +33,8 @@ def test_nothing_stands_out():
 @pytest.mark.parametrize(
     ("label", "sick", "almost"),
     [
-        ("bias overflow", {"bias_code": 2.0**30, "growth": 7.0}, {"bias_code": 0.99 * 2.0**30}),
+        ("bias overflow", {"bias": BiasEvidence(2.0**30, 7.0, 3, 0.5)}, {"bias": BiasEvidence(0.99 * 2.0**30, 7.0, 3, 0.9)}),
+        ("bias overflow", {"bias": BiasEvidence(2.0**30, 7.0, 3, 0.9)}, {"bias": BiasEvidence(2.0**30, 7.0, 3, 0.4)}),
         ("saturation", {"split": ErrorSplit(1e3, 0.6, 0.4, 6, 1000)}, {"split": ErrorSplit(1e3, 0.4, 0.6, 6, 1000)}),
         ("saturation", {"split": ErrorSplit(1e3, 0.6, 0.4, 5, 1000)}, {"split": ErrorSplit(1e3, 0.6, 0.4, 4, 1000)}),
         ("outlier channel", {"channel_sizes": sizes(8.0)}, {"channel_sizes": sizes(7.9)}),

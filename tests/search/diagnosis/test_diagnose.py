@@ -144,8 +144,9 @@ def test_a_bias_that_does_not_fit_is_found(x):
     program, _, quantized = case(sick.big_bias(), x)
     finding = found(diagnose(quantized, program, x, worst=0), "pointwise.weight")
     assert finding.cause.label == "bias overflow"
-    assert finding.cause.evidence["channel"] == 3
-    assert finding.cause.evidence["growth"] > 100
+    assert finding.cause.evidence["growth"] > 2
+    assert finding.cause.evidence["share"] > 0.9
+    assert finding.own_db < 40  # of weights that need no more than their scale it is 48
 
 
 def test_weights_rounded_one_by_one_get_better_rounding(x):

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from gossamer.registry import Registry
-from gossamer.search.diagnosis.evidence import Evidence
+from gossamer.search.diagnosis.evidence import BIAS_STEPS, Evidence
 from gossamer.search.diagnosis.findings import Cause
 
-BIAS_STEPS = 0.999 * 2.0**30  # of int32: the planner makes scales larger rather than let a bias take more
+OVERFLOWING = 0.5  # share of a weight's error that channels with such biases make
 SATURATED = 0.005  # share of the numbers beyond the codes
 CLIPPING = 0.5  # share of the error that clipping makes
 SPREAD = 8.0  # largest channel over the middle one: the middle one loses 3 bits
@@ -36,14 +36,15 @@ def find_cause(seen: Evidence) -> Cause:
 
 @rules.add("bias overflow", source="int32 accumulators, Jacob et al. 2018, arXiv:1712.05877")
 def bias_overflow(seen: Evidence) -> Cause | None:
-    """A bias that takes all of int32, or for which the scale of the weights had to grow."""
-    if seen.bias_code < BIAS_STEPS:
+    """Biases that take all of int32, so that the scale of their weights had to grow, where that makes most of the error."""
+    bias = seen.bias
+    if bias.code < BIAS_STEPS or bias.share < OVERFLOWING:
         return None
     return Cause(
         "bias overflow",
-        f"the bias of channel {seen.bias_channel} takes {seen.bias_code:.3g} steps of int32, so the scale of its weights is {seen.growth:.3g} "
-        "times what they need",
-        {"bias_code": seen.bias_code, "growth": seen.growth, "channel": float(seen.bias_channel)},
+        f"biases take {bias.code:.3g} steps of int32, so scales of weights had to grow (channel {bias.channel}: {bias.growth:.3g} times what "
+        f"its weights need), which makes {bias.share:.0%} of the error",
+        {"bias_code": bias.code, "growth": bias.growth, "channel": float(bias.channel), "share": bias.share},
     )
 
 

@@ -22,6 +22,7 @@ from gossamer.program.ops.own import ROUNDED
 from gossamer.program.program import Program
 from gossamer.search.diagnosis.findings import VALUE, WEIGHT
 
+BIAS_STEPS = 0.999 * 2.0**30  # of int32: the planner makes scales larger rather than let a bias take more
 INNER = 0.999  # share of the numbers that the inner range holds
 _BYTE = IntFormat(bits=8)
 
@@ -92,6 +93,22 @@ def is_depthwise(program: Program, node: Node) -> bool:
     return bool(bind(node)["groups"] == weight.shape[0] and weight.shape[1] == 1)
 
 
+@dataclass(frozen=True, slots=True)
+class BiasEvidence:
+    """What was seen of the biases of a weight's layer.
+
+    code     largest |bias| in steps of the accumulator, scale(input) * scale(weight); 0 where there is none
+    growth   how much larger the scale of the channel is than its weights need
+    channel  which one: of those whose bias takes all of int32 the one with the largest error
+    share    of the weight's error energy that such channels make
+    """
+
+    code: float = 0.0
+    growth: float = 1.0
+    channel: int = 0
+    share: float = 0.0
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Evidence:
     """What was seen of one tensor.
@@ -101,9 +118,7 @@ class Evidence:
     codes          lowest and highest number that codes stand for; of scales per channel the widest
     inner          range that holds 99.9 % of the numbers
     per_tensor     whether all channels share one scale of integer codes (floating-point codes are as fine for small numbers)
-    bias_code      largest |bias| of a layer in steps of its accumulator, scale(input) * scale(weight); 0 where there is none
-    growth         how much larger the scale of that channel is than its weights need
-    bias_channel   which channel that is
+    bias           of a weight: the biases of its layers
     """
 
     depthwise: bool
@@ -112,9 +127,7 @@ class Evidence:
     channel_sizes: Tensor
     codes: tuple[float, float]
     inner: tuple[float, float]
-    bias_code: float = 0.0
-    growth: float = 1.0
-    bias_channel: int = 0
+    bias: BiasEvidence = BiasEvidence()
 
 
 class Watch:
@@ -158,7 +171,6 @@ def weight_evidence(item: Item, true: Tensor, coded: Tensor, program: Program) -
     """Evidence of a weight: its float numbers, those that its codes stand for, and the quantized program."""
     quantizer = item.quantizer
     assert quantizer is not None
-    code, growth, channel = _bias_in_steps(item, true, program)
     return Evidence(
         depthwise=item.depthwise,
         per_tensor=_one_scale(quantizer),
@@ -166,9 +178,7 @@ def weight_evidence(item: Item, true: Tensor, coded: Tensor, program: Program) -
         channel_sizes=true.abs().flatten(1).amax(1),
         codes=_limits(quantizer, true),
         inner=percentile_range(histogram(Spread(), true), _BYTE, False, share=INNER),
-        bias_code=code,
-        growth=growth,
-        bias_channel=channel,
+        bias=_biases(item, true, coded, program),
     )
 
 
@@ -194,18 +204,20 @@ def largest_bias_codes(program: Program, node: Node, quantizers: Mapping[str, Qu
     return program.state[bias.name].detach().abs().to("cpu", torch.float64) / scale
 
 
-def _bias_in_steps(item: Item, true: Tensor, program: Program) -> tuple[float, float, int]:
-    worst = (0.0, 1.0, 0)
+def _biases(item: Item, true: Tensor, coded: Tensor, program: Program) -> BiasEvidence:
+    """Of the layer whose bias is largest in steps."""
+    found, quantizer = BiasEvidence(), item.quantizer
     for name in item.nodes:
         codes = largest_bias_codes(program, program.graph.by_name[name], program.quantizers)
-        if codes is None or item.quantizer is None or float(codes.max()) <= worst[0]:
+        if codes is None or quantizer is None or not isinstance(quantizer.format, IntFormat) or float(codes.max()) <= found.code:
             continue
-        channel = int(codes.argmax())
-        scales = item.quantizer.scale
-        needed = float(true[channel].abs().max()) / item.quantizer.format.hi
-        growth = scales[channel if len(scales) > 1 else 0] / needed if needed else 1.0
-        worst = (float(codes[channel]), growth, channel)
-    return worst
+        errors = (coded - true).to("cpu", torch.float64).square().flatten(1).sum(1)
+        share = float(errors[codes >= BIAS_STEPS].sum() / errors.sum()) if bool(errors.any()) else 0.0
+        channel = int((errors * (codes >= BIAS_STEPS)).argmax()) if share else int(codes.argmax())
+        needed = float(true[channel].abs().max()) / quantizer.format.hi
+        scale = quantizer.scale[channel if len(quantizer.scale) > 1 else 0]
+        found = BiasEvidence(float(codes.max()), scale / needed if needed else 1.0, channel, share)
+    return found
 
 
 def _limits(quantizer: Quantizer, like: Tensor) -> tuple[float, float]:

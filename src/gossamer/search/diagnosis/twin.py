@@ -24,7 +24,7 @@ from gossamer.program.ops.own import ROUNDED
 from gossamer.program.program import Program
 from gossamer.targets.value_errors import aligned
 
-LEAST_DB = 0.0  # of a weight's codes: below it, zeros would be nearer
+LEAST_DB = -2.0  # of a weight's codes: those of other weights of the same size have -3; codes that are too coarse 0 or so
 TOLERANCE = 1e-3  # relative, between the twin and the float network: folding adds in another order
 _SAME = "aten.clone.default"
 Inputs = tuple[Tensor, ...]
