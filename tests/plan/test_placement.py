@@ -157,3 +157,9 @@ def test_sums_between_layers_and_behind_convolutions_keep_their_codes():
 
     program, placement = place(forward, conv=nn.Conv2d(8, 8, 1))
     assert {node.name for node in program.graph.nodes if "add" in node.op} <= placement.integer
+
+
+@pytest.mark.parametrize(("kernel", "integer"), [(3, False), (7, True)])
+def test_a_first_layer_with_few_channels_runs_in_integers_where_its_kernel_is_large(kernel, integer):
+    _, placement = place(lambda net, x: net.next(net.first(x)), (2, 3, 16, 16), first=nn.Conv2d(3, 8, kernel), next=nn.Conv2d(8, 8, 1))
+    assert [layer.weight for layer in placement.layers] == (["first.weight", "next.weight"] if integer else ["next.weight"])

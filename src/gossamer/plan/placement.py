@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -171,8 +172,9 @@ class Site:
             return "its weight or bias is computed, not stored"
         if bound["weight"].name in self.graph.outputs:
             return "its weight is an output of the network"
-        channels = self.shape(bound["weight"].name)[1]
-        if isinstance(op_of(node).kind, Convolution) and bound["groups"] == 1 and channels < self.spec.least_channels:
+        channels, columns = self.shape(bound["weight"].name)[1], prod(self.shape(bound["weight"].name)[1:])
+        few = channels < self.spec.least_channels and columns < self.spec.least_columns
+        if isinstance(op_of(node).kind, Convolution) and bound["groups"] == 1 and few:
             return f"{self.spec.name} is faster in float when a convolution reads only {channels} channel{'s' if channels > 1 else ''}"
         for user in self.graph.users[bound["weight"].name]:
             if not has_weight(user) or bind(user)["weight"] != bound["weight"] or user.uses.count(bound["weight"].name) > 1:

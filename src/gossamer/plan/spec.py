@@ -26,7 +26,8 @@ class TargetSpec:
     tolerance_steps     likewise for every other op on integers
     exposed_as_run      whether a file that hands out inner codes runs the same kernels as one that does not; where not, parity
                         of outputs is that of such a file, and the user's file must be as near to it as its own rounding noise
-    least_channels      convolutions that read fewer channels (depthwise ones aside) are faster in float
+    least_channels      convolutions that read fewer channels (depthwise ones aside) are faster in float,
+    least_columns       unless each of their outputs multiplies at least as many numbers
     dynamic_formats     formats of weights whose matrix products quantize their input while they run, to unsigned codes of
                         input_bits; () for none
     block_formats       formats of weights that its matrix products take with one scale per block, best first; () for none
@@ -52,6 +53,7 @@ class TargetSpec:
     tolerance_steps: int = 0
     exposed_as_run: bool = True
     least_channels: int = 1
+    least_columns: int = 2**31
     dynamic_formats: tuple[IntFormat, ...] = ()
     block_formats: tuple[IntFormat, ...] = ()
     table_formats: tuple[IntFormat, ...] = ()
