@@ -1,11 +1,15 @@
 """Quantizers that learn: they start as planned, follow the paper's update, and stay within what the target runs to the bit."""
 
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from gossamer.apply.engine import apply
@@ -17,12 +21,14 @@ from gossamer.plan.quantization import plan_quantization
 from gossamer.plan.score import score
 from gossamer.plan.sparsity import plan_sparsity
 from gossamer.plan.weight_only import plan_weight_quantization
+from gossamer.program.bundle import load, save
 from gossamer.program.capture import capture
 from gossamer.targets.simulate import Simulator
 from gossamer.targets.target import targets
 from gossamer.train.fit import fit
 from gossamer.train.qat import LearnedQuantizers
 from gossamer.train.recipe import Recipe
+from networks import networks
 
 TARGET = "onnxruntime"
 LEARNING = Recipe(learning_rate=0.02, quantizer_learning_rate=0.01, batch_size=16)
@@ -70,7 +76,7 @@ def trained(planned, program, samples):
 
 
 def check_exact(program, x, folder):
-    """Simulated == executed, value by value and to the bit; additions may be a step off on one value in many."""
+    """Simulated == executed, value by value and to the bit."""
     path = folder / "m.onnx"
     targets[TARGET].emit(program, path)
     executed = targets[TARGET].open(path, threads=1, values=True).run_values(x.numpy())
@@ -78,7 +84,7 @@ def check_exact(program, x, folder):
     found = Simulator(program).run(x, codes=coded)
     assert coded
     for name, array in coded.items():
-        assert np.abs(found.codes[name].numpy() - array).max() <= (name == "add"), name
+        assert np.array_equal(found.codes[name].numpy(), array), name
 
 
 def same(left, right):
@@ -189,7 +195,7 @@ def test_interrupted_and_resumed_equals_uninterrupted(planned, program, samples,
     recipe = replace(LEARNING, optimizer=optimizer)
     whole = fit(planned, samples, teacher=program, epochs=2, recipe=recipe, seed=3)
     path = tmp_path / "fit.safetensors"
-    settings = {"teacher": program, "epochs": 2, "recipe": recipe, "seed": 3, "checkpoint": path}
+    again = {"teacher": program, "epochs": 2, "recipe": recipe, "seed": 3, "checkpoint": path}
 
     class Interrupted(Exception):
         pass
@@ -199,13 +205,13 @@ def test_interrupted_and_resumed_equals_uninterrupted(planned, program, samples,
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        fit(planned, samples, on_progress=stop, **settings)
-    assert same(whole, fit(planned, samples, **settings))
+        fit(planned, samples, on_progress=stop, **again)
+    assert same(whole, fit(planned, samples, **again))
     assert same(whole, fit(planned, samples, teacher=program, epochs=2, recipe=recipe, seed=3))
     assert not same(whole, fit(planned, samples, teacher=program, epochs=2, recipe=recipe, seed=4))
     other = planned.with_graph(planned.graph, quantizers={**planned.quantizers, "head.weight": whole.quantizers["head.weight"]})
     with pytest.raises(FileError, match="another training run .quantizers is"):
-        fit(other, samples, **settings)
+        fit(other, samples, **again)
 
 
 def test_argument_stays_as_it_is(planned, trained, samples):
@@ -261,6 +267,27 @@ def test_programs_with_coded_weights_alone_learn(plan, samples):
     assert torch.equal(quantized.run(samples[0], coder=LearnedQuantizers(quantized).code), quantized(samples[0]))
     tuned = fit(quantized, samples, teacher=mlp, epochs=1, recipe=LEARNING)
     assert all(tuned.quantizers[name] != quantizer for name, quantizer in quantized.quantizers.items())
+
+
+def test_survives_a_file(trained, samples, tmp_path):
+    save(trained, tmp_path / "m.gossamer")
+    loaded = load(tmp_path / "m.gossamer")
+    assert same(loaded, trained)
+    assert torch.equal(loaded(samples[0]), trained(samples[0]))
+
+
+@settings(max_examples=4)
+@given(networks(), st.sampled_from(["uint8", "uint4"]))
+def test_random_networks_stay_exact_on_the_target(network, activations):
+    x = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    program = capture(network.eval(), x[:2])
+    quantized = apply(program, plan_quantization(program, x, weights="int4", activations=activations))
+    learned = LearnedQuantizers(quantized)
+    assert torch.equal(quantized.run(x, coder=learned.code), quantized(x))
+    recipe = Recipe(learning_rate=0.01, quantizer_learning_rate=0.1, batch_size=4)  # ten times what is sensible
+    tuned = fit(quantized, x, teacher=program, epochs=2, recipe=recipe)
+    with TemporaryDirectory() as folder:
+        check_exact(tuned, x[:4], Path(folder))
 
 
 def test_a_float_network_has_nothing_to_learn(program, samples):
