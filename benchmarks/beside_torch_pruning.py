@@ -228,10 +228,13 @@ def in_child(side: str, name: str) -> dict[str, Any]:
     return {"runs": False, "error": (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:200]}
 
 
-def compare(name: str, first: int, count: int) -> dict[str, Any]:
-    """Both sides of one model, in turns, short ones `count` times."""
+def compare(name: str, first: int, count: int, theirs_before: dict[str, Any]) -> dict[str, Any]:
+    """Both sides of one model, in turns, short ones `count` times. What their result costs does not change: it is kept."""
+    kept = {key: theirs_before[key] for key in ("macs_ratio",) if key in theirs_before}
     sides = (OURS, THEIRS) if first % 2 == 0 else (THEIRS, OURS)
-    runs: dict[str, list[dict[str, Any]]] = {side: [in_child(side, name)] for side in sides}
+    runs: dict[str, list[dict[str, Any]]] = {side: [in_child(AGAIN if side == THEIRS and kept else side, name)] for side in sides}
+    if runs[THEIRS][0]["runs"]:
+        runs[THEIRS][0] |= kept
     again = [side for side in sides if runs[side][0].get("seconds", SHORT_S) < SHORT_S]
     for turn in range(count - 1):
         for side in again if turn % 2 else again[::-1]:
@@ -261,7 +264,7 @@ def summary(models: dict[str, Any]) -> dict[str, Any]:
     bare = [entry[THEIRS]["seconds"] / (entry[OURS]["seconds"] - entry[OURS]["proof_s"]) for entry in both]
     memory = [entry[THEIRS]["memory_mb"] / max(entry[OURS]["memory_mb"], 1) for entry in both]
     whole = [entry[THEIRS]["memory_mb"] / max(entry[OURS]["memory_with_capture_mb"], 1) for entry in both]
-    loaded = [entry[THEIRS]["memory_mb"] / (entry[OURS]["memory_with_capture_mb"] + entry[OURS]["modules_mb"]) for entry in both]
+    loaded = [entry[THEIRS]["memory_mb"] / (entry[OURS]["memory_with_capture_mb"] + entry[OURS].get("modules_mb", 0)) for entry in both]
     return {
         **found,
         "finished": len(finished),
@@ -300,7 +303,7 @@ def main() -> None:
             continue
         if time.perf_counter() - start > options.seconds:
             break
-        models[name] = {"commit": facts["commit"], "runs": options.runs, **compare(name, number, options.runs)}
+        models[name] = {"commit": facts["commit"], "runs": options.runs, **compare(name, number, options.runs, known.get(THEIRS, {}))}
         write("torch_pruning", {**facts, "summary": summary(models), "second_plan": second, "models": models})
 
 
