@@ -14,11 +14,12 @@ from torch import Tensor
 from gossamer.errors import DataError, PlanError
 from gossamer.numerics.affine import clips_like, dequantize, quantize
 from gossamer.numerics.formats import IntFormat
+from gossamer.numerics.integer import accumulator_scales, bias_to_codes
 from gossamer.plan.placement import Site, has_weight, inference_graph
 from gossamer.plan.spec import specs
 from gossamer.program.clamps import clip_limits
 from gossamer.program.execute import DEVICE, TRAINING, Step, schedule
-from gossamer.program.graph import Node, map_refs
+from gossamer.program.graph import Node, Ref, map_refs
 from gossamer.program.ops import bind, op_of
 from gossamer.program.program import Program
 from gossamer.program.shapes import infer_shapes
@@ -59,6 +60,7 @@ class Simulator:
         self._steps = schedule(self._site.graph)
         self._kernels = kernel_sets[spec.requantization]
         self._layers = dict(self._find_kernels())
+        self._biases = dict(self._find_biases())
 
     def run(self, *inputs: Tensor, codes: Mapping[str, Array] | None = None) -> Simulated:
         """Run the network.
@@ -104,6 +106,18 @@ class Simulator:
                 continue
             kernel = pass_on if name in self._site.spec.same_scale_ops else self._kernels[name]
             yield node.name, (kernel, results)
+
+    def _find_biases(self) -> Iterator[tuple[str, tuple[str, Tensor]]]:
+        """Name and value of the bias of each layer that reads codes and yet is computed in float: files hold its int32 codes all the same."""
+        quantizers = self.program.quantizers
+        for node in self._site.graph.nodes:
+            bias = (
+                bind(node)["bias"] if has_weight(node) and node.name not in self._layers and op_of(node).onnx in ("Conv", "Gemm") else None
+            )
+            source, weight = quantizers.get(node.uses[0]) if node.uses else None, bind(node)["weight"].name if bias is not None else ""
+            if isinstance(bias, Ref) and bias.name in self._state and source is not None and self._has_codes(weight):
+                scales = accumulator_scales(source, quantizers[weight], torch.empty(1, 1)).reshape(-1)
+                yield node.name, (bias.name, (bias_to_codes(self._state[bias.name], scales) * scales.double()).float())
 
     def _has_codes(self, weight: str) -> bool:
         """Whether a weight has integer codes; one stored as floats of fewer bits has none."""
@@ -165,8 +179,13 @@ class _Walk:
             return  # computed along with the op before it
         kernel, results = self._simulator._layers.get(step.name, (None, ()))
         if kernel is None:
-            kwargs = {key: map_refs(value, self.real) for key, value in step.kwargs}
-            self.define(step.name, step.call(*map_refs(step.args, self.real), **kwargs))
+            name, bias = self._simulator._biases.get(step.name, ("", None))
+
+            def real(used: str) -> Any:
+                return bias if used == name else self.real(used)
+
+            kwargs = {key: map_refs(value, real) for key, value in step.kwargs}
+            self.define(step.name, step.call(*map_refs(step.args, real), **kwargs))
             return
         result = kernel(self._call(step, results))
         if isinstance(result, tuple):
