@@ -1,5 +1,6 @@
 """Targets: the file each runtime reads, how it is run, measured and verified. Importing this registers those we have."""
 
+from gossamer.targets import cortex_m as cortex_m
 from gossamer.targets import gemmlowp_kernels as gemmlowp_kernels
 from gossamer.targets import onnx as onnx
 from gossamer.targets import openvino as openvino

@@ -64,8 +64,8 @@ class Draft:
         """Add an operator."""
         self.ops.append(DraftOp(code, tuple(inputs), tuple(outputs), options, fields))
 
-    def live(self, outputs: Sequence[int]) -> Draft:
-        """The same without what reaches no output; tensors get new numbers, those of `outputs` included (see `number_of`)."""
+    def live(self, outputs: Sequence[int]) -> tuple[Draft, Mapping[int, int]]:
+        """The same without what reaches no output, and the new number of each tensor that is left."""
         needed = set(outputs)
         kept: list[DraftOp] = []
         for op in reversed(self.ops):
@@ -75,14 +75,8 @@ class Draft:
         numbers = [number for number in range(len(self.tensors)) if number in needed]
         slim = Draft()
         slim.tensors = [self.tensors[number] for number in numbers]
-        new = {-1: -1} | {number: position for position, number in enumerate(numbers)}
+        new = {number: position for position, number in enumerate(numbers)}
         for op in reversed(kept):
-            slim.op(op.code, [new[number] for number in op.inputs], [new.get(number, -1) for number in op.outputs], op.options, **op.fields)
-        return slim
-
-    def number_of(self, name: str) -> int:
-        """The tensor of that name. Raises KeyError where there is none."""
-        for number, tensor in enumerate(self.tensors):
-            if tensor.name == name:
-                return number
-        raise KeyError(name)
+            inputs, outputs = ([new.get(number, -1) for number in group] for group in (op.inputs, op.outputs))
+            slim.op(op.code, inputs, outputs, op.options, **op.fields)
+        return slim, new

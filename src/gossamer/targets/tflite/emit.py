@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,20 +46,32 @@ def emit(program: Program, path: Path) -> None:
 
 def to_tflite(program: Program) -> bytes:
     """The bytes of the file. Batch norms of a float program are folded where possible."""
+    written = draft_of(program)
+    return to_bytes(written.draft, written.inputs, written.outputs, written.layout)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A whole network as operators: the tensors it takes and hands out, and how they and all values with codes are stored."""
+
+    draft: Draft
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    layout: Mapping[str, Any]
+
+
+def draft_of(program: Program) -> Written:
+    """A program as operators of this format. Raises UnsupportedOp for an op that has no form there."""
     program = program if program.quantizers else fold_batch_norms(program)
     walk = Walk(program)
     for node in walk.graph.nodes:
         walk.visit(node)
-    inputs = [spec.name for spec in program.inputs]
     results = [walk.handed_out(name) for name in walk.graph.outputs]
-    layout: dict[str, Any] = {name: walk.input_orders[name] for name in inputs} | {
-        f"output{position}": laid.order for position, laid in enumerate(results)
-    }
-    numbers = [walk.numbers[name] for name in inputs]
-    live = walk.draft.live([*numbers, *(laid.tensor for laid in results)])
-    kept = [number for number in range(len(walk.draft.tensors)) if walk.draft.tensors[number] in live.tensors]
+    layout: dict[str, Any] = dict(walk.input_orders) | {f"output{position}": laid.order for position, laid in enumerate(results)}
     layout["values"] = {name: walk.codes(name).order for name in program.quantizers if name not in program.state and name in walk.emitted}
-    return to_bytes(live, [kept.index(number) for number in numbers], [kept.index(laid.tensor) for laid in results], layout)
+    numbers = [walk.numbers[spec.name] for spec in program.inputs]
+    live, kept = walk.draft.live([*numbers, *(laid.tensor for laid in results)])
+    return Written(live, tuple(kept[number] for number in numbers), tuple(kept[laid.tensor] for laid in results), layout)
 
 
 class Walk:

@@ -1,0 +1,43 @@
+"""Boards that the emulator knows, one for each core."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gossamer.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """An emulated board: its machine, the compiler's flags, and its memories (origin, bytes)."""
+
+    machine: str
+    flags: tuple[str, ...]
+    flash: tuple[int, int]
+    ram: tuple[int, int]
+
+
+boards: Registry[Board] = Registry("core")
+_HARD = "-mfloat-abi=hard"
+_LARGE = ((0x0, 4 << 20), (0x20000000, 4 << 20))
+boards.add("cortex-m4")(Board("mps2-an386", ("-mcpu=cortex-m4", "-mfpu=fpv4-sp-d16", _HARD), *_LARGE))
+boards.add("cortex-m7")(Board("mps2-an500", ("-mcpu=cortex-m7", "-mfpu=fpv5-d16", _HARD), *_LARGE))
+boards.add("cortex-m55")(Board("mps3-an547", ("-mcpu=cortex-m55", "-mfpu=auto", _HARD), (0x0, 512 << 10), (0x20000000, 512 << 10)))
+
+
+def linker_script(board: Board) -> str:
+    """The memories of a board, for the linker."""
+    return f"""ENTRY(gs_reset)
+MEMORY {{
+  FLASH (rx) : ORIGIN = {board.flash[0]:#x}, LENGTH = {board.flash[1]}
+  RAM (rwx) : ORIGIN = {board.ram[0]:#x}, LENGTH = {board.ram[1]}
+}}
+gs_stack = ORIGIN(RAM) + LENGTH(RAM);
+SECTIONS {{
+  .text : {{ KEEP(*(.vectors)) *(.text*) *(.rodata*) . = ALIGN(4); }} > FLASH
+  .ARM.exidx : {{ *(.ARM.exidx*) }} > FLASH
+  gs_data_flash = ALIGN(LOADADDR(.ARM.exidx) + SIZEOF(.ARM.exidx), 8);
+  .data : AT(gs_data_flash) {{ . = ALIGN(4); gs_data = .; *(.data*) . = ALIGN(4); gs_data_end = .; }} > RAM
+  .bss : {{ . = ALIGN(4); gs_bss = .; *(.bss*) *(COMMON) . = ALIGN(4); gs_bss_end = .; end = .; __end__ = .; }} > RAM
+}}
+"""

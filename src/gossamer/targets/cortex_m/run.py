@@ -1,0 +1,217 @@
+"""Compiling a written network for a chip and running it on an emulated board."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gossamer.errors import ConfigError, DataError, FileError, MissingRuntime
+from gossamer.numerics.affine import Quantizer, dequantize, quantize
+from gossamer.numerics.formats import IntFormat, PerTensor
+from gossamer.targets.cortex_m.boards import Board, boards, linker_script
+from gossamer.targets.cortex_m.emit import KERNELS, NOTE, runtime_file
+
+Array = npt.NDArray[Any]
+COMPILER, EMULATOR, SIZE = "arm-none-eabi-gcc", "qemu-system-arm", "arm-none-eabi-size"
+INSTALL = "apt-get install --no-install-recommends gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm"
+OPTIONS = ("-std=gnu99", "-O3", "-ffunction-sections", "-fdata-sections", "-Wall", "-Werror")
+SECONDS = 600  # an emulated run that takes longer is stopped
+CORE = "cortex-m4"
+_TICK_NS, _INSTRUCTION_SHIFT = 40, 6  # of the boards' timer, and of the emulator's clock: 2^6 ns for each instruction
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a network takes of a chip, in bytes: code, constants, and static memory without the stack."""
+
+    flash_bytes: int
+    ram_bytes: int
+
+
+class CortexRunner:
+    """An opened network. Arrays go in and come out with the axes that the network has, floats where it takes codes, too."""
+
+    def __init__(self, path: Path, note: Mapping[str, Any], core: str, values: bool) -> None:
+        self._note, self._values = note, values
+        self._folder = Path(tempfile.mkdtemp(prefix="gossamer-cortex-m-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        self._board = boards[core]
+        self._path = path
+        self._built: dict[str, Path] = {}
+
+    def run(self, *inputs: Array) -> Array:
+        """The network's output; the first one where there are several. Raises DataError for inputs that do not fit."""
+        return self._run(inputs, "")[0]["output0"]
+
+    def run_values(self, *inputs: Array) -> dict[str, Array]:
+        """Outputs as output0, output1 ..., and the codes of every quantized value by its name, with the network's axes."""
+        outputs, traced = self._run(inputs, "GS_TRACE_FILE" if self._values else "")
+        return outputs | (_values(self._note["values"], traced, inputs[0].shape[0]) if self._values else {})
+
+    def instructions(self, *inputs: Array) -> dict[str, int]:
+        """Instructions of each step for the first sample, counted by the emulator. They are no cycles of a chip."""
+        self._run(tuple(array[:1] for array in inputs), "GS_COUNT")
+        ticks = np.fromfile(self._folder / "ticks.bin", np.uint64).astype(np.int64)
+        counts = np.diff(ticks) * _TICK_NS >> _INSTRUCTION_SHIFT
+        names = self._note["steps"]
+        return {f"{position} {name}": int(count) for position, (name, count) in enumerate(zip(names, counts, strict=True))}
+
+    def _run(self, inputs: Sequence[Array], mode: str) -> tuple[dict[str, Array], bytes]:
+        program = self._built.get(mode) or self._built.setdefault(mode, _build(self._path, self._board, self._folder, mode))
+        folder = self._folder
+        samples = _pack(inputs, self._note["inputs"])
+        (folder / "in.bin").write_bytes(samples)
+        clock = ("-icount", f"shift={_INSTRUCTION_SHIFT}") if mode == "GS_COUNT" else ()
+        _emulate(program, self._board, folder, clock)
+        outputs = _unpack((folder / "out.bin").read_bytes(), self._note["outputs"], inputs[0].shape[0])
+        return outputs, (folder / "trace.bin").read_bytes() if mode == "GS_TRACE_FILE" else b""
+
+
+def open_file(path: Path, *, threads: int, values: bool = False) -> CortexRunner:
+    """Open a written network for the emulated Cortex-M4; `values` also hands out the codes of every quantized value.
+
+    Raises: MissingRuntime without compiler or emulator; FileError for a file that is missing or not written by this package, or that does
+    not compile or fit; ConfigError for another number of threads than 1.
+    """
+    return open_on(path, CORE, threads=threads, values=values)
+
+
+def open_on(path: Path, core: str, *, threads: int = 1, values: bool = False) -> CortexRunner:
+    """Like open_file, for a core named in targets.cortex_m.boards."""
+    if threads != 1:
+        raise ConfigError("threads", threads, "1, as microcontrollers have")
+    boards.entry(core)
+    for tool in (COMPILER, EMULATOR):
+        _tool(tool)
+    return CortexRunner(Path(path), read_note(Path(path)), core, values)
+
+
+def measure_memory(path: Path, core: str = CORE) -> Memory:
+    """Flash and RAM of the network alone, without startup code or a C library's: what it adds to a firmware."""
+    _tool(SIZE)
+    with tempfile.TemporaryDirectory(prefix="gossamer-size-") as folder:
+        flags = [*boards[core].flags, *OPTIONS]
+        objects = []
+        for name in (path.name, KERNELS[0]):
+            objects.append(str(Path(folder) / f"{name}.o"))
+            _check([COMPILER, *flags, "-c", str(path.parent / name), "-o", objects[-1]], path)
+        linked = str(Path(folder) / "all.o")
+        _check([COMPILER, *flags, "-nostdlib", "-r", *objects, "-o", linked], path)
+        text, data, bss = map(int, _check([SIZE, linked], path).splitlines()[1].split()[:3])
+    return Memory(text + data, data + bss)
+
+
+def read_note(path: Path) -> dict[str, Any]:
+    """What the file says of its inputs and outputs. Raises FileError for one that is missing or foreign."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            line = file.readline()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(path, f"cannot be read ({error})", "give the path of an exported .c file") from error
+    try:
+        if line.startswith(NOTE):
+            found: dict[str, Any] = json.loads(line.removeprefix(NOTE).rstrip().removesuffix("*/"))
+            return found
+    except ValueError:
+        pass
+    raise FileError(path, "was not written by this package, or is damaged", "export it again")
+
+
+def _tool(name: str) -> None:
+    if shutil.which(name) is None:
+        raise MissingRuntime("cortex_m", f"compiling and running networks for microcontrollers ({name} is missing)", INSTALL)
+
+
+def _build(path: Path, board: Board, folder: Path, mode: str) -> Path:
+    """Compile the network with the harness for a board."""
+    built = folder / f"network{mode}.elf"
+    for name in ("harness.c", "startup.c"):
+        (folder / name).write_bytes(runtime_file(name))
+    (folder / "board.ld").write_text(linker_script(board))
+    defines = ["-DGS_HARNESS", f'-DGS_HEADER="{path.stem}.h"', *([f"-D{mode}"] if mode else [])]
+    sources = [str(path), str(path.parent / KERNELS[0]), str(folder / "harness.c"), str(folder / "startup.c")]
+    flags = [*board.flags, *OPTIONS, *defines, f"-I{path.parent}", "--specs=rdimon.specs", "-nostartfiles", "-Wl,--gc-sections"]
+    _check([COMPILER, *flags, "-T", str(folder / "board.ld"), *sources, "-lm", "-o", str(built)], path)
+    return built
+
+
+def _check(command: Sequence[str], path: Path) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode == 0:
+        return done.stdout
+    over = re.search(r"region `(\w+)' overflowed by (\d+) bytes", done.stderr)
+    if over:
+        raise FileError(
+            path, f"does not fit: {over[1]} is {int(over[2]):,} bytes too small", "prune or quantize the network, or take a larger chip"
+        )
+    lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()[-1:]
+    raise FileError(path, f"does not compile ({(lines or ['no message'])[0].strip()})", "export it again")
+
+
+def _emulate(program: Path, board: Board, folder: Path, clock: Sequence[str]) -> None:
+    quiet = ["-nographic", "-monitor", "none", "-serial", "none"]
+    command = [EMULATOR, "-M", board.machine, *quiet, "-semihosting-config", "enable=on,target=native", *clock, "-kernel", str(program)]
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=SECONDS, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired as error:
+        raise DataError(f"the emulated network ran longer than {SECONDS} seconds; give fewer samples.") from error
+    if done.returncode:
+        raise DataError(f"the emulated network failed (exit {done.returncode} {done.stderr.strip()[:200]}); it may need more memory.")
+
+
+def _quantizer(port: Mapping[str, Any]) -> Quantizer | None:
+    if "scale" not in port:
+        return None
+    return Quantizer(IntFormat(bits=8), PerTensor(), (port["scale"],), (port["zero_point"],))
+
+
+def _pack(inputs: Sequence[Array], ports: Sequence[Mapping[str, Any]]) -> bytes:
+    """All samples, each with its inputs one after another."""
+    if len(inputs) != len(ports):
+        raise DataError(f"the file takes {len(ports)} inputs; got {len(inputs)}.")
+    parts = []
+    for array, port in zip(inputs, ports, strict=True):
+        stored = np.ascontiguousarray(array.transpose(port["order"])) if array.ndim == len(port["order"]) else array
+        if stored.shape[1:] != tuple(port["shape"][1:]):
+            raise DataError(f"the input {port['name']!r} has the shape {array.shape}; stored it must be (N, {port['shape'][1:]}).")
+        quantizer = _quantizer(port)
+        codes = stored if quantizer is None else quantize(torch.from_numpy(stored.copy()), quantizer).numpy()
+        parts.append(codes.astype(port["dtype"]).reshape(len(array), -1).view(np.uint8))
+    return np.concatenate(parts, 1).tobytes()
+
+
+def _unpack(data: bytes, ports: Sequence[Mapping[str, Any]], samples: int) -> dict[str, Array]:
+    rows = np.frombuffer(data, np.uint8).reshape(samples, -1).copy()
+    found, start = {}, 0
+    for port in ports:
+        size = prod(port["shape"]) * np.dtype(port["dtype"]).itemsize
+        part = np.ascontiguousarray(rows[:, start : start + size]).view(port["dtype"])
+        quantizer = _quantizer(port)
+        real = part if quantizer is None else dequantize(torch.from_numpy(part.astype(np.float32)), quantizer).numpy()
+        found[port["name"]] = real.reshape(samples, *port["shape"][1:]).transpose(np.argsort(port["order"]))
+        start += size
+    return found
+
+
+def _values(ports: Sequence[Mapping[str, Any]], data: bytes, samples: int) -> dict[str, Array]:
+    rows = np.frombuffer(data, np.int8).reshape(samples, -1).copy()
+    found, start = {}, 0
+    for port in ports:
+        size = prod(port["shape"])
+        part = rows[:, start : start + size].reshape(samples, *port["shape"][1:])
+        found[port["name"]] = part.transpose(np.argsort(port["order"]))
+        start += size
+    return found

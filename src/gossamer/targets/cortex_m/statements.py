@@ -1,0 +1,309 @@
+"""The C statement of each operator: the table of writers and what a writer sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import prod
+
+import numpy as np
+import numpy.typing as npt
+
+from gossamer.errors import UnsupportedOp
+from gossamer.numerics.affine import Quantizer
+from gossamer.numerics.fixed_point import mean_multiplier, quantize_multiplier
+from gossamer.registry import Registry
+from gossamer.targets.cortex_m.code import Network
+from gossamer.targets.tflite.draft import DraftOp, DraftTensor
+
+_SAME = 0  # of the .tflite format's paddings
+_C = {"int8": "int8_t", "int32": "int32_t", "float32": "float"}
+
+
+@dataclass
+class Page:
+    """Constants of the file being written, in order; equal ones once."""
+
+    constants: dict[str, str] = field(default_factory=dict)  # C text of the values -> name
+    lines: list[str] = field(default_factory=list)
+
+    def array(self, kind: str, values: str, count: int) -> str:
+        """The name of a constant array."""
+        text = f"{kind}|{values}"
+        if text not in self.constants:
+            name = f"constant{len(self.constants)}"
+            self.constants[text] = name
+            self.lines.append(f"static const {kind} {name}[{count}] = {{{values}}};")
+        return self.constants[text]
+
+
+@dataclass(frozen=True)
+class Writing:
+    """One operator to write."""
+
+    network: Network
+    op: DraftOp
+    page: Page
+
+    def tensor(self, position: int) -> DraftTensor:
+        """An input."""
+        return self.network.tensor(self.op.inputs[position])
+
+    @property
+    def result(self) -> DraftTensor:
+        """The first output."""
+        return self.network.tensor(self.op.outputs[0])
+
+    @property
+    def coded(self) -> bool:
+        """Whether it reads and writes codes."""
+        return self.result.dtype == "int8" and self.tensor(0).dtype == "int8"
+
+    def quantizer(self, position: int) -> Quantizer:
+        """Of an input."""
+        found = self.tensor(position).quantizer
+        assert found is not None
+        return found
+
+    @property
+    def result_quantizer(self) -> Quantizer:
+        """Of the first output."""
+        assert self.result.quantizer is not None
+        return self.result.quantizer
+
+    def address(self, position: int) -> str:
+        """Of an input, constant or not."""
+        tensor = self.tensor(position)
+        if tensor.data is not None:
+            return self.constant(tensor.data)
+        return self.network.place[self.op.inputs[position]]
+
+    @property
+    def out(self) -> str:
+        """Address of the first output."""
+        return self.network.place[self.op.outputs[0]]
+
+    def constant(self, data: npt.NDArray[np.generic]) -> str:
+        """The name of an array in flash."""
+        flat = data.reshape(-1)
+        if data.dtype == np.float32:
+            values = ", ".join(_float(float(number)) for number in flat)
+        else:
+            values = ", ".join(map(str, flat.tolist()))
+        return self.page.array(_C[data.dtype.name], values, flat.size)
+
+    def factors(self, numbers: list[float]) -> str:
+        """The name of an array of factors."""
+        pairs = [quantize_multiplier(number) for number in numbers]
+        return self.page.array("gs_factor", ", ".join(f"{{{m}, {e}}}" for m, e in pairs), len(pairs))
+
+    def unsupported(self, what: str) -> UnsupportedOp:
+        """The error for a case that has no kernel."""
+        return UnsupportedOp(what, self.result.name, needed="Cortex-M", way_out="keep that part out of the file, or choose another target")
+
+
+Writer = Callable[[Writing], str]
+writers: Registry[Writer] = Registry("Cortex-M statement")
+
+
+def _float(number: float) -> str:
+    text = repr(float(np.float32(number)))
+    return {"inf": "INFINITY", "-inf": "-INFINITY"}.get(text, f"{text}f" if any(c in text for c in ".e") else f"{text}.0f")
+
+
+def _factor(number: float) -> str:
+    multiplier, exponent = quantize_multiplier(number)
+    return f"(gs_factor){{{multiplier}, {exponent}}}"
+
+
+def _window(writing: Writing, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]) -> str:
+    """A gs_window for an image in and an image out; SAME starts where the format says."""
+    (_, in_h, in_w, in_c), (_, out_h, out_w, out_c) = writing.tensor(0).shape, writing.result.shape
+    pads = [0, 0]
+    if writing.op.fields["padding"] == _SAME:
+        for axis, (size, out) in enumerate(((in_h, out_h), (in_w, out_w))):
+            pads[axis] = max((out - 1) * stride[axis] + (kernel[axis] - 1) * dilation[axis] + 1 - size, 0) // 2
+    numbers = (in_h, in_w, in_c, out_h, out_w, out_c, *kernel, *stride, *dilation, *pads)
+    return f"&(const gs_window){{{', '.join(map(str, numbers))}}}"
+
+
+def _layer_factors(writing: Writing) -> str:
+    source, weight, result = writing.quantizer(0), writing.quantizer(1), writing.result_quantizer
+    scales = list(weight.scale)
+    channels = writing.result.shape[-1]
+    scales = scales * channels if len(scales) == 1 else scales
+    return writing.factors([source.scale[0] * scale / result.scale[0] for scale in scales])
+
+
+def _zeros(writing: Writing) -> str:
+    return f"{writing.quantizer(0).zero_point[0]}, {writing.result_quantizer.zero_point[0]}"
+
+
+def _convolution(writing: Writing) -> str:
+    name = "conv" if writing.op.code == "CONV_2D" else "depthwise"
+    shape, fields = writing.tensor(1).shape, writing.op.fields
+    if name == "conv" and shape[3] != writing.tensor(0).shape[3]:
+        raise writing.unsupported("a grouped convolution")
+    window = _window(
+        writing, (shape[1], shape[2]), (fields["strideH"], fields["strideW"]), (fields["dilationHFactor"], fields["dilationWFactor"])
+    )
+    parts = [writing.address(position) for position in range(3)]
+    if not writing.coded:
+        return f"gs_{name}_f32({window}, {parts[0]}, {parts[1]}, {parts[2]}, {writing.out});"
+    factors = _layer_factors(writing)
+    return f"gs_{name}_s8({window}, {_zeros(writing)}, {parts[0]}, {parts[1]}, {parts[2]}, {factors}, {writing.out});"
+
+
+writers.add("CONV_2D")(_convolution)
+writers.add("DEPTHWISE_CONV_2D")(_convolution)
+
+
+@writers.add("FULLY_CONNECTED")
+def _linear(writing: Writing) -> str:
+    outputs, inputs = writing.tensor(1).shape
+    sizes = f"{prod(writing.tensor(0).shape) // inputs}, {inputs}, {outputs}"
+    parts = [writing.address(position) for position in range(3)]
+    if not writing.coded:
+        return f"gs_linear_f32({sizes}, {parts[0]}, {parts[1]}, {parts[2]}, {writing.out});"
+    factors = _layer_factors(writing)
+    return f"gs_linear_s8({sizes}, {_zeros(writing)}, {parts[0]}, {parts[1]}, {parts[2]}, {factors}, {writing.out});"
+
+
+def _repeat(writing: Writing) -> tuple[int, int, bool]:
+    """Positions, how many of them the smaller operand has, and whether that is the first one."""
+    sizes = [prod(writing.tensor(position).shape) for position in range(2)]
+    count = prod(writing.result.shape)
+    small = 0 if sizes[0] < sizes[1] else 1
+    shape, whole = writing.tensor(small).shape, writing.result.shape
+    trailing = tuple(size for size in shape if size != 1)
+    if (
+        max(sizes) != count
+        or (trailing and whole[len(whole) - len(trailing) :] != trailing)
+        or any(size != 1 for size in shape[: len(shape) - len(trailing)])
+    ):
+        raise writing.unsupported("numbers that repeat along other axes than the first ones")
+    return count, sizes[small], small == 0
+
+
+@writers.add("ADD")
+def _add(writing: Writing) -> str:
+    count, repeat, swapped = _repeat(writing)
+    one, two = (1, 0) if swapped else (0, 1)
+    a, b = writing.address(one), writing.address(two)
+    if not writing.coded:
+        return f"gs_add_f32({count}, {repeat}, {a}, {b}, {writing.out});"
+    if repeat != count:
+        raise writing.unsupported("an addition of codes that repeat")
+    result = writing.result_quantizer
+    twice = 2.0 * max(writing.quantizer(0).scale[0], writing.quantizer(1).scale[0])
+    zeros = ", ".join(str(quantizer.zero_point[0]) for quantizer in (writing.quantizer(one), writing.quantizer(two), result))
+    numbers = [writing.quantizer(one).scale[0] / twice, writing.quantizer(two).scale[0] / twice, twice / (2**20 * result.scale[0])]
+    return f"gs_add_s8({count}, {zeros}, {', '.join(map(_factor, numbers))}, {a}, {b}, {writing.out});"
+
+
+@writers.add("MUL")
+def _mul(writing: Writing) -> str:
+    count, repeat, swapped = _repeat(writing)
+    one, two = (1, 0) if swapped else (0, 1)
+    a, b = writing.address(one), writing.address(two)
+    if not writing.coded:
+        return f"gs_mul_f32({count}, {repeat}, {a}, {b}, {writing.out});"
+    first, second, result = writing.quantizer(one), writing.quantizer(two), writing.result_quantizer
+    zeros = ", ".join(str(quantizer.zero_point[0]) for quantizer in (first, second, result))
+    factor = _factor(first.scale[0] * second.scale[0] / result.scale[0])
+    return f"gs_mul_s8({count}, {repeat}, {zeros}, {factor}, {a}, {b}, {writing.out});"
+
+
+@writers.add("MAX_POOL_2D")
+def _max_pool(writing: Writing) -> str:
+    fields = writing.op.fields
+    window = _window(writing, (fields["filterHeight"], fields["filterWidth"]), (fields["strideH"], fields["strideW"]), (1, 1))
+    return f"gs_max_pool_{'s8' if writing.coded else 'f32'}({window}, {writing.address(0)}, {writing.out});"
+
+
+@writers.add("MEAN")
+def _mean(writing: Writing) -> str:
+    shape, axes = writing.tensor(0).shape, writing.tensor(1).data
+    assert axes is not None
+    if len(shape) != 4 or sorted(axes.tolist()) != [1, 2]:
+        raise writing.unsupported("a mean over other axes than height and width")
+    positions, channels = shape[1] * shape[2], shape[3]
+    if not writing.coded:
+        return f"gs_mean_f32({positions}, {channels}, {writing.address(0)}, {writing.out});"
+    multiplier, exponent = mean_multiplier(writing.quantizer(0).scale[0] / writing.result_quantizer.scale[0], positions)
+    factor = f"(gs_factor){{{multiplier}, {exponent}}}"
+    return f"gs_mean_s8({positions}, {channels}, {_zeros(writing)}, {factor}, {writing.address(0)}, {writing.out});"
+
+
+@writers.add("RESHAPE")
+def _reshape(writing: Writing) -> str:
+    source, size = writing.address(0), prod(writing.result.shape) * np.dtype(writing.result.dtype).itemsize
+    return (
+        ""
+        if source.split(")")[-1] == writing.out.split(")")[-1] and source != "input"
+        else f"gs_join(1, {size}, {size}, {source}, {writing.out});"
+    )
+
+
+def _pad(writing: Writing) -> str:
+    table = writing.tensor(1).data
+    shape, out = writing.tensor(0).shape, writing.result.shape
+    assert table is not None
+    if len(shape) != 4 or table[0].any() or table[3].any():
+        raise writing.unsupported("a border around other axes than height and width")
+    if len(writing.op.inputs) > 2:
+        filler = writing.address(2)
+    elif writing.result.dtype == "int8":
+        filler = writing.constant(np.asarray([writing.result_quantizer.zero_point[0]], np.int8))
+    else:
+        filler = writing.constant(np.zeros(1, np.float32))
+    numbers = (shape[1], shape[2], shape[3], table[1][0], table[2][0], out[1], out[2], np.dtype(writing.result.dtype).itemsize)
+    return f"gs_pad({', '.join(map(str, numbers))}, {filler}, {writing.address(0)}, {writing.out});"
+
+
+writers.add("PAD")(_pad)
+writers.add("PADV2")(_pad)
+
+
+@writers.add("CONCATENATION")
+def _join(writing: Writing) -> str:
+    axis, item = writing.op.fields["axis"], np.dtype(writing.result.dtype).itemsize
+    step = prod(writing.result.shape[axis:]) * item
+    runs, done, lines = prod(writing.result.shape[:axis]), 0, []
+    for position in range(len(writing.op.inputs)):
+        length = prod(writing.tensor(position).shape[axis:]) * item
+        lines.append(f"gs_join({runs}, {length}, {step}, {writing.address(position)}, (char *)({writing.out}) + {done});")
+        done += length
+    return "\n  ".join(lines)
+
+
+@writers.add("QUANTIZE")
+def _quantize(writing: Writing) -> str:
+    count, result = prod(writing.result.shape), writing.result_quantizer
+    if not writing.coded:
+        scale = _float(result.scale[0])
+        return f"gs_quantize_f32({count}, {scale}, {result.zero_point[0]}, {writing.address(0)}, {writing.out});"
+    factor = _factor(writing.quantizer(0).scale[0] / result.scale[0])
+    return f"gs_convert_s8({count}, {_zeros(writing)}, {factor}, {writing.address(0)}, {writing.out});"
+
+
+@writers.add("DEQUANTIZE")
+def _dequantize(writing: Writing) -> str:
+    source = writing.quantizer(0)
+    numbers = f"{prod(writing.result.shape)}, {_float(source.scale[0])}, {source.zero_point[0]}"
+    return f"gs_dequantize_s8({numbers}, {writing.address(0)}, {writing.out});"
+
+
+def _clip(low: str, high: str) -> Writer:
+    return lambda writing: f"gs_clip_f32({prod(writing.result.shape)}, {low}, {high}, {writing.address(0)}, {writing.out});"
+
+
+writers.add("RELU")(_clip("0.0f", "INFINITY"))
+writers.add("RELU6")(_clip("0.0f", "6.0f"))
+
+
+@writers.add("LOGISTIC")
+def _sigmoid(writing: Writing) -> str:
+    if writing.coded:
+        raise writing.unsupported("a sigmoid of codes")
+    return f"gs_sigmoid_f32({prod(writing.result.shape)}, {writing.address(0)}, {writing.out});"

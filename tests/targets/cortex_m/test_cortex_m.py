@@ -1,0 +1,179 @@
+"""C code on emulated chips: bit for bit the simulation, in less memory than the interpreter takes."""
+
+import importlib.util
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from gossamer.apply.engine import apply
+from gossamer.errors import ConfigError, DataError, FileError, MissingRuntime, UnsupportedOp
+from gossamer.plan.quantization import plan_quantization
+from gossamer.program.capture import capture
+from gossamer.targets.cortex_m import run as run_module
+from gossamer.targets.cortex_m.run import COMPILER, EMULATOR, INSTALL, measure_memory, open_on, read_note
+from gossamer.targets.export import export
+from gossamer.targets.parity import check_parity
+from gossamer.targets.simulate import simulate
+from gossamer.targets.target import targets
+from gossamer.targets.verify import verify
+
+toolchain = pytest.mark.skipif(not (shutil.which(COMPILER) and shutil.which(EMULATOR)), reason=f"needs {INSTALL}")
+_spec = importlib.util.spec_from_file_location("tiny_networks", Path(__file__).parents[3] / "benchmarks" / "tiny_networks.py")
+tiny = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(tiny)
+
+
+class Mixed(nn.Module):
+    """Joins, products, sums and pools of two branches, one of them used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.three = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 24, 3, padding=1, groups=8), nn.Conv2d(32, 24, 1)
+        self.four = nn.Conv2d(24, 8, 1)
+        self.head = nn.Linear(128, 6)
+
+    def forward(self, x):
+        x = torch.relu(self.one(x))
+        y = self.two(x)
+        y = nn.functional.relu6(self.three(torch.cat([x, y], 1))) * y
+        return self.head(nn.functional.max_pool2d(self.four(y) + x, 3, 2, 1).flatten(1))
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def program(samples):
+    torch.manual_seed(0)
+    return capture(Mixed().eval(), samples[:2])
+
+
+@pytest.fixture(scope="module")
+def quantized(program, samples):
+    return apply(program, plan_quantization(program, samples, "cortex_m"))
+
+
+@pytest.fixture
+def artifact(quantized, tmp_path):
+    return export(quantized, tmp_path / "net.c", "cortex_m")
+
+
+@toolchain
+@pytest.mark.parametrize("name", tiny.NETWORKS)
+def test_the_mlperf_tiny_networks(name, tmp_path):
+    make, shape = tiny.NETWORKS[name]
+    torch.manual_seed(0)
+    samples = torch.randn(4, *shape)
+    network = make()
+    network(samples)  # gives the batch norm statistics
+    program = capture(network.eval(), samples[:2])
+    artifact = export(apply(program, plan_quantization(program, samples, "cortex_m")), tmp_path / "net.c", "cortex_m")
+    parity = check_parity(artifact, targets["cortex_m"].open(artifact.path, threads=1), (samples[:1],))
+    assert parity.max_steps == 0
+    assert parity.output_error == 0
+    assert len(parity.layers) >= 10
+    memory = measure_memory(artifact.path)
+    micro = pytest.importorskip("tflite_micro") and export(
+        apply(program, plan_quantization(program, samples, "tflm")), tmp_path / "net.tflite", "tflm"
+    )
+    runner = targets["tflm"].open(micro.path, threads=1)
+    runner.run(samples[:1].numpy())
+    assert memory.ram_bytes <= runner.arena_bytes()
+    assert memory.flash_bytes <= micro.size_bytes + 8192  # the kernels are in ours
+
+
+@toolchain
+@pytest.mark.parametrize("core", ["cortex-m4", "cortex-m7", "cortex-m55"])
+def test_every_core_computes_the_same_bits(artifact, quantized, samples, core):
+    runner = open_on(artifact.path, core)
+    np.testing.assert_array_equal(runner.run(samples.numpy()), simulate(quantized, samples).numpy())
+    counts = runner.instructions(samples.numpy())
+    assert list(counts) == [f"{position} {name}" for position, name in enumerate(read_note(artifact.path)["steps"])]
+    assert counts == runner.instructions(samples.numpy())
+    assert sum(counts.values()) > 10_000
+
+
+@toolchain
+def test_verify_compares_with_the_float_network_on_the_same_chip(program, artifact, samples):
+    report = verify(artifact, reference=program, data=(samples, program(samples).argmax(1)), batch=4)
+    assert report.passed, report.problems
+    assert report.parity.max_steps == 0
+
+
+@toolchain
+def test_float_networks_run_too(program, samples, tmp_path):
+    path = export(program, tmp_path / "net.c", "cortex_m").path
+    got = targets["cortex_m"].open(path, threads=1).run(samples[:3].numpy())
+    np.testing.assert_allclose(got, program(samples[:3]).detach().numpy(), atol=1e-5)
+
+
+@toolchain
+@pytest.mark.parametrize("tool", ["make", "cmake"])
+def test_the_project_builds_for_a_chip(artifact, tool, tmp_path):
+    if shutil.which(tool) is None:
+        pytest.skip(f"needs {tool}")
+    folder = artifact.path.parent
+    flags = "-mcpu=cortex-m7 -mfpu=fpv5-d16 -mfloat-abi=hard -O3"
+    if tool == "make":
+        subprocess.run(["make", "-C", folder, f"CC={COMPILER}", "AR=arm-none-eabi-ar", f"CFLAGS={flags}"], check=True, capture_output=True)
+        assert (folder / "libnet.a").exists()
+        return
+    built = tmp_path / "built"
+    options = ["-DCMAKE_SYSTEM_NAME=Generic", f"-DCMAKE_C_COMPILER={COMPILER}", f"-DCMAKE_C_FLAGS={flags} --specs=nosys.specs"]
+    subprocess.run(["cmake", "-S", folder, "-B", built, *options], check=True, capture_output=True)
+    subprocess.run(["cmake", "--build", built], check=True, capture_output=True)
+    assert (built / "libnet.a").exists()
+
+
+def test_the_header_tells_what_callers_need(artifact, quantized):
+    text = artifact.path.with_suffix(".h").read_text()
+    assert "int net_invoke(const int8_t *input, int8_t *output);" in text
+    assert repr(quantized.quantizers["x"].scale[0]) in text
+    assert "malloc" not in artifact.path.read_text()
+    assert {file.name for file in artifact.path.parent.iterdir()} == {
+        "net.c", "net.h", "gossamer_kernels.c", "gossamer_kernels.h", "Makefile", "CMakeLists.txt",
+    }  # fmt: skip
+
+
+@toolchain
+def test_a_network_that_does_not_fit_says_by_how_much(tmp_path):
+    program = capture(nn.Linear(1000, 300).eval(), torch.zeros(2, 1000))
+    path = export(program, tmp_path / "net.c", "cortex_m").path
+    with pytest.raises(FileError, match=r"does not fit: FLASH is [\d,]+ bytes too small"):
+        open_on(path, "cortex-m55").run(np.zeros((1, 1000), np.float32))
+
+
+def test_bad_input(artifact, quantized, samples, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="named like a C function"):
+        export(quantized, tmp_path / "my-net.c", "cortex_m")
+    with pytest.raises(UnsupportedOp, match="SOFTMAX"):
+        export(capture(nn.Softmax(1).eval(), torch.zeros(2, 4)), tmp_path / "soft.c", "cortex_m")
+    foreign = tmp_path / "foreign.c"
+    foreign.write_text("int main(void) { return 0; }")
+    with pytest.raises(FileError, match="was not written by this package"):
+        read_note(foreign)
+    with pytest.raises(FileError, match="cannot be read"):
+        read_note(tmp_path / "none.c")
+    monkeypatch.setattr(run_module.shutil, "which", lambda name: None)
+    with pytest.raises(MissingRuntime, match="apt-get install"):
+        targets["cortex_m"].open(artifact.path, threads=1)
+
+
+@toolchain
+def test_inputs_that_do_not_fit(artifact, samples):
+    runner = targets["cortex_m"].open(artifact.path, threads=1)
+    with pytest.raises(DataError, match="takes 1 inputs; got 2"):
+        runner.run(samples.numpy(), samples.numpy())
+    with pytest.raises(DataError, match="has the shape"):
+        runner.run(samples[:, :2].numpy())
+    with pytest.raises(ConfigError, match="threads must be 1"):
+        targets["cortex_m"].open(artifact.path, threads=2)
+    with pytest.raises(ConfigError, match="did you mean 'cortex-m55'"):
+        open_on(artifact.path, "cortex-m5")
