@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from gossamer.cli.command import DebugOption, JsonOption, command, show, show_json
 from gossamer.numerics.formats import IntFormat
@@ -22,6 +23,9 @@ def targets_command(json: JsonOption = False, debug: DebugOption = False) -> Cal
             show_json({"targets": rows})
         else:
             show(_table(rows))
+            for row in rows:
+                if not row["version"]:
+                    show(Text(f"{row['name']} is missing; install it: {row['install']}", no_wrap=True))
         return True
 
     return shown
@@ -53,7 +57,7 @@ def _table(rows: Iterable[dict[str, Any]]) -> Table:
     for heading in ("target", "file", "runtime", "static: weights", "values", "dynamic range", "weights only", "integer ops"):
         table.add_column(heading, overflow="fold")
     for row in rows:
-        runtime = f"{row['runtime']} {row['version']}" if row["version"] else f"missing: {row['install']}"
+        runtime = f"{row['runtime']} {row['version']}" if row["version"] else "missing"
         lists = [", ".join(row[key]) or "-" for key in ("weights", "activations", "dynamic_range", "weight_only")]
         table.add_row(row["name"], row["file"], runtime, *lists, str(len(row["integer_ops"])))
     return table

@@ -44,6 +44,7 @@ class Target:
     `count_zeros(path)` finds (zeros, numbers) of each weight in the file, where the target has it.
     `notes(program)` tells what users of the file must know, in sentences, where there is anything.
     `package` is the distribution that brings the runtime, where it is not called like the target; `install` the command.
+    `find_version()` tells the version of a runtime that is no distribution, None where it is missing.
     """
 
     spec: TargetSpec
@@ -55,6 +56,7 @@ class Target:
     emit_coded: Callable[[Program, Path, str], None] | None = None
     package: str = ""
     install: str = ""
+    find_version: Callable[[], str | None] | None = None
 
     @property
     def runtime(self) -> str:
@@ -64,6 +66,8 @@ class Target:
     @property
     def runtime_version(self) -> str | None:
         """Its installed version; None where it is missing."""
+        if self.find_version is not None:
+            return self.find_version()
         try:
             return version(self.runtime)
         except PackageNotFoundError:

@@ -27,7 +27,7 @@ from gossamer.targets.measure import Latencies, machine, measure_latency, versio
 from gossamer.targets.metrics import Comparison, Metric, Outputs, compare_accuracy, metric_name
 from gossamer.targets.parity import check_parity, parity_problems, samples_to_compare
 from gossamer.targets.results import Measurement, Parity, Report, check_limits
-from gossamer.targets.target import Artifact, Runner, targets
+from gossamer.targets.target import Artifact, Runner, Target, targets
 
 Array = npt.NDArray[Any]
 ORIGINAL, COMPRESSED = "original", "compressed"
@@ -99,10 +99,15 @@ def verify(
         repeats=latencies.repeats,
         steady=latencies.steady,
         machine=machine(),
-        versions=versions_of("gossamer", "torch", targets[artifact.target].runtime),
+        versions=_versions(targets[artifact.target]),
         layer_sparsity={name: share for name, share in zeros[COMPRESSED].items() if name},
         notes=artifact.notes,
     )
+
+
+def _versions(target: Target) -> dict[str, str]:
+    found = target.runtime_version
+    return versions_of("gossamer", "torch") | ({target.runtime: found} if found else {})
 
 
 def _check_arguments(artifact: Artifact, reference: Program | Artifact, threads: int, batch: int) -> None:

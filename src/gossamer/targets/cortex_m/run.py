@@ -99,6 +99,13 @@ def open_on(path: Path, core: str, *, threads: int = 1, values: bool = False) ->
     return CortexRunner(Path(path), read_note(Path(path)), core, values)
 
 
+def toolchain_version() -> str | None:
+    """The compiler's version; None where it or the emulator is missing."""
+    if not (shutil.which(COMPILER) and shutil.which(EMULATOR)):
+        return None
+    return subprocess.run([COMPILER, "-dumpversion"], capture_output=True, text=True).stdout.strip() or None
+
+
 def measure_memory(path: Path, core: str = CORE) -> Memory:
     """Flash and RAM of the network alone, without startup code or a C library's: what it adds to a firmware."""
     _tool(SIZE)
