@@ -92,8 +92,9 @@ def histogram(state: Spread, batch: Tensor) -> Spread:
         return merge(state, seen)
     exponent = max(_exponent_for(seen), state.exponent)
     flat = _spaced(_in_memory_order(batch.detach()))
-    limit = math.ldexp(BINS // 2, exponent)
-    counts = torch.histc(flat.to(torch.float32), BINS, -limit, limit)
+    # floor before the offset is added: a number next to the edge of a bin must not be rounded across it
+    bins = (flat.to(torch.float64) * math.ldexp(1.0, -exponent)).floor_().add_(BINS // 2).clamp_(0, BINS - 1)
+    counts = torch.bincount(bins.to(torch.int64), minlength=BINS)
     return merge(state, Spread(seen.low, seen.high, counts.to(torch.float64), exponent))
 
 
