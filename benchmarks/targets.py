@@ -1,0 +1,104 @@
+"""Each target beside the float network on it: parity with the simulation, speed, file size and time to write the file.
+
+python benchmarks/targets.py [NAME ...]      names of rows to run anew, such as resnet18 or DS-CNN; all without a name
+
+Networks of MLPerf Tiny, torchvision and timm with random weights; ranges from 8 random images and nearest rounding, since neither parity nor
+speed depends on them. FP32 and INT8 take turns in one process, one thread each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import RESULTS, header, write
+from quantization_peers import random_network
+from tiny_networks import NETWORKS
+
+import gossamer as gs
+from gossamer.targets.cortex_m.run import measure_memory
+from gossamer.targets.measure import measure_latency
+from gossamer.targets.parity import check_parity
+from gossamer.targets.target import targets
+
+LARGE = ("resnet18", "mobilenet_v2", "efficientnet_lite0", "vit_tiny_patch16_224")
+FAST = ("onnxruntime", "openvino", "litert")
+CHIPS = ("tflm", "cortex_m")
+PATH = RESULTS / "targets.json"
+
+
+def network(name: str) -> tuple[gs.Program, torch.Tensor]:
+    """A network with random weights and images for it."""
+    torch.manual_seed(0)
+    if name in NETWORKS:
+        make, shape = NETWORKS[name]
+        model, images = make(), torch.randn(8, *shape)
+        model(images)  # gives the batch norm statistics
+    else:
+        model, images = random_network(name), torch.randn(8, 3, 224, 224)
+    return gs.capture(model.eval(), images[:2]), images
+
+
+def row(program: gs.Program, images: torch.Tensor, target: str) -> dict[str, Any]:
+    """One network on one target."""
+    found = targets[target]
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        plain = gs.export(program, Path(folder) / f"plain{found.suffix}", target)
+        float_s = time.perf_counter() - started
+        coded = gs.apply(program, gs.plan_quantization(program, images, target, scheme=gs.Scheme(rounding="nearest")))
+        started = time.perf_counter()
+        artifact = gs.export(coded, Path(folder) / f"coded{found.suffix}", target)
+        coded_s = time.perf_counter() - started
+        runner = found.open(artifact.path, threads=1)
+        parity = check_parity(artifact, runner, (images[:1],))
+        figures: dict[str, Any] = {
+            "export_float_s": round(float_s, 2),
+            "export_int8_s": round(coded_s, 2),
+            "max_steps": parity.max_steps,
+            "values_compared": parity.values_compared,
+            "values_apart": sum(layer.max_steps > 0 for layer in parity.layers),
+            "output_error": parity.output_error,
+        }
+        if target in CHIPS:
+            if target == "tflm":
+                figures |= {"arena_bytes": runner.arena_bytes(), "size_bytes": artifact.size_bytes}
+            else:
+                memory = measure_memory(artifact.path)
+                counts = runner.instructions(images.numpy())
+                figures |= {"arena_bytes": memory.ram_bytes, "size_bytes": memory.flash_bytes, "instructions_m4": sum(counts.values())}
+            return figures
+        weights = sum(tensor.numel() * (4 if name not in coded.quantizers else 1) for name, tensor in coded.state.items())
+        latencies = measure_latency({"float": found.open(plain.path, threads=1), "int8": runner}, [images[:1].numpy()])
+        return figures | {
+            "size_bytes": artifact.size_bytes,
+            "weight_bytes": weights,
+            "over_weights": round(artifact.size_bytes / weights - 1, 4),
+            "speedup": latencies.speedup("float", "int8"),
+            "steady": latencies.steady,
+        }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", choices=[*NETWORKS, *LARGE, []])
+    names = parser.parse_args().names or [*NETWORKS, *LARGE]
+    torch.set_num_threads(1)
+    old = json.loads(PATH.read_text())["rows"] if PATH.exists() else {}
+    for name in names:
+        program, images = network(name)
+        old[name] = {"params": program.cost().params, "macs": program.cost().macs}
+        for target in (*FAST, *(CHIPS if name in NETWORKS else ())):
+            old[name][target] = row(program, images, target)
+            print(name, target, old[name][target], flush=True)
+        packages = ("torch", "onnxruntime", "openvino", "ai-edge-litert", "tflite-micro")
+        write("targets", {**header(packages, threads=1, batch=1), "rows": old}, quiet=True)
+
+
+if __name__ == "__main__":
+    main()
