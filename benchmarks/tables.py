@@ -15,6 +15,7 @@ from typing import Any
 
 from common import RESULTS, ROOT
 from mnist_table import mnist_pruning
+from target_tables import targets
 from weight_tables import half_quadratic, streaming
 
 
@@ -177,6 +178,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "torch_pruning": torch_pruning,
     "half_quadratic": half_quadratic,
     "streaming": streaming,
+    "targets": targets,
 }
 
 
