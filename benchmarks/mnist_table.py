@@ -48,16 +48,21 @@ def _pair(cell: dict[str, Any]) -> str:
 def _tuned(cells: dict[tuple[str, ...], Any], result: dict[str, Any]) -> list[str]:
     lines = [
         f"Fine-tuned from the repaired network, {result['steps']} updates each: plain and distilled (same) on {result['labels']:,} labelled images, "
-        f"distilled (all) on as many batches of unlabelled images out of all {result['train_samples']:,}; n = {result['samples']:,}",
+        f"distilled (all) on as many batches of unlabelled images out of all {result['train_samples']:,}; "
+        f"the better of the learning rates {', '.join(map(str, result['learning_rates']))} on 2,000 further training images; n = {result['samples']:,}",
         "",
         "| network, criterion | removed | plain | distilled (same) | distilled (all) | same - plain, points, 95 % | all - plain, points, 95 % |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for (name, criterion, share), cell in cells.items():
-        shown = " | ".join(f"{cell[way]['accuracy']:.2%}" for way in WAYS[2:])
-        gained = [cell[f"{way}_minus_plain_points"] for way in WAYS[3:]]
-        lines.append(f"| {name}, {criterion} | {share} | {shown} | {' | '.join(f'[{low:+.2f}, {high:+.2f}]' for low, high in gained)} |")
+        shown = [f"{cell[way]['accuracy']:.2%}" if way in cell else "" for way in WAYS[2:]]
+        gained = [_gain(cell.get(f"{way}_minus_plain_points")) for way in WAYS[3:]]
+        lines.append(f"| {name}, {criterion} | {share} | {' | '.join([*shown, *gained])} |")
     return [*lines, ""]
+
+
+def _gain(interval: list[float] | None) -> str:
+    return "" if interval is None else f"[{interval[0]:+.2f}, {interval[1]:+.2f}]"
 
 
 def _in_rounds(name: str, entry: dict[str, Any]) -> list[str]:
