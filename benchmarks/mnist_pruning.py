@@ -87,7 +87,7 @@ class Bench:
         }
         facts |= {
             "fully_tuned": list(FULLY),
-            "learning_rate": TUNING.learning_rate,
+            "learning_rates": list(RATES),
             "batch_size": TUNING.batch_size,
             "train_samples": len(self.train[1]),
         }
