@@ -147,7 +147,7 @@ def speed(name: str, python: str) -> dict[str, Any]:
             if target != "litert":
                 bench.peer(peer)
         for target, runners in bench.runners.items():
-            found[target] = latencies(runners, samples[:1].numpy(), seconds=30)
+            found[target] = latencies(runners, samples[:1].numpy(), seconds=12)
     return {"runtimes": found, "failed": bench.failed, "versions": bench.versions}
 
 
@@ -209,19 +209,9 @@ def specs_first(target: str) -> str:
 
 
 def more_of_ours(target: str) -> list[tuple[str, dict[str, Any]]]:
-    """Methods that take longer, and weights of 4 bits."""
-    from gossamer.plan.rounding import roundings
-
-    if target != "onnxruntime":
-        return []
+    """Weights of 4 bits, where the target takes them; learned rounding has a benchmark of its own (learned_rounding.py)."""
     four = any(fmt.name == "int4" for fmt in targets[target].spec.weight_formats)
-    chosen: list[tuple[str, dict[str, Any]]] = [("gossamer, W4A8", {"weights": "int4"})] if four else []
-    for rounding in ("adaround", "brecq", "qdrop"):
-        if rounding in roundings:
-            scheme = gs.Scheme(rounding=rounding)
-            chosen.append((f"gossamer, {rounding}", {"scheme": scheme}))
-            chosen += [(f"gossamer, {rounding}, W4A8", {"scheme": scheme, "weights": "int4"})] if four else []
-    return chosen
+    return [("gossamer, W4A8", {"weights": "int4"})] if four else []
 
 
 def fidelity_rows(target: str, runners: Mapping[str, Any], bench: Bench, images: Tensor) -> list[dict[str, Any]]:
@@ -230,7 +220,7 @@ def fidelity_rows(target: str, runners: Mapping[str, Any], bench: Bench, images:
         name: torch.cat([torch.from_numpy(np.array(runner.run(image[None].numpy()))) for image in images])
         for name, runner in runners.items()
     }
-    times = latencies(runners, images[:1].numpy(), seconds=20)
+    times = latencies(runners, images[:1].numpy(), seconds=10)
     true = logits["fp32"]
     return [
         {

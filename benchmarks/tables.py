@@ -62,6 +62,63 @@ def efficientnet_lite0_int8(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{result['setting']} {_machine(result)}"])
 
 
+def minilm_reviews(result: dict[str, Any]) -> str:
+    """Accuracy, speed and size of a transformer."""
+    lines = [
+        "MiniLM fine-tuned on film reviews, INT8 without labels:",
+        "",
+        "| | runtime | FP32 | INT8 | drop in points, 95 % | speed-up | smaller |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in result["rows"]:
+        low, high = row["drop_interval"]
+        lines.append(
+            f"| {row['name']} | {row['target']} | {row['fp32_accuracy']:.2%} | {row['accuracy']:.2%} | "
+            f"{row['drop_points']:+.2f} [{low:+.2f}, {high:+.2f}] | {row['speedup']:.2f}x | {row['size_ratio']:.2f}x |"
+        )
+    return "\n".join([*lines, "", f"n = {result['n']:,}; {result['setting']} {_machine(result)}"])
+
+
+def quantization_peers(result: dict[str, Any]) -> str:
+    """Fidelity and speed beside other quantizers."""
+    parts: Mapping[str, dict[str, Any]] = result["parts"]
+    lines: list[str] = []
+    if "fidelity" in parts:
+        lines += ["EfficientNet-Lite0, INT8 by calibration only, each file on its own runtime:", ""]
+        lines += ["| | runtime | agreement with FP32 top-1 | SQNR of logits | speed-up | seconds |", "|---|---|---:|---:|---:|---:|"]
+        for row in parts["fidelity"]["rows"]:
+            lines.append(
+                f"| {row['name']} | {row['target']} | {row['agreement']:.1%} | {row['sqnr_db']:.1f} dB | {row['speedup']:.2f}x | {row['seconds']:.1f} |"
+            )
+        lines += [""]
+    speeds = {name.partition(":")[2]: part for name, part in parts.items() if name.startswith("speed:")}
+    if speeds:
+        lines += ["FP32/INT8 latency, random weights:", "", "| | runtime | gossamer | others |", "|---|---|---:|---|"]
+        for network, part in speeds.items():
+            for runtime, found in part["runtimes"].items():
+                others = ", ".join(f"{name} {row['speedup']:.2f}x" for name, row in found.items() if name not in ("fp32", "gossamer"))
+                lines.append(f"| {network} | {runtime} | {found['gossamer']['speedup']:.2f}x | {others} |")
+        lines += [""]
+    missing = [f"{name}: {why}" for part in parts.values() for name, why in part["failed"].items()]
+    missing += [f"{name}: {why}" for name, why in result["not_run"].items()]
+    lines += [f"Not run: {'; '.join(missing)}.", ""] if missing else []
+    versions = {name: version for part in parts.values() for name, version in part["versions"].items()}
+    return "\n".join([*lines, f"{result['setting']} {_machine({**next(iter(parts.values())), 'versions': versions})}"])
+
+
+def calibration_scaling(result: dict[str, Any]) -> str:
+    """One line for each point."""
+    lines = [
+        "Planning INT8 as samples and networks grow:",
+        "",
+        "| parameters | samples | CPU seconds | more memory |",
+        "|---:|---:|---:|---:|",
+    ]
+    for row in sorted(result["rows"], key=lambda row: (row["params"], row["samples"])):
+        lines.append(f"| {row['params']:,} | {row['samples']} | {row['cpu_seconds']:.2f} | {row['more_memory_mb']:.0f} MB |")
+    return "\n".join([*lines, "", f"{result['setting']}. {_machine(result)}"])
+
+
 _LISTS = {"tv": "torchvision classifiers", "hf": "transformers", "own": "U-Net, detector backbone with FPN, LSTM, GRU"}
 
 
@@ -179,6 +236,9 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "half_quadratic": half_quadratic,
     "streaming": streaming,
     "targets": targets,
+    "quantization_peers": quantization_peers,
+    "minilm_reviews": minilm_reviews,
+    "calibration_scaling": calibration_scaling,
 }
 
 
