@@ -263,3 +263,26 @@ def passed_on(program):
     for node in program.graph.nodes:
         if node.name in program.quantizers and program.quantizers.get(node.uses[0]) == program.quantizers[node.name]:
             yield node.name
+
+
+def test_formats_and_schemes_reach_the_artifact(tmp_path):
+    settings = gs.Settings(weights="int4", scheme=gs.Scheme(rounding="nearest", equalization="cross-layer"), batch=8)
+    result = gs.compress(network(), data(), settings=settings, work_dir=tmp_path)
+    quantizers = result.best.quantized.quantizers
+    weights = [quantizers[name] for name in result.best.quantized.state if name in quantizers]
+    assert {quantizer.format.name for quantizer in weights} == {"int4"}
+    assert result.report.passed, result.report.problems
+    assert json.loads(json.dumps(settings.to_json()))["scheme"]["rounding"] == "nearest"
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"weights": "integer"}, "intN"),
+        ({"scheme": gs.Scheme(rounding="neerest")}, "did you mean 'nearest'"),
+        ({"scheme": gs.Scheme(equalization="smothquant")}, "did you mean 'smoothquant'"),
+    ],
+)
+def test_formats_and_schemes_that_do_not_exist(choice, message):
+    with pytest.raises(ConfigError, match=message):
+        gs.Settings(**choice)

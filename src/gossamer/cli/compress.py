@@ -32,12 +32,16 @@ from gossamer.data.named import load_data
 from gossamer.data.source import Data
 from gossamer.data.user_code import resolve
 from gossamer.errors import ConfigError
+from gossamer.numerics.ranges import range_methods
 from gossamer.numerics.saliency import criteria
 from gossamer.pipeline.loop import compress as run_compress
 from gossamer.pipeline.result import Result
 from gossamer.pipeline.settings import Settings
 from gossamer.plan.budget import Budget
 from gossamer.plan.constraints import Constraints
+from gossamer.plan.equalization import equalizations
+from gossamer.plan.rounding import roundings
+from gossamer.plan.scheme import Scheme
 from gossamer.report.console import console_view
 
 WORK = "work"
@@ -71,6 +75,14 @@ def compress(
     mode: Annotated[str, typer.Option(help="How layers are compared: global, layerwise, or isomorphic.")] = _DEFAULT.mode,
     skip: LayersOption = None,
     only: Annotated[list[str] | None, typer.Option(help="Remove channels of these layers only; may be repeated.")] = None,
+    weight_format: Annotated[
+        str, typer.Option(help="Format of weights in codes: int8, int7 (for processors without VNNI), int4 ...")
+    ] = _DEFAULT.weights,
+    rounding: Annotated[str, typer.Option(help=f"How weights get codes: {', '.join(roundings.names())}.")] = _DEFAULT.scheme.rounding,
+    ranges: Annotated[str, typer.Option(help=f"Which range codes cover: {', '.join(range_methods.names())}.")] = _DEFAULT.scheme.ranges,
+    equalization: Annotated[
+        str, typer.Option(help=f"How scale moves between channels first: {', '.join(equalizations.names())}.")
+    ] = _DEFAULT.scheme.equalization,
     epochs: Annotated[int, typer.Option(min=0, help="Epochs of fine-tuning after channels are removed; 0 for none.")] = _DEFAULT.epochs,
     trials: Annotated[int, typer.Option(min=1, help="How many candidates are tried at most.")] = _DEFAULT.trials,
     batch: Annotated[int, typer.Option(min=1, help="Samples per call when latency is measured.")] = _DEFAULT.batch,
@@ -93,6 +105,8 @@ def compress(
         criterion=criterion,
         mode=mode,
         constraints=Constraints(skip=tuple(skip or ()), only=tuple(only or ())),
+        weights=weight_format,
+        scheme=Scheme(rounding=rounding, ranges=ranges, equalization=equalization),
         trials=trials,
         batch=batch,
         threads=threads,

@@ -6,9 +6,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from gossamer.errors import ConfigError
+from gossamer.numerics.formats import parse_any_format
 from gossamer.numerics.saliency import criteria
 from gossamer.plan.constraints import Constraints
+from gossamer.plan.equalization import equalizations
 from gossamer.plan.pruning import MODES
+from gossamer.plan.rounding import roundings
+from gossamer.plan.scheme import Scheme
 
 TOURNAMENT = "tournament"
 
@@ -23,6 +27,8 @@ class Settings:
                 calibration data decide, see gossamer.search.tournament
     mode        how groups are compared, see plan_pruning: "global", "layerwise" or "isomorphic"
     constraints what pruning must leave; with multiple 1, widths are rounded to what the target's kernels like
+    weights     format of weights in codes, such as "int8" or "int4"
+    scheme      how ranges, scales and codes are found, see plan_quantization
     batch       inputs per call when latency is measured
     threads     of the runtime
     trials      how many ratios are tried at most
@@ -33,6 +39,8 @@ class Settings:
     criterion: str = ""
     mode: str = "global"
     constraints: Constraints = field(default_factory=Constraints)
+    weights: str = "int8"
+    scheme: Scheme = field(default_factory=Scheme)
     batch: int = 64
     threads: int = 1
     seed: int = 0
@@ -47,6 +55,9 @@ class Settings:
             raise ConfigError("mode", self.mode, f"one of {', '.join(MODES)}")
         if self.criterion and self.criterion != TOURNAMENT:
             criteria.entry(self.criterion)
+        parse_any_format(self.weights)
+        roundings.entry(self.scheme.rounding)
+        equalizations.entry(self.scheme.equalization)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -93,7 +93,9 @@ def run_trial(job: Job, removed_ratio: float, folder: Path, scores: Callable[[],
     program, settings = job.program, job.settings
     pruning = plan_removal(program, scores(), removed_ratio, settings) if removed_ratio else Plan((), program.digest)
     pruned = _recover(job, apply(program, pruning), pruning, folder) if pruning.edits else program
-    quantization = plan_quantization(pruned, calibration(job.data), target=settings.target, on_progress=job.on_progress)
+    quantization = plan_quantization(
+        pruned, calibration(job.data), settings.target, weights=settings.weights, scheme=settings.scheme, on_progress=job.on_progress
+    )
     quantized = apply(pruned, quantization)
     artifact = export(quantized, folder / artifact_name(settings.target), target=settings.target)
     report = verify(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import reduce
 from typing import Any
 
-from gossamer.batches import as_batches
+from gossamer.batches import Batches, as_batches
 from gossamer.errors import PlanError
 from gossamer.numerics.affine import Quantizer, clips_like
 from gossamer.numerics.formats import IntFormat, PerTensor
@@ -19,7 +19,7 @@ from gossamer.plan.equalization_static import StaticCoding, equalize_static
 from gossamer.plan.placement import Placement, place_quantizers
 from gossamer.plan.plan import Frozen, Plan
 from gossamer.plan.rounding import RoundingJob, roundings
-from gossamer.plan.rules import layer_formats
+from gossamer.plan.rules import LayerFormats, layer_formats
 from gossamer.plan.scheme import Scheme, pick_format
 from gossamer.plan.spec import TargetSpec, specs
 from gossamer.plan.stored_floats import stored_weights
@@ -69,14 +69,27 @@ def plan_quantization(
         raise PlanError(f"the network is quantized already (for {program.target!r}); plan from the float network.")
     spec, scheme = specs[target], scheme or Scheme()
     activation = _activations(activations, spec)
-    rounding = roundings[scheme.rounding]
+    roundings.entry(scheme.rounding)
     formats = layer_formats(program, rules or {}, weights, spec)
+    return _plan(program, as_batches(calibration, what="calibration"), spec, formats, activation, scheme, on_progress)
+
+
+def _plan(
+    program: Program,
+    batches: Batches,
+    spec: TargetSpec,
+    formats: LayerFormats,
+    activation: IntFormat,
+    scheme: Scheme,
+    on_progress: OnProgress,
+) -> Plan:
+    """Prepare, place, equalize, calibrate, round."""
+    rounding = roundings[scheme.rounding]
     prepared, edits = _prepare(program, spec, formats.kept_float)
     placement = place_quantizers(prepared, spec, kept_float=formats.kept_float, code_ends=scheme.code_ends)
     if not placement.layers:
         why = f": {placement.frozen[0].where}, {placement.frozen[0].reason}" if placement.frozen else ""
-        raise PlanError(f"the network has no layer that {target} computes in integers{why}; export it as it is.")
-    batches = as_batches(calibration, what="calibration")
+        raise PlanError(f"the network has no layer that {spec.name} computes in integers{why}; export it as it is.")
     coding = StaticCoding(
         formats.codes,
         activation,
@@ -102,7 +115,7 @@ def plan_quantization(
         edits=(*edits, *table_edits(prepared, spec), *scaled, *coded, *rounded.edits, *stored_weights(prepared, formats.stored)),
         model_digest=program.digest,
         weights_digest=program.weights_digest(),
-        target=target,
+        target=spec.name,
         frozen=(*placement.frozen, *_not_absorbed(prepared.graph, placement, rounded.values)),
         notes=(ONE_SAMPLE,) if seen.samples == 1 else (),
     )
