@@ -193,3 +193,20 @@ def test_a_class_token_takes_the_batch_size_of_the_images(tmp_path):
     runner = targets["litert"].open(export(capture(network, images), tmp_path / "m.tflite", "litert").path, threads=1)
     for batch in (1, 4):
         np.testing.assert_array_equal(runner.run(images[:batch].numpy()), network(images[:batch]).detach().numpy())
+
+
+def test_the_signature_names_inputs_and_outputs(tmp_path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    class Two(nn.Module):
+        def forward(self, left, right):
+            return left * right
+
+    pair = torch.randn(2, 4), torch.randn(2, 4)
+    path = export(capture(Two(), pair), tmp_path / "m.tflite", "litert").path
+    interpreter = Interpreter(str(path))
+    assert interpreter.get_signature_list() == {"serving_default": {"inputs": ["left", "right"], "outputs": ["output0"]}}
+    interpreter.resize_tensor_input(0, (2, 4))
+    interpreter.resize_tensor_input(1, (2, 4))
+    found = interpreter.get_signature_runner()(left=pair[0].numpy(), right=pair[1].numpy())
+    np.testing.assert_allclose(found["output0"], (pair[0] * pair[1]).numpy())

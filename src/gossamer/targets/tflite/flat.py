@@ -40,6 +40,7 @@ def to_bytes(draft: Draft, inputs: Sequence[int], outputs: Sequence[int], layout
     model.operatorCodes = [_operator_code(names, code) for code in codes]
     graph.operators = [_operator(names, codes.index(op.code), op) for op in draft.ops]
     model.subgraphs = [graph]
+    model.signatureDefs = [_signature(names, draft, inputs, outputs)]
     note = names.MetadataT()
     note.name, note.buffer = LAYOUT, len(model.buffers)
     model.buffers.append(_buffer(names, np.frombuffer(json.dumps(dict(layout)).encode(), np.uint8)))
@@ -68,6 +69,24 @@ def pack(model: Any) -> bytes:
     builder = Sharing(1024)
     builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
     return bytes(builder.Output())
+
+
+def _signature(names: ModuleType, draft: Draft, inputs: Sequence[int], outputs: Sequence[int]) -> Any:
+    """Names of inputs and outputs, by which most tools call a file."""
+
+    def named(wishes: Sequence[str], numbers: Sequence[int]) -> list[Any]:
+        maps = []
+        for wish, number in zip(wishes, numbers, strict=True):
+            made = names.TensorMapT()
+            made.name, made.tensorIndex = wish.encode(), number
+            maps.append(made)
+        return maps
+
+    made = names.SignatureDefT()
+    made.signatureKey, made.subgraphIndex = b"serving_default", 0
+    made.inputs = named([draft.tensors[number].name for number in inputs], inputs)
+    made.outputs = named([f"output{position}" for position in range(len(outputs))], outputs)
+    return made
 
 
 def _tensor(names: ModuleType, model: Any, tensor: DraftTensor) -> Any:
