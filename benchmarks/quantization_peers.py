@@ -173,7 +173,7 @@ def random_network(name: str) -> torch.nn.Module:
     sys.path.insert(0, str(ROOT / "tests"))
     zoo = importlib.import_module("zoo")
     torch.manual_seed(SEED)
-    model, _ = zoo.timm_model(name) if "vit" in name else zoo.torchvision_model(name)
+    model, _ = zoo.timm_model(name) if name.startswith(("vit", "tf_")) else zoo.torchvision_model(name)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             if name.endswith("running_var") or (name.endswith("weight") and tensor.dim() == 1):

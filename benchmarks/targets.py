@@ -26,7 +26,7 @@ from gossamer.targets.measure import measure_latency
 from gossamer.targets.parity import check_parity
 from gossamer.targets.target import targets
 
-LARGE = ("resnet18", "mobilenet_v2", "efficientnet_lite0", "vit_tiny_patch16_224")
+LARGE = ("resnet18", "mobilenet_v2", "tf_efficientnet_lite0", "vit_tiny_patch16_224")
 FAST = ("onnxruntime", "openvino", "litert")
 CHIPS = ("tflm", "cortex_m")
 PATH = RESULTS / "targets.json"

@@ -91,10 +91,9 @@ class Result:
         Raises: FileError when the folder cannot be written; the work folder keeps everything.
         """
         folder = Path(folder)
-        name = artifact_name(self.settings.target)
         copies = {
-            name: self.best.folder / name,
-            f"original-{name}": self.original.path,
+            **{path.name: path for path in self.original.files},
+            **{path.name: path for path in self.artifact.files},  # files that both have are for the artifact
             "original.gossamer": self.original.path.parent / "original.gossamer",
             "model.gossamer": self.best.folder / "model.gossamer",
             "pruned.gossamer": self.best.folder / "pruned.gossamer",

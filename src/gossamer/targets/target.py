@@ -43,6 +43,8 @@ class Target:
     `emit_coded(program, path, io)` writes one whose inputs and outputs are "uint8" or "int8" codes, where the target has such.
     `count_zeros(path)` finds (zeros, numbers) of each weight in the file, where the target has it.
     `notes(program)` tells what users of the file must know, in sentences, where there is anything.
+    `beside(path)` names the files that were written with the one at `path`, such as a header.
+    `size(path)` measures the bytes that a file takes where it runs, where that is not its own size, such as compiled C.
     `package` is the distribution that brings the runtime, where it is not called like the target; `install` the command.
     `find_version()` tells the version of a runtime that is no distribution, None where it is missing.
     """
@@ -54,6 +56,8 @@ class Target:
     count_zeros: Callable[[Path], Mapping[str, tuple[int, int]]] | None = None
     notes: Callable[[Program], tuple[str, ...]] | None = None
     emit_coded: Callable[[Program, Path, str], None] | None = None
+    beside: Callable[[Path], tuple[Path, ...]] | None = None
+    size: Callable[[Path], int] | None = None
     package: str = ""
     install: str = ""
     find_version: Callable[[], str | None] | None = None
@@ -117,8 +121,15 @@ class Artifact:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the file."""
-        return self.path.stat().st_size
+        """Bytes of the file; of what is compiled from it where it is a source. Raises MissingRuntime without the tools for that."""
+        measure = targets[self.target].size
+        return self.path.stat().st_size if measure is None else measure(self.path)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The file and those that were written with it."""
+        others = targets[self.target].beside
+        return (self.path, *(() if others is None else others(self.path)))
 
     @property
     def download_bytes(self) -> int:

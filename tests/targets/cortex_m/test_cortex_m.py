@@ -11,7 +11,10 @@ import torch
 from torch import nn
 
 from gossamer.apply.engine import apply
+from gossamer.data.source import Data
 from gossamer.errors import ConfigError, DataError, FileError, MissingRuntime, UnsupportedOp
+from gossamer.pipeline.loop import compress
+from gossamer.pipeline.settings import Settings
 from gossamer.plan.quantization import plan_quantization
 from gossamer.program.capture import capture
 from gossamer.targets.cortex_m import run as run_module
@@ -143,6 +146,21 @@ def test_the_header_tells_what_callers_need(artifact, quantized):
 
 
 @toolchain
+def test_compress_goes_the_whole_way_for_a_chip(samples, tmp_path):
+    torch.manual_seed(0)
+    network = Mixed().eval()
+    data = Data(train=None, calibration=samples, validation=(samples, network(samples).argmax(1)))
+    result = compress(network, data, target="cortex_m", settings=Settings(epochs=0, batch=4), work_dir=tmp_path)
+    assert result.report.passed, result.report.problems
+    assert "original_model_invoke" in (tmp_path / "original-model.h").read_text()
+    assert result.report.compressed.size_bytes == measure_memory(result.artifact.path).flash_bytes
+    assert "not a chip's" in " ".join(result.report.notes)
+    saved = result.save(tmp_path / "out")
+    assert measure_memory(saved / "model.c") == measure_memory(result.artifact.path)  # all it needs came along
+    assert "libmodel.a" in (saved / "Makefile").read_text()
+
+
+@toolchain
 def test_a_network_that_does_not_fit_says_by_how_much(tmp_path):
     program = capture(nn.Linear(1000, 300).eval(), torch.zeros(2, 1000))
     path = export(program, tmp_path / "net.c", "cortex_m").path
@@ -151,8 +169,8 @@ def test_a_network_that_does_not_fit_says_by_how_much(tmp_path):
 
 
 def test_bad_input(artifact, quantized, samples, tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match="named like a C function"):
-        export(quantized, tmp_path / "my-net.c", "cortex_m")
+    with pytest.raises(ConfigError, match="starts with a letter"):
+        export(quantized, tmp_path / "1net.c", "cortex_m")
     with pytest.raises(UnsupportedOp, match="SOFTMAX"):
         export(capture(nn.Softmax(1).eval(), torch.zeros(2, 4)), tmp_path / "soft.c", "cortex_m")
     foreign = tmp_path / "foreign.c"

@@ -33,19 +33,31 @@ def emit(program: Program, path: Path) -> None:
     Raises: UnsupportedOp for an op without a kernel; ConfigError for a file name that is no C name; FileError when it cannot be written.
     """
     path = Path(path)
-    if not re.fullmatch(r"[A-Za-z_]\w*", path.stem):
-        raise ConfigError("path", path.name, "named like a C function, with letters, digits and _")
+    name = c_name(path)
     written = draft_of(program)
     network = lay_out(written)
     names = [spec.name for spec in program.inputs]
     note = describe(network, names, written.layout)
     folder = path.parent
-    for name in KERNELS:
-        write_bytes(folder / name, runtime_file(name))
-    write_bytes(path.with_suffix(".h"), header(path.stem, network, note).encode())
+    for file in KERNELS:
+        write_bytes(folder / file, runtime_file(file))
+    write_bytes(path.with_suffix(".h"), header(name, network, note).encode())
     write_bytes(folder / "Makefile", _MAKEFILE.replace("NAME", path.stem).encode())
     write_bytes(folder / "CMakeLists.txt", _CMAKE.replace("NAME", path.stem).encode())
-    write_bytes(path, source(path.stem, network, note).encode())
+    write_bytes(path, source(name, path.stem, network, note).encode())
+
+
+def beside(path: Path) -> tuple[Path, ...]:
+    """The files that are written with NAME.c."""
+    return (path.with_suffix(".h"), *(path.parent / name for name in (*KERNELS, "Makefile", "CMakeLists.txt")))
+
+
+def c_name(path: Path) -> str:
+    """What the functions of a file are called: its name, "_" for what C does not take. Raises ConfigError where no C name comes out."""
+    name = re.sub(r"\W", "_", path.stem, flags=re.ASCII)
+    if not re.fullmatch(r"[A-Za-z_]\w*", name, flags=re.ASCII):
+        raise ConfigError("path", path.name, "a file name that starts with a letter, as C functions do")
+    return name
 
 
 def runtime_file(name: str) -> bytes:
@@ -77,7 +89,7 @@ def _coding(quantizer: Quantizer | None) -> dict[str, Any]:
     return {} if quantizer is None else {"scale": quantizer.scale[0], "zero_point": quantizer.zero_point[0]}
 
 
-def source(name: str, network: Network, note: Mapping[str, Any]) -> str:
+def source(name: str, stem: str, network: Network, note: Mapping[str, Any]) -> str:
     """The text of the C file."""
     page, body, traced = Page(), [], [value["name"] for value in note["values"]]
     for number in network.inputs:
@@ -98,7 +110,7 @@ def source(name: str, network: Network, note: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             f"{NOTE}{json.dumps(note)} */",
-            f'#include "{name}.h"',
+            f'#include "{stem}.h"',
             "",
             "#include <math.h>",
             "",

@@ -21,6 +21,7 @@ import torch
 from gossamer.errors import ConfigError, DataError, FileError, MissingRuntime
 from gossamer.numerics.affine import Quantizer, dequantize, quantize
 from gossamer.numerics.formats import IntFormat, PerTensor
+from gossamer.program.program import Program
 from gossamer.targets.cortex_m.boards import Board, boards, linker_script
 from gossamer.targets.cortex_m.emit import KERNELS, NOTE, runtime_file
 
@@ -119,6 +120,16 @@ def measure_memory(path: Path, core: str = CORE) -> Memory:
         _check([COMPILER, *flags, "-nostdlib", "-r", *objects, "-o", linked], path)
         text, data, bss = map(int, _check([SIZE, linked], path).splitlines()[1].split()[:3])
     return Memory(text + data, data + bss)
+
+
+def flash_bytes(path: Path) -> int:
+    """Code and constants of the network for a Cortex-M4."""
+    return measure_memory(path).flash_bytes
+
+
+def notes(program: Program) -> tuple[str, ...]:
+    """What readers of a report must know."""
+    return ("Sizes are those of code and constants compiled for a Cortex-M4; latencies are an emulator's on this machine, not a chip's.",)
 
 
 def read_note(path: Path) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from gossamer.targets.target import Target, targets
 from gossamer.targets.tflite.emit import emit
-from gossamer.targets.tflm.run import open_file
+from gossamer.targets.tflm.run import notes, open_file
 from gossamer.targets.tflm.spec import NAME, SPEC
 
-TARGET = Target(spec=SPEC, suffix=".tflite", emit=emit, open=open_file, package="tflite-micro", install="pip install --pre tflite-micro")
+TARGET = Target(
+    spec=SPEC, suffix=".tflite", emit=emit, open=open_file, notes=notes, package="tflite-micro", install="pip install --pre tflite-micro"
+)
 targets.add(NAME)(TARGET)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gossamer.errors import ConfigError, DataError, FileError, MissingRuntime
+from gossamer.program.program import Program
 from gossamer.targets.tflite.run import expose, read_file, read_layout
 
 Array = npt.NDArray[Any]
@@ -83,6 +84,11 @@ def open_file(path: Path, *, threads: int, values: bool = False) -> MicroRunner:
     except (ValueError, RuntimeError) as error:
         raise FileError(path, f"cannot be run by the interpreter for microcontrollers ({error})", "export it again") from error
     return MicroRunner(interpreter, layout, exposed, outputs)
+
+
+def notes(program: Program) -> tuple[str, ...]:
+    """What readers of a report must know."""
+    return ("Latencies are those of the interpreter's reference kernels on this machine, not a chip's.",)
 
 
 def _arena_bytes(interpreter: Any) -> int:
