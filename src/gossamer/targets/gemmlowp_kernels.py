@@ -47,6 +47,13 @@ def convert(codes: Tensor, source: Quantizer, result: Quantizer) -> Tensor:
     return codes if source == result else _clamped(_distance(codes, source, 0, source.scale[0] / result.scale[0]), result)
 
 
+def quantize(real: Tensor, quantizer: Quantizer) -> Tensor:
+    """Codes of floats: halves go away from zero."""
+    ratio = (real / torch.tensor(quantizer.scale[0])).to(torch.float64)  # in float32 the sum with a half would be rounded itself
+    codes = (ratio.sign() * (ratio.abs() + 0.5).floor()).to(torch.float32)
+    return (codes + quantizer.zero_point[0]).clamp(quantizer.format.lo, quantizer.format.hi)
+
+
 def concat(call: CodeCall) -> Tensor:
     """Parts in the result's codes."""
     parts = {name: convert(*call.inputs[name], _result(call)) for name in dict.fromkeys(call.node.uses) if name in call.inputs}
@@ -82,4 +89,13 @@ def _result(call: CodeCall) -> Quantizer:
     return call.result
 
 
-gemmlowp |= {"Conv": layer, "Gemm": layer, "Add": add, "Mul": mul, "Concat": concat, "AdaptiveAveragePool": mean, "ReduceMean": mean}
+gemmlowp |= {
+    "Conv": layer,
+    "Gemm": layer,
+    "Add": add,
+    "Mul": mul,
+    "Concat": concat,
+    "AdaptiveAveragePool": mean,
+    "ReduceMean": mean,
+    "Quantize": quantize,
+}

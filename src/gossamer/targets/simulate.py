@@ -156,7 +156,7 @@ class _Walk:
         if quantizer is None:
             self._values[name] = value
         else:
-            self.define_codes(name, quantize(value, quantizer))
+            self.define_codes(name, self._simulator._kernels.get("Quantize", quantize)(value, quantizer))
 
     def define_codes(self, name: str, codes: Tensor) -> None:
         """A value computed as codes."""

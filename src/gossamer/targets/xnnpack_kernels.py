@@ -34,6 +34,12 @@ def convert(codes: Tensor, source: Quantizer, result: Quantizer) -> Tensor:
     return _clamped(((codes.long() - source.zero_point[0]) * factor + 128) >> 8, result)
 
 
+def quantize(real: Tensor, quantizer: Quantizer) -> Tensor:
+    """Codes of floats: times the reciprocal of the scale in float32, half to even."""
+    codes = torch.round(real * torch.tensor(1.0).div(torch.tensor(quantizer.scale[0])))
+    return (codes + quantizer.zero_point[0]).clamp(quantizer.format.lo, quantizer.format.hi)
+
+
 def concat(call: CodeCall) -> Tensor:
     """Parts in the result's codes."""
     parts = {name: convert(*call.inputs[name], _result(call)) for name in dict.fromkeys(call.node.uses) if name in call.inputs}
@@ -50,4 +56,4 @@ def _result(call: CodeCall) -> Quantizer:
     return call.result
 
 
-xnnpack["Add"], xnnpack["Concat"] = add, concat
+xnnpack |= {"Add": add, "Concat": concat, "Quantize": quantize}

@@ -146,3 +146,20 @@ def test_formats_of_another_target_are_refused(program, samples, quantized, tmp_
     with pytest.raises(PlanError, match="was quantized for 'litert', not for 'onnxruntime'"):
         export(quantized, tmp_path / "m.onnx", "onnxruntime")
     np.testing.assert_equal(len(quantized.quantizers) > 5, True)
+
+
+@pytest.mark.parametrize("target", ["litert", "tflm"])
+def test_inputs_on_the_edge_between_two_codes(target, tmp_path):
+    """One of 150,528 pixels was a step off before: kernels multiply by the reciprocal, or round halves away from zero."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(2, 2, 1)).eval()
+    samples = torch.randn(8, 2, 4, 4)
+    program = capture(network, samples[:2])
+    quantized = apply(program, plan_quantization(program, samples, target))
+    scale = quantized.quantizers["x"].scale[0] if "x" in quantized.quantizers else quantized.quantizers["input"].scale[0]
+    halves = (torch.arange(-100, 100) + 0.5) * scale
+    edges = torch.cat([halves, halves.nextafter(torch.tensor(9e9)), halves.nextafter(torch.tensor(-9e9)), torch.randn(20_000) * 2])
+    edges = torch.cat([edges, torch.zeros(-edges.numel() % 32)]).reshape(-1, 2, 4, 4)
+    artifact = export(quantized, tmp_path / "m.tflite", target)
+    parity = check_parity(artifact, targets[target].open(artifact.path, threads=1), (edges,))
+    assert parity.max_steps == 0

@@ -19,11 +19,12 @@ import numpy.typing as npt
 import torch
 
 from gossamer.errors import ConfigError, DataError, FileError, MissingRuntime
-from gossamer.numerics.affine import Quantizer, dequantize, quantize
+from gossamer.numerics.affine import Quantizer, dequantize
 from gossamer.numerics.formats import IntFormat, PerTensor
 from gossamer.program.program import Program
 from gossamer.targets.cortex_m.boards import Board, boards, linker_script
 from gossamer.targets.cortex_m.emit import KERNELS, NOTE, runtime_file
+from gossamer.targets.gemmlowp_kernels import quantize
 
 Array = npt.NDArray[Any]
 COMPILER, EMULATOR, SIZE = "arm-none-eabi-gcc", "qemu-system-arm", "arm-none-eabi-size"

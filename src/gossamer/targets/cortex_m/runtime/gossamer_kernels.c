@@ -272,7 +272,7 @@ void gs_sigmoid_f32(int count, const float *in, float *out) {
 
 void gs_quantize_f32(int count, float scale, int8_t zero, const float *in, int8_t *out) {
   for (int i = 0; i < count; ++i) {
-    float code = rintf(in[i] / scale) + (float)zero;
+    float code = roundf(in[i] / scale) + (float)zero;
     out[i] = (int8_t)(code < -128.0f ? -128.0f : code > 127.0f ? 127.0f : code);
   }
 }
