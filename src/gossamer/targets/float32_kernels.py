@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,7 +58,8 @@ Kernel = Any  # Callable[[CodeCall], Tensor | tuple[Tensor, ...]]
 kernels: Registry[Kernel] = Registry("float32-half-even kernel")
 
 
-def _result(call: CodeCall) -> Quantizer:
+def result_of(call: CodeCall) -> Quantizer:
+    """The quantizer of an op's result, for kernels that hand out codes only."""
     assert call.result is not None, f"{call.node.op} has no float result"
     return call.result
 
@@ -109,14 +110,14 @@ def matmul(call: CodeCall) -> Tensor:
 def add(call: CodeCall) -> Tensor:
     """Sum of two values."""
     (left, one), (right, two) = pair_of(call)
-    return integer.add_codes(left, right, (one, two, _result(call)))
+    return integer.add_codes(left, right, (one, two, result_of(call)))
 
 
 @kernels.add("Mul")
 def mul(call: CodeCall) -> Tensor:
     """Product of two values, position by position."""
     (left, one), (right, two) = pair_of(call)
-    return integer.multiply_codes(left, right, (one, two, _result(call)))
+    return integer.multiply_codes(left, right, (one, two, result_of(call)))
 
 
 @kernels.add("Sigmoid")
@@ -124,7 +125,7 @@ def mul(call: CodeCall) -> Tensor:
 def table(call: CodeCall) -> Tensor:
     """Any function of one value."""
     codes, source = call.first
-    return integer.look_up(lambda real: call.run({call.node.uses[0]: real}), codes, source, _result(call))
+    return integer.look_up(lambda real: call.run({call.node.uses[0]: real}), codes, source, result_of(call))
 
 
 @kernels.add("HardSigmoid")
@@ -132,7 +133,7 @@ def hard_sigmoid(call: CodeCall) -> Tensor:
     """clamp(x/6 + 1/2, 0, 1) as a product with 1/6 whose result has its zero point at 1/2."""
     codes, source = call.first
     sixth = Quantizer(IntFormat(bits=8, signed=False), PerTensor(), (float(torch.tensor(1 / 6, dtype=torch.float32)),), (0,))
-    result = _result(call)
+    result = result_of(call)
     shifted = replace(result, zero_point=(1 << (result.format.bits - 1),))
     return integer.multiply_codes(codes, torch.ones(()), (source, sixth, shifted))
 
@@ -140,9 +141,19 @@ def hard_sigmoid(call: CodeCall) -> Tensor:
 @kernels.add("Concat")
 def concat(call: CodeCall) -> Tensor:
     """Parts in the result's codes."""
-    parts = {name: integer.recode(*call.inputs[name], _result(call)) for name in dict.fromkeys(call.node.uses) if name in call.inputs}
-    joined: Tensor = call.run(parts)
-    return joined
+    return joined(call, integer.recode)
+
+
+def joined(call: CodeCall, convert: Callable[[Tensor, Quantizer, Quantizer], Tensor]) -> Tensor:
+    """Run a join on its parts, each converted from its codes to the result's."""
+    parts = {name: convert(*call.inputs[name], result_of(call)) for name in dict.fromkeys(call.node.uses) if name in call.inputs}
+    found: Tensor = call.run(parts)
+    return found
+
+
+def clamped(distances: Tensor, result: Quantizer) -> Tensor:
+    """Codes at whole distances from the zero point."""
+    return (distances + result.zero_point[0]).clamp(result.format.lo, result.format.hi).to(torch.float32)
 
 
 @kernels.add("AdaptiveAveragePool")
@@ -152,15 +163,15 @@ def adaptive_average(call: CodeCall) -> Tensor:
     codes, source = call.first
     shape = call.run({call.node.uses[0]: codes}).shape
     if codes.dim() == 4 and torch.Size(shape[2:]).numel() == 1:
-        return integer.average_all(codes, source, _result(call)).reshape(shape)
-    return integer.average_windows(lambda real: call.run({call.node.uses[0]: real}), codes, source, _result(call))
+        return integer.average_all(codes, source, result_of(call)).reshape(shape)
+    return integer.average_windows(lambda real: call.run({call.node.uses[0]: real}), codes, source, result_of(call))
 
 
 @kernels.add("AveragePool")
 def average(call: CodeCall) -> Tensor:
     """Mean over windows."""
     codes, source = call.first
-    return integer.average_windows(lambda real: call.run({call.node.uses[0]: real}), codes, source, _result(call))
+    return integer.average_windows(lambda real: call.run({call.node.uses[0]: real}), codes, source, result_of(call))
 
 
 def pass_on(call: CodeCall) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gossamer.numerics.affine import Quantizer
 from gossamer.numerics.fixed_point import mean_multiplier, multiply, quantize_multiplier
-from gossamer.targets.float32_kernels import CodeCall, layer_sums, pair_of
+from gossamer.targets.float32_kernels import CodeCall, clamped, joined, layer_sums, pair_of, result_of
 from gossamer.targets.kernel_sets import KernelSet, kernel_sets
 
 gemmlowp: KernelSet = kernel_sets.add("gemmlowp", source="reference kernels of tflite-micro; found exact by comparing")({})
@@ -18,33 +18,33 @@ gemmlowp: KernelSet = kernel_sets.add("gemmlowp", source="reference kernels of t
 def layer(call: CodeCall) -> Tensor:
     """Convolution or linear layer: a multiplier for each output channel."""
     sums, weight = layer_sums(call)
-    source, result = call.first[1], _result(call)
+    source, result = call.first[1], result_of(call)
     factors = [source.scale[0] * scale / result.scale[0] for scale in weight.scale]
     shape = [1] * sums.dim()
     shape[1 if sums.dim() > 2 else -1] = len(factors)
-    return call.shaped(_clamped(_scaled(sums.to(torch.int64), factors, shape), result))
+    return call.shaped(clamped(_scaled(sums.to(torch.int64), factors, shape), result))
 
 
 def add(call: CodeCall) -> Tensor:
     """Both at 20 more bits and one scale, then to the result's."""
     (left, one), (right, two) = pair_of(call)
-    result = _result(call)
+    result = result_of(call)
     twice = 2.0 * max(one.scale[0], two.scale[0])
     sums = _distance(left, one, 20, one.scale[0] / twice) + _distance(right, two, 20, two.scale[0] / twice)
-    return _clamped(multiply(sums, *quantize_multiplier(twice / (2**20 * result.scale[0]))), result)
+    return clamped(multiply(sums, *quantize_multiplier(twice / (2**20 * result.scale[0]))), result)
 
 
 def mul(call: CodeCall) -> Tensor:
     """Product of two values, position by position."""
     (left, one), (right, two) = pair_of(call)
-    result = _result(call)
+    result = result_of(call)
     products = (left.long() - one.zero_point[0]) * (right.long() - two.zero_point[0])
-    return _clamped(multiply(products, *quantize_multiplier(one.scale[0] * two.scale[0] / result.scale[0])), result)
+    return clamped(multiply(products, *quantize_multiplier(one.scale[0] * two.scale[0] / result.scale[0])), result)
 
 
 def convert(codes: Tensor, source: Quantizer, result: Quantizer) -> Tensor:
     """Other codes of the same value."""
-    return codes if source == result else _clamped(_distance(codes, source, 0, source.scale[0] / result.scale[0]), result)
+    return codes if source == result else clamped(_distance(codes, source, 0, source.scale[0] / result.scale[0]), result)
 
 
 def quantize(real: Tensor, quantizer: Quantizer) -> Tensor:
@@ -56,18 +56,16 @@ def quantize(real: Tensor, quantizer: Quantizer) -> Tensor:
 
 def concat(call: CodeCall) -> Tensor:
     """Parts in the result's codes."""
-    parts = {name: convert(*call.inputs[name], _result(call)) for name in dict.fromkeys(call.node.uses) if name in call.inputs}
-    joined: Tensor = call.run(parts)
-    return joined
+    return joined(call, convert)
 
 
 def mean(call: CodeCall) -> Tensor:
     """Mean over height and width."""
     codes, source = call.first
-    result = _result(call)
+    result = result_of(call)
     shape = call.run({call.node.uses[0]: codes}).shape
     sums = (codes.long() - source.zero_point[0]).sum((2, 3))
-    return _clamped(multiply(sums, *mean_multiplier(source.scale[0] / result.scale[0], codes[0, 0].numel())), result).reshape(shape)
+    return clamped(multiply(sums, *mean_multiplier(source.scale[0] / result.scale[0], codes[0, 0].numel())), result).reshape(shape)
 
 
 def _distance(codes: Tensor, source: Quantizer, bits: int, factor: float) -> Tensor:
@@ -78,15 +76,6 @@ def _scaled(sums: Tensor, factors: Sequence[float], shape: Sequence[int]) -> Ten
     pairs = [quantize_multiplier(factor) for factor in factors]
     multipliers, exponents = (torch.tensor(part, dtype=torch.int64).reshape(shape) for part in zip(*pairs, strict=True))
     return multiply(sums, multipliers, exponents)
-
-
-def _clamped(distances: Tensor, result: Quantizer) -> Tensor:
-    return (distances + result.zero_point[0]).clamp(result.format.lo, result.format.hi).to(torch.float32)
-
-
-def _result(call: CodeCall) -> Quantizer:
-    assert call.result is not None, f"{call.node.op} has no float result"
-    return call.result
 
 
 gemmlowp |= {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gossamer.numerics.affine import Quantizer
-from gossamer.targets.float32_kernels import CodeCall
+from gossamer.targets.float32_kernels import CodeCall, clamped, joined, pair_of, result_of
 from gossamer.targets.kernel_sets import FLOAT32_HALF_EVEN, kernel_sets
 
 xnnpack = kernel_sets.add("xnnpack", source="XNNPACK as LiteRT 2.3.0 ships it; found exact by comparing")(FLOAT32_HALF_EVEN.copy())
@@ -16,13 +16,13 @@ xnnpack = kernel_sets.add("xnnpack", source="XNNPACK as LiteRT 2.3.0 ships it; f
 
 def add(call: CodeCall) -> Tensor:
     """Both factors as whole multiples of 2^-shift, the larger one with 20 bits behind its first; halves are rounded up."""
-    (left, one), (right, two) = (call.inputs[name] for name in call.node.uses if name in call.inputs)
-    result = _result(call)
+    (left, one), (right, two) = pair_of(call)
+    result = result_of(call)
     factors = [torch.tensor(part.scale[0]).div(torch.tensor(result.scale[0])) for part in (one, two)]
     shift = 20 - (math.frexp(max(float(factor) for factor in factors))[1] - 1)
     whole = [int(torch.tensor(math.ldexp(float(factor), shift)).round()) for factor in factors]
     sums = (left.long() - one.zero_point[0]) * whole[0] + (right.long() - two.zero_point[0]) * whole[1] + (1 << (shift - 1))
-    return _clamped(sums >> shift, result)
+    return clamped(sums >> shift, result)
 
 
 def convert(codes: Tensor, source: Quantizer, result: Quantizer) -> Tensor:
@@ -31,7 +31,7 @@ def convert(codes: Tensor, source: Quantizer, result: Quantizer) -> Tensor:
         return codes
     ratio = torch.tensor(source.scale[0]).div(torch.tensor(result.scale[0]))
     factor = int((ratio * 256).round())
-    return _clamped(((codes.long() - source.zero_point[0]) * factor + 128) >> 8, result)
+    return clamped(((codes.long() - source.zero_point[0]) * factor + 128) >> 8, result)
 
 
 def quantize(real: Tensor, quantizer: Quantizer) -> Tensor:
@@ -42,18 +42,7 @@ def quantize(real: Tensor, quantizer: Quantizer) -> Tensor:
 
 def concat(call: CodeCall) -> Tensor:
     """Parts in the result's codes."""
-    parts = {name: convert(*call.inputs[name], _result(call)) for name in dict.fromkeys(call.node.uses) if name in call.inputs}
-    joined: Tensor = call.run(parts)
-    return joined
-
-
-def _clamped(distances: Tensor, result: Quantizer) -> Tensor:
-    return (distances + result.zero_point[0]).clamp(result.format.lo, result.format.hi).to(torch.float32)
-
-
-def _result(call: CodeCall) -> Quantizer:
-    assert call.result is not None, f"{call.node.op} has no float result"
-    return call.result
+    return joined(call, convert)
 
 
 xnnpack |= {"Add": add, "Concat": concat, "Quantize": quantize}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -115,8 +115,3 @@ def _shared_places(draft: Draft, ops: Sequence[DraftOp], inputs: Sequence[int], 
 
 def _bytes(tensor: DraftTensor) -> int:
     return prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
-
-
-def at_batch_one(tensor: DraftTensor) -> DraftTensor:
-    """The same, for a network that takes one sample."""
-    return replace(tensor, batched=None)

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from gossamer.numerics.formats import IntFormat
-from gossamer.plan.spec import TargetSpec, specs
+from dataclasses import replace
+
+from gossamer.plan.spec import specs
+from gossamer.targets.tflm.spec import SPEC as TFLM
 
 NAME = "cortex_m"
 
-_SAME_SCALE = "MaxPool Reshape Pad".split()
-_COMPUTE = "Conv Gemm Add Mul AdaptiveAveragePool ReduceMean Concat".split()
+_NO_KERNEL = {"Transpose", "Slice", "Split", "Select", "Unbind"}
 
-SPEC = TargetSpec(
-    name=NAME,
-    weight_formats=(IntFormat(bits=8, narrow=True),),
-    activation_formats=(IntFormat(bits=8),),
-    integer_ops=frozenset([*_COMPUTE, *_SAME_SCALE]),
-    same_scale_ops=frozenset(_SAME_SCALE),
-    absorbed_ops=frozenset({"Relu", "Clip"}),
-    float_result_ops=frozenset(),
-    requantization="gemmlowp",
-)
+SPEC = replace(TFLM, name=NAME, integer_ops=TFLM.integer_ops - _NO_KERNEL, same_scale_ops=TFLM.same_scale_ops - _NO_KERNEL)
 specs.add(NAME, source="targets/cortex_m/runtime/gossamer_kernels.c")(SPEC)

@@ -1,23 +1,13 @@
-"""What LiteRT for Microcontrollers computes in integers with its reference kernels."""
+"""What LiteRT for Microcontrollers computes in integers with its reference kernels: as LiteRT, but for sigmoids and the rounding."""
 
 from __future__ import annotations
 
-from gossamer.numerics.formats import IntFormat
-from gossamer.plan.spec import TargetSpec, specs
+from dataclasses import replace
+
+from gossamer.plan.spec import specs
+from gossamer.targets.tflite.spec import SPEC as LITERT
 
 NAME = "tflm"
 
-_SAME_SCALE = "MaxPool Reshape Transpose Slice Split Select Unbind Pad".split()
-_COMPUTE = "Conv Gemm Add Mul AdaptiveAveragePool ReduceMean Concat".split()
-
-SPEC = TargetSpec(
-    name=NAME,
-    weight_formats=(IntFormat(bits=8, narrow=True),),
-    activation_formats=(IntFormat(bits=8),),
-    integer_ops=frozenset([*_COMPUTE, *_SAME_SCALE]),
-    same_scale_ops=frozenset(_SAME_SCALE),
-    absorbed_ops=frozenset({"Relu", "Clip"}),
-    float_result_ops=frozenset(),
-    requantization="gemmlowp",
-)
+SPEC = replace(LITERT, name=NAME, integer_ops=LITERT.integer_ops - {"Sigmoid"}, gate_ops=frozenset(), requantization="gemmlowp")
 specs.add(NAME, source="reference kernels of tflite-micro, October 2026")(SPEC)
