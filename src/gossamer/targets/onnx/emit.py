@@ -13,6 +13,7 @@ from gossamer.numerics.affine import Quantizer
 from gossamer.numerics.formats import FloatFormat
 from gossamer.program.clamps import clip_limits
 from gossamer.program.fold import fold_batch_norms
+from gossamer.program.forms import AnyForm, BatchSize, Form, Size, find_forms
 from gossamer.program.graph import Node, Ref
 from gossamer.program.ops import bind, op_of
 from gossamer.program.program import Program
@@ -30,7 +31,6 @@ from gossamer.targets.onnx import lower_resize as lower_resize
 from gossamer.targets.onnx.coding import clips_like, code_weight, emit_codes, emit_real, emit_real_by_channel, store_floats
 from gossamer.targets.onnx.draft import Array, Draft
 from gossamer.targets.onnx.ends import code_ends, ends_metadata
-from gossamer.targets.onnx.forms import AnyForm, BatchSize, Form, Size, find_forms
 from gossamer.targets.onnx.lowering import WAY_OUT, Call, lowerings, where
 from gossamer.targets.onnx.order import clamps_behind_pools, keeps_pool_and_codes_apart
 from gossamer.targets.onnx.proto import Port, to_bytes

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from gossamer.numerics.affine import Quantizer
+from gossamer.program.forms import Size, product
 from gossamer.program.graph import Ref
 from gossamer.program.ops import bind
 from gossamer.targets.onnx.coding import code_bias, emit_codes, emit_real_by_channel
-from gossamer.targets.onnx.forms import Size, product
 from gossamer.targets.onnx.lower_blocks import in_blocks, matmul_in_blocks
 from gossamer.targets.onnx.lower_dynamic import matmul_of_range, rounds_its_input
 from gossamer.targets.onnx.lowering import Call, lowerings

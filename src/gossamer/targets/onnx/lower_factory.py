@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from gossamer.targets.onnx.forms import BatchSize, Unknown
+from gossamer.program.forms import BatchSize, Unknown
 from gossamer.targets.onnx.lower_pointwise import common_dtype, operands
 from gossamer.targets.onnx.lowering import Call, lowerings
 

@@ -7,9 +7,9 @@ import torch
 
 from gossamer.numerics.affine import Quantizer, quantize
 from gossamer.numerics.formats import IntFormat, PerAxis
+from gossamer.program.forms import Form, Size
 from gossamer.program.graph import Ref
 from gossamer.targets.onnx.coding import FLOAT, SCALE, code_dtype, store_codes
-from gossamer.targets.onnx.forms import Form, Size
 from gossamer.targets.onnx.lowering import Call, lowerings
 
 _FAR = 2**63 - 1  # beyond any position

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from gossamer.numerics.affine import quantize
-from gossamer.targets.onnx.forms import Size, divided, product
+from gossamer.program.forms import Size, divided, product
 from gossamer.targets.onnx.lowering import Call, lowerings
 
 _FAR = 2**63 - 1  # beyond any position

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from gossamer.program.forms import Size, product
 from gossamer.program.graph import Ref
-from gossamer.targets.onnx.forms import Size, product
 from gossamer.targets.onnx.lowering import Call, lowerings
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from gossamer.program.forms import Size
 from gossamer.targets.onnx.draft import Array
-from gossamer.targets.onnx.forms import Size
 from gossamer.targets.onnx.lowering import Call, lowerings
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gossamer.program.forms import Form, Size
 from gossamer.program.graph import Ref
 from gossamer.targets.onnx.draft import Array
-from gossamer.targets.onnx.forms import Form, Size
 from gossamer.targets.onnx.lowering import Call, lowerings
 
 # ONNX's order of gates as positions in torch's: LSTM (input, forget, cell, output), GRU (reset, update, new)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from gossamer.targets.onnx.forms import product
+from gossamer.program.forms import product
 from gossamer.targets.onnx.lower_pool import reduce, reduced_axes
 from gossamer.targets.onnx.lowering import Call, lowerings
 

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from gossamer.errors import UnsupportedOp
 from gossamer.numerics.affine import Quantizer
+from gossamer.program.forms import AnyForm, BatchSize, Form, Size, Unknown
 from gossamer.program.graph import Arg, Node, Ref
 from gossamer.program.ops import Op, op_of
 from gossamer.program.program import Program
 from gossamer.registry import Registry
 from gossamer.targets.onnx.coding import CODES
 from gossamer.targets.onnx.draft import Array, Draft
-from gossamer.targets.onnx.forms import AnyForm, BatchSize, Form, Size, Unknown
 from gossamer.targets.onnx.proto import numpy_dtype, onnx_dtype
 
 WAY_OUT = "write that part of the model with other operations, or add a lowering with gossamer.targets.onnx.lowering.lowerings.add"

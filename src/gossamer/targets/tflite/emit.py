@@ -16,12 +16,12 @@ from gossamer.numerics.affine import Quantizer, dequantize, quantize
 from gossamer.plan.placement import inference_graph
 from gossamer.program.execute import DEVICE, TRAINING, run_steps, schedule
 from gossamer.program.fold import fold_batch_norms
+from gossamer.program.forms import Form, find_forms
 from gossamer.program.graph import Node
 from gossamer.program.ops import bind, op_of
 from gossamer.program.ops.kinds import Factory, Scalar
 from gossamer.program.program import Program
 from gossamer.program.shapes import Meta, TensorMeta, infer_shapes
-from gossamer.targets.onnx.forms import Form, find_forms
 from gossamer.targets.onnx.lowering import where
 from gossamer.targets.simulate import Simulator
 from gossamer.targets.tflite import lower_compute as lower_compute

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from gossamer.program.forms import BatchSize, Form
 from gossamer.program.graph import Ref
 from gossamer.program.ops import op_of
-from gossamer.targets.onnx.forms import BatchSize, Form
 from gossamer.targets.tflite.draft import DraftTensor
 from gossamer.targets.tflite.layout import Laid, channels_last, identity, permuted, reshaped, stored, without
 from gossamer.targets.tflite.lowering import Call, lowerings

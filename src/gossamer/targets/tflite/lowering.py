@@ -10,12 +10,12 @@ import numpy as np
 
 from gossamer.errors import UnsupportedOp
 from gossamer.numerics.affine import Quantizer
+from gossamer.program.forms import AnyForm, BatchSize, Form, Unknown
 from gossamer.program.graph import Arg, Node, Ref
 from gossamer.program.ops import Op, op_of
 from gossamer.program.program import Program
 from gossamer.program.shapes import Meta, TensorMeta
 from gossamer.registry import Registry
-from gossamer.targets.onnx.forms import AnyForm, BatchSize, Form, Unknown
 from gossamer.targets.onnx.lowering import where
 from gossamer.targets.tflite.draft import Array, Draft, DraftTensor
 from gossamer.targets.tflite.layout import Laid, identity, same_memory, stored

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from gossamer.program.capture import capture
-from gossamer.targets.onnx.forms import BatchSize, Form, Unknown, divided, find_forms, product
+from gossamer.program.forms import BatchSize, Form, Unknown, divided, find_forms, product
 
 BATCH = BatchSize(1, 0)
 
