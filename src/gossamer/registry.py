@@ -48,6 +48,10 @@ class Registry(Generic[T]):
 
         return register
 
+    def remove(self, name: str) -> None:
+        """Take an entry out again, as a test or a notebook that tries one does. Raises ConfigError naming the nearest known name."""
+        del self._entries[self.entry(name).name]
+
     def entry(self, name: str) -> Entry[T]:
         """Look up one entry. Raises ConfigError naming the nearest known name."""
         self._load_home()

@@ -43,10 +43,12 @@ F = TypeVar("F", bound=Format)
 
 
 def pick_format(name: str, known: tuple[F, ...], what: str, target: str) -> F:
-    """The target's form of a named format. Raises ConfigError naming the nearest that it runs."""
+    """The target's form of a named format. Raises ConfigError naming the nearest that it runs, and for a target that runs none."""
     wanted = parse_any_format(name)
     for fmt in known:
         if fmt.name == wanted.name:
             return fmt
+    if not known:
+        raise ConfigError("target", target, f"one that computes with codes ({what}={name!r}), which this one never does")
     near = min(known, key=lambda fmt: (type(fmt) is not type(wanted), abs(fmt.bits - wanted.bits), fmt.signed != wanted.signed))
     raise ConfigError(what, name, f"a format that {target} computes with (the nearest is {near.name!r})")

@@ -10,7 +10,7 @@ from gossamer.registry import Registry
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetSpec:
-    """Capabilities of one runtime. Ops are named as in the op table's `onnx` column.
+    """Capabilities of one runtime; with a name alone, of one that computes in float only. Ops are named as in the op table's `onnx` column.
 
     weight_formats      formats of weights it computes with, best first
     activation_formats  formats of activations it computes with, best first
@@ -39,13 +39,13 @@ class TargetSpec:
     """
 
     name: str
-    weight_formats: tuple[IntFormat, ...]
-    activation_formats: tuple[IntFormat, ...]
-    integer_ops: frozenset[str]
-    same_scale_ops: frozenset[str]
-    absorbed_ops: frozenset[str]
-    float_result_ops: frozenset[str]
-    requantization: str
+    weight_formats: tuple[IntFormat, ...] = ()
+    activation_formats: tuple[IntFormat, ...] = ()
+    integer_ops: frozenset[str] = frozenset()
+    same_scale_ops: frozenset[str] = frozenset()
+    absorbed_ops: frozenset[str] = frozenset()
+    float_result_ops: frozenset[str] = frozenset()
+    requantization: str = "float32-half-even"
     float_formats: tuple[FloatFormat, ...] = ()
     packed_bits: tuple[int, ...] = (8,)
     gate_ops: frozenset[str] = frozenset()

@@ -13,7 +13,7 @@ import numpy as np
 
 from gossamer.numerics.affine import Quantizer
 from gossamer.numerics.formats import IntFormat
-from gossamer.plan.spec import TargetSpec
+from gossamer.plan.spec import TargetSpec, specs
 from gossamer.program.program import Program
 from gossamer.registry import Registry
 
@@ -96,6 +96,24 @@ def end_codes(quantizer: Quantizer, io: str) -> Quantizer:
 
 
 targets: Registry[Target] = Registry("target", home="gossamer.targets")
+
+
+def add_target(target: Target, *, source: str) -> Target:
+    """Register a target under the name in its spec: planning finds its spec, exporting and running find the rest. Returns it.
+
+    source  where the spec's facts come from, such as the runtime and its version
+    Raises: ConfigError for a name that is registered already.
+    """
+    name = target.spec.name
+    targets.add(name, source=source)(target)
+    specs.add(name, source=source)(target.spec)
+    return target
+
+
+def remove_target(name: str) -> None:
+    """Take a target out again. Raises ConfigError for a name that is not registered."""
+    targets.remove(name)
+    specs.remove(name)
 
 
 @dataclass(frozen=True, slots=True)

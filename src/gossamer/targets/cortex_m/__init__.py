@@ -2,8 +2,8 @@
 
 from gossamer.targets.cortex_m.emit import beside, emit
 from gossamer.targets.cortex_m.run import COMPILER, INSTALL, flash_bytes, notes, open_file, toolchain_version
-from gossamer.targets.cortex_m.spec import NAME, SPEC
-from gossamer.targets.target import Target, targets
+from gossamer.targets.cortex_m.spec import SPEC
+from gossamer.targets.target import Target, add_target
 
 TARGET = Target(
     spec=SPEC,
@@ -17,4 +17,4 @@ TARGET = Target(
     install=INSTALL,
     find_version=toolchain_version,
 )
-targets.add(NAME)(TARGET)
+add_target(TARGET, source="targets/cortex_m/runtime/gossamer_kernels.c")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gossamer.plan.spec import specs
 from gossamer.targets.tflm.spec import SPEC as TFLM
 
 NAME = "cortex_m"
@@ -12,4 +11,3 @@ NAME = "cortex_m"
 _NO_KERNEL = {"Transpose", "Slice", "Split", "Select", "Unbind"}
 
 SPEC = replace(TFLM, name=NAME, integer_ops=TFLM.integer_ops - _NO_KERNEL, same_scale_ops=TFLM.same_scale_ops - _NO_KERNEL)
-specs.add(NAME, source="targets/cortex_m/runtime/gossamer_kernels.c")(SPEC)

@@ -9,7 +9,7 @@ modes other than "constant" of another scale, and bilinear Resize are computed i
 from __future__ import annotations
 
 from gossamer.numerics.formats import FLOAT_FORMATS, IntFormat
-from gossamer.plan.spec import TargetSpec, specs
+from gossamer.plan.spec import TargetSpec
 
 NAME = "onnxruntime"
 
@@ -46,4 +46,3 @@ SPEC = TargetSpec(
     table_formats=(IntFormat(bits=8, narrow=True),),
     width_multiple=16,  # float kernels work on blocks of 16 channels (AVX-512); 24 take as long as 32
 )
-specs.add(NAME, source="optimized graphs of ONNX Runtime 1.32 on x86-64")(SPEC)

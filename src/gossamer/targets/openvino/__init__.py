@@ -5,8 +5,8 @@ from gossamer.targets.onnx.emit import emit
 from gossamer.targets.onnx.saturation import saturation_note
 from gossamer.targets.onnx.weights import count_zeros
 from gossamer.targets.openvino.run import open_model
-from gossamer.targets.openvino.spec import NAME, SPEC
-from gossamer.targets.target import Target, targets
+from gossamer.targets.openvino.spec import SPEC
+from gossamer.targets.target import Target, add_target
 
 
 def notes(program: Program) -> tuple[str, ...]:
@@ -15,4 +15,4 @@ def notes(program: Program) -> tuple[str, ...]:
 
 
 TARGET = Target(spec=SPEC, suffix=".onnx", emit=emit, open=open_model, count_zeros=count_zeros, notes=notes)
-targets.add(NAME)(TARGET)
+add_target(TARGET, source="runtime models of OpenVINO 2026.4 on x86-64")

@@ -8,7 +8,7 @@ float, and signed and unsigned codes are equally fast. Additions behind convolut
 from __future__ import annotations
 
 from gossamer.numerics.formats import IntFormat
-from gossamer.plan.spec import TargetSpec, specs
+from gossamer.plan.spec import TargetSpec
 
 NAME = "openvino"
 
@@ -31,4 +31,3 @@ SPEC = TargetSpec(
     table_formats=(IntFormat(bits=8, narrow=True),),
     width_multiple=16,  # float kernels work on blocks of 16 channels (AVX-512)
 )
-specs.add(NAME, source="runtime models of OpenVINO 2026.4 on x86-64")(SPEC)

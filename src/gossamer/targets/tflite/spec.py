@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gossamer.numerics.formats import IntFormat
-from gossamer.plan.spec import TargetSpec, specs
+from gossamer.plan.spec import TargetSpec
 
 NAME = "litert"
 
@@ -21,4 +21,3 @@ SPEC = TargetSpec(
     requantization="xnnpack",
     gate_ops=frozenset({"Sigmoid"}),
 )
-specs.add(NAME, source="kernels of LiteRT 2.3.0 with XNNPACK on x86-64")(SPEC)

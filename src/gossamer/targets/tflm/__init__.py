@@ -1,11 +1,11 @@
 """LiteRT for Microcontrollers: the same .tflite file, run by the interpreter that microcontrollers run."""
 
-from gossamer.targets.target import Target, targets
+from gossamer.targets.target import Target, add_target
 from gossamer.targets.tflite.emit import emit
 from gossamer.targets.tflm.run import notes, open_file
-from gossamer.targets.tflm.spec import NAME, SPEC
+from gossamer.targets.tflm.spec import SPEC
 
 TARGET = Target(
     spec=SPEC, suffix=".tflite", emit=emit, open=open_file, notes=notes, package="tflite-micro", install="pip install --pre tflite-micro"
 )
-targets.add(NAME)(TARGET)
+add_target(TARGET, source="reference kernels of tflite-micro, October 2026")

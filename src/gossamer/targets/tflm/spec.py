@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gossamer.plan.spec import specs
 from gossamer.targets.tflite.spec import SPEC as LITERT
 
 NAME = "tflm"
 
 SPEC = replace(LITERT, name=NAME, integer_ops=LITERT.integer_ops - {"Sigmoid"}, gate_ops=frozenset(), requantization="gemmlowp")
-specs.add(NAME, source="reference kernels of tflite-micro, October 2026")(SPEC)
