@@ -7,10 +7,10 @@ from pathlib import Path
 
 from gossamer.files import write_json, write_text
 from gossamer.report.diagnosis_charts import depth_chart
+from gossamer.report.templates import render
 from gossamer.search.diagnosis.findings import Cure, Damage, Diagnosis, Finding, decibels_text
 
 JSON_NAME, PAGE_NAME, PLAN_NAME = "diagnosis.json", "diagnosis.html", "cured-plan.json"
-_HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,15 +93,7 @@ def facts(diagnosis: Diagnosis) -> list[tuple[str, str]]:
 
 def render_diagnosis(diagnosis: Diagnosis, title: str) -> str:
     """The HTML of a diagnosis: one file that needs no network and no script. Same diagnosis, same text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined)
-    return environment.get_template("diagnosis.html").render(
-        title=title or "Quantized network",
-        style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
-        **section(diagnosis),
-    )
+    return render("diagnosis.html", title=title or "Quantized network", **section(diagnosis))
 
 
 def section(diagnosis: Diagnosis) -> dict[str, object]:

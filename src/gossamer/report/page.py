@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from gossamer.report.charts import accuracy_latency_chart
 from gossamer.report.content import Candidate, Content, LayerChange
 from gossamer.report.diagnosis import section
+from gossamer.report.templates import render
 from gossamer.targets.results import Measurement, Report, count
 
-_HERE = Path(__file__).parent
 _DASH = "-"
 
 
@@ -49,14 +48,12 @@ class LayerRow:
 
 def render_page(content: Content) -> str:
     """The HTML of a report. Same content, same text."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined)
     report = content.report
-    return environment.get_template("page.html").render(
+    return render(
+        "page.html",
         title=content.model or "Compressed network",
-        style=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         chart=Markup(accuracy_latency_chart(content)),
         content=content,
         report=report,
