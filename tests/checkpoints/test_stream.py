@@ -230,6 +230,43 @@ def test_what_the_hugging_face_hub_writes(tmp_path):
         assert float((checkpoint.dequantized(name, dtype=torch.float32) - tensor).abs().max()) < 0.03
 
 
+def test_what_a_loader_needs_beside_the_weights_comes_along(tmp_path):
+    source = language_model(tmp_path / "in")
+    wanted = {
+        "config.json": b'{"hidden_size": 64}',
+        "tokenizer.json": b"{}",
+        "merges.txt": b"a b",
+        "spiece.model": bytes(9),
+        "LICENSE": b"free",
+    }
+    others = {
+        "modeling.py": b"import os",
+        "pytorch_model.bin": b"weights",
+        ".hidden.json": b"{}",
+        "training.pt": b"",
+        "old.safetensors.index.json.bak": b"",
+    }
+    for name, data in (wanted | others).items():
+        (source / name).write_bytes(data)
+    compress_checkpoint(source, tmp_path / "out")
+    found = contents(tmp_path / "out")
+    assert {name: found[name] for name in wanted} == wanted
+    assert not set(others) & set(found)
+    load_compressed(tmp_path / "out").check()
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "config.json").write_bytes(b"mine")
+    with pytest.raises(FileError, match=r"config.json.*would be overwritten"):
+        compress_checkpoint(source, tmp_path / "taken")
+    assert contents(tmp_path / "taken") == {"config.json": b"mine"}
+
+
+def test_a_single_file_brings_nothing_along(tmp_path):
+    save_file({"a.weight": torch.randn(64, 64)}, tmp_path / "model.safetensors")
+    (tmp_path / "notes.txt").write_text("private")
+    compress_checkpoint(tmp_path / "model.safetensors", tmp_path / "out")
+    assert "notes.txt" not in contents(tmp_path / "out")
+
+
 def test_destinations_that_hold_something_else(tmp_path):
     source = language_model(tmp_path / "in")
     before = contents(source)

@@ -11,6 +11,7 @@ from typing import Any
 
 from gossamer.checkpoints.blocks import weights_within
 from gossamer.checkpoints.coder import TensorCoder
+from gossamer.checkpoints.companions import companions, copy_companions
 from gossamer.checkpoints.journal import NAME as JOURNAL
 from gossamer.checkpoints.journal import Journal, opened_journal
 from gossamer.checkpoints.report import CompressionReport, result_of
@@ -41,7 +42,7 @@ def compress_checkpoint(
 
     source         a .safetensors file, a sharded checkpoint's index, or the folder of one; only read
     destination    a folder for shards of the same names, an index, and compression.json, the manifest: what each tensor is, or why
-                   it stayed as it was, and digests
+                   it stayed as it was, and digests; configuration and tokenizer files of a source that is a folder or an index are copied
     memory_bytes   working memory beyond what the process holds already; one tensor may be far larger
     on_progress    is told the megabytes of the source that are done
 
@@ -59,7 +60,7 @@ def compress_checkpoint(
     shards = [_planned(shard, folder, reasons, settings) for shard in checkpoint.shards]
     _check_names(checkpoint, shards)
     job = {"format": FORMAT, "version": VERSION, **settings.to_json(), "source": [_identity(shard) for shard in checkpoint.shards]}
-    _check_folder(folder, shards)
+    _check_folder(folder, shards, _companions(checkpoint))
     if (folder / MANIFEST).exists():
         entries, resumed = _finished(folder, job), checkpoint.size_bytes
     else:
@@ -72,6 +73,7 @@ def compress_checkpoint(
                 run.write(shard)
             _check_unchanged(checkpoint, job["source"])
             entries = {name: journal.done[name] for name in checkpoint.tensors}
+            copy_companions(_companions(checkpoint), folder)
             _finish(folder, job, shards, entries)
     (folder / JOURNAL).unlink(missing_ok=True)
     results = tuple(result_of(name, entry) for name, entry in entries.items())
@@ -133,12 +135,19 @@ def _check_unchanged(checkpoint: Checkpoint, before: list[dict[str, Any]]) -> No
             raise FileError(shard.path, "changed while it was read", "delete the destination and begin anew")
 
 
-def _check_folder(folder: Path, shards: list[_Shard]) -> None:
+def _check_folder(folder: Path, shards: list[_Shard], others: tuple[Path, ...]) -> None:
     if (folder / JOURNAL).exists() or (folder / MANIFEST).exists():
         return
-    for path in (folder / INDEX, *(shard.path for shard in shards)):
+    for path in (folder / INDEX, *(shard.path for shard in shards), *(folder / path.name for path in others)):
         if path.exists():
             raise FileError(path, "would be overwritten", "choose another folder, or delete this one")
+
+
+def _companions(checkpoint: Checkpoint) -> tuple[Path, ...]:
+    """None for a single file that was named: nobody knows what else lies in its folder."""
+    if not checkpoint.path.is_dir() and checkpoint.path.suffix != ".json":
+        return ()
+    return companions(checkpoint.shards[0].path.parent, frozenset({INDEX, MANIFEST, JOURNAL}))
 
 
 def _check_space(folder: Path, shards: list[_Shard]) -> None:
