@@ -44,6 +44,12 @@ class Node:
             found += refs_in(value)
         return tuple(found)
 
+    @property
+    def where(self) -> str:
+        """Its place in the user's words, for messages."""
+        parts = [part for part in (self.module, self.source) if part]
+        return f"{' at '.join(parts)} (value {self.name!r})" if parts else f"value {self.name!r}"
+
 
 @dataclass(frozen=True)
 class Graph:

@@ -12,17 +12,14 @@ import torch
 from torch import Tensor
 
 from gossamer.errors import DataError, PlanError
-from gossamer.numerics.affine import clips_like, dequantize, quantize
-from gossamer.numerics.formats import IntFormat
+from gossamer.numerics.affine import dequantize, quantize
 from gossamer.numerics.integer import accumulator_scales, bias_to_codes
-from gossamer.plan.placement import Site, has_weight, inference_graph
-from gossamer.plan.spec import specs
-from gossamer.program.clamps import clip_limits
+from gossamer.plan.coded import coded_nodes, coded_site, has_codes
+from gossamer.plan.placement import has_weight
 from gossamer.program.execute import DEVICE, TRAINING, Step, schedule
 from gossamer.program.graph import Node, Ref, map_refs
 from gossamer.program.ops import bind, op_of
 from gossamer.program.program import Program
-from gossamer.program.shapes import infer_shapes
 from gossamer.targets.float32_kernels import CodeCall, Kernel, pass_on
 from gossamer.targets.kernel_sets import kernel_sets
 
@@ -53,12 +50,11 @@ class Simulator:
     def __init__(self, program: Program) -> None:
         if not program.quantizers:
             raise PlanError("the network is not quantized, so there are no integers to simulate; call it instead.")
-        spec = specs[program.target]
         self.program = program
         self._state = {name: tensor.detach().cpu() for name, tensor in program.state.items()}
-        self._site = Site(inference_graph(program.graph), infer_shapes(program), spec)
+        self._site = coded_site(program)
         self._steps = schedule(self._site.graph)
-        self._kernels = kernel_sets[spec.requantization]
+        self._kernels = kernel_sets[self._site.spec.requantization]
         self._layers = dict(self._find_kernels())
         self._biases = dict(self._find_biases())
 
@@ -83,29 +79,15 @@ class Simulator:
         return [spec.check(value).cpu() for spec, value in zip(self.program.inputs, inputs, strict=True)]
 
     @property
-    def integer(self) -> dict[str, tuple[str, ...]]:
-        """Nodes that run on codes -> the values that carry the codes of their results."""
-        return {node: results for node, (_, results) in self._layers.items()}
-
-    @property
     def made_by(self) -> dict[str, Node]:
         """Value -> the node whose integer kernel makes its codes. Other values with codes are computed in float first."""
         return {name: self._site.graph.by_name[node] for node, (_, results) in self._layers.items() for name in results}
 
     def _find_kernels(self) -> Iterator[tuple[str, tuple[Kernel, tuple[str, ...]]]]:
         """(kernel, names of the values that carry its result's codes) of each node that runs on codes."""
-        quantizers = self.program.quantizers
-        for node in self._site.graph.nodes:
-            name = op_of(node).onnx
-            results = self._site.results(node)
-            if self._site.why_float(node) or not all(value in quantizers for value in self._site.inputs(node)):
-                continue
-            if has_weight(node) and not self._has_codes(bind(node)["weight"].name):
-                continue
-            if not self._hands_out(node, results):
-                continue
-            kernel = pass_on if name in self._site.spec.same_scale_ops else self._kernels[name]
-            yield node.name, (kernel, results)
+        for node, results in coded_nodes(self.program, self._site).items():
+            name = op_of(self._site.graph.by_name[node]).onnx
+            yield node, (pass_on if name in self._site.spec.same_scale_ops else self._kernels[name], results)
 
     def _find_biases(self) -> Iterator[tuple[str, tuple[str, Tensor]]]:
         """Name and value of the bias of each layer that reads codes and yet is computed in float: files hold its int32 codes all the same."""
@@ -115,28 +97,9 @@ class Simulator:
                 bind(node)["bias"] if has_weight(node) and node.name not in self._layers and op_of(node).onnx in ("Conv", "Gemm") else None
             )
             source, weight = quantizers.get(node.uses[0]) if node.uses else None, bind(node)["weight"].name if bias is not None else ""
-            if isinstance(bias, Ref) and bias.name in self._state and source is not None and self._has_codes(weight):
+            if isinstance(bias, Ref) and bias.name in self._state and source is not None and has_codes(quantizers, weight):
                 scales = accumulator_scales(source, quantizers[weight], torch.empty(1, 1)).reshape(-1)
                 yield node.name, (bias.name, (bias_to_codes(self._state[bias.name], scales) * scales.double()).float())
-
-    def _has_codes(self, weight: str) -> bool:
-        """Whether a weight has integer codes; one stored as floats of fewer bits has none."""
-        quantizer = self.program.quantizers.get(weight)
-        return quantizer is not None and isinstance(quantizer.format, IntFormat)
-
-    def _hands_out(self, node: Node, results: tuple[str, ...]) -> bool:
-        """Whether the results have quantizers that fit the kernel, or the kernel hands out floats."""
-        quantizers, spec, name = self.program.quantizers, self._site.spec, op_of(node).onnx
-        coded = [value for value in results if value in quantizers]
-        if name in spec.same_scale_ops:
-            source = quantizers[self._site.inputs(node)[0]]
-            return len(coded) == len(results) and all(quantizers[value] == source for value in results)
-        if not coded:
-            return name in spec.float_result_ops and results == (node.name,)
-        if results[0] != node.name:
-            limits = clip_limits(self._site.graph.by_name[results[0]])
-            return limits is not None and clips_like(quantizers[results[0]], *limits)
-        return True
 
 
 class _Walk:

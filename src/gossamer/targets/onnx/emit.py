@@ -31,7 +31,7 @@ from gossamer.targets.onnx import lower_resize as lower_resize
 from gossamer.targets.onnx.coding import clips_like, code_weight, emit_codes, emit_real, emit_real_by_channel, store_floats
 from gossamer.targets.onnx.draft import Array, Draft
 from gossamer.targets.onnx.ends import code_ends, ends_metadata
-from gossamer.targets.onnx.lowering import WAY_OUT, Call, lowerings, where
+from gossamer.targets.onnx.lowering import WAY_OUT, Call, lowerings
 from gossamer.targets.onnx.order import clamps_behind_pools, keeps_pool_and_codes_apart
 from gossamer.targets.onnx.proto import Port, to_bytes
 
@@ -207,5 +207,5 @@ class Walk:
     def _lower(self, node: Node) -> str | tuple[str, ...]:
         row = op_of(node)
         if not row.onnx or row.onnx not in lowerings:
-            raise UnsupportedOp(node.op, where(node), needed="ONNX", way_out=WAY_OUT)
+            raise UnsupportedOp(node.op, node.where, needed="ONNX", way_out=WAY_OUT)
         return lowerings[row.onnx](Call(node, bind(node), self))

@@ -13,7 +13,7 @@ from gossamer.program.graph import Ref
 from gossamer.program.ops import bind
 from gossamer.program.ops.own import DYNAMIC_RANGE
 from gossamer.targets.onnx.coding import store_codes
-from gossamer.targets.onnx.lowering import Call, lowerings, where
+from gossamer.targets.onnx.lowering import Call, lowerings
 
 _FLOAT = 1  # TensorProto.FLOAT
 
@@ -55,5 +55,5 @@ def left_to_readers(call: Call, fits: Callable[[Quantizer], bool], *, way_out: s
         weight = bind(user).get("weight")
         quantizer = program.quantizers.get(weight.name) if isinstance(weight, Ref) else None
         if quantizer is None or not fits(quantizer):
-            raise UnsupportedOp(call.node.op, where(user), needed="ONNX", way_out=way_out)
+            raise UnsupportedOp(call.node.op, user.where, needed="ONNX", way_out=way_out)
     return call.tensor("self")

@@ -108,7 +108,7 @@ class Call:
 
     def unsupported(self, what: str) -> UnsupportedOp:
         """The error for a case of this op that has no ONNX form."""
-        return UnsupportedOp(what, where(self.node), needed="ONNX", way_out=WAY_OUT)
+        return UnsupportedOp(what, self.node.where, needed="ONNX", way_out=WAY_OUT)
 
     @property
     def result(self) -> Form:
@@ -222,9 +222,3 @@ class Call:
 
 Lowering = Callable[[Call], "str | tuple[str, ...]"]
 lowerings: Registry[Lowering] = Registry("ONNX lowering")
-
-
-def where(node: Node) -> str:
-    """The place of a node in the user's words."""
-    parts = [part for part in (node.module, node.source) if part]
-    return f"{' at '.join(parts)} (value {node.name!r})" if parts else f"value {node.name!r}"

@@ -13,6 +13,7 @@ import torch
 from gossamer.errors import UnsupportedOp
 from gossamer.files import write_bytes
 from gossamer.numerics.affine import Quantizer, dequantize, quantize
+from gossamer.plan.coded import coded_nodes
 from gossamer.plan.placement import inference_graph
 from gossamer.program.execute import DEVICE, TRAINING, run_steps, schedule
 from gossamer.program.fold import fold_batch_norms
@@ -22,8 +23,6 @@ from gossamer.program.ops import bind, op_of
 from gossamer.program.ops.kinds import Factory, Scalar
 from gossamer.program.program import Program
 from gossamer.program.shapes import Meta, TensorMeta, infer_shapes
-from gossamer.targets.onnx.lowering import where
-from gossamer.targets.simulate import Simulator
 from gossamer.targets.tflite import lower_compute as lower_compute
 from gossamer.targets.tflite import lower_logic as lower_logic
 from gossamer.targets.tflite import lower_movement as lower_movement
@@ -34,6 +33,7 @@ from gossamer.targets.tflite.draft import Draft, DraftTensor
 from gossamer.targets.tflite.flat import to_bytes
 from gossamer.targets.tflite.layout import Laid, channels_last, identity, stored
 from gossamer.targets.tflite.lowering import WAY_OUT, Call, lowerings
+from gossamer.targets.tflite.note import CODES, Note
 
 
 def emit(program: Program, path: Path) -> None:
@@ -47,7 +47,7 @@ def emit(program: Program, path: Path) -> None:
 def to_tflite(program: Program) -> bytes:
     """The bytes of the file. Batch norms of a float program are folded where possible."""
     written = draft_of(program)
-    return to_bytes(written.draft, written.inputs, written.outputs, written.layout)
+    return to_bytes(written.draft, written.inputs, written.outputs, written.note)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Written:
     draft: Draft
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    layout: Mapping[str, Any]
+    note: Note
 
 
 def draft_of(program: Program) -> Written:
@@ -67,11 +67,14 @@ def draft_of(program: Program) -> Written:
     for node in walk.graph.nodes:
         walk.visit(node)
     results = [walk.handed_out(name) for name in walk.graph.outputs]
-    layout: dict[str, Any] = dict(walk.input_orders) | {f"output{position}": laid.order for position, laid in enumerate(results)}
-    layout["values"] = {name: walk.codes(name).order for name in program.quantizers if name not in program.state and name in walk.emitted}
     numbers = [walk.numbers[spec.name] for spec in program.inputs]
-    live, kept = walk.draft.live([*numbers, *(laid.tensor for laid in results)])
-    return Written(live, tuple(kept[number] for number in numbers), tuple(kept[laid.tensor] for laid in results), layout)
+    codes = {name: laid for name, laid in walk.coded().items() if name in program.quantizers}
+    names = {number: spec.name for number, spec in zip(numbers, program.inputs, strict=True)}
+    names |= {laid.tensor: name + CODES if name in walk.numbers else name for name, laid in codes.items()}
+    live, kept = walk.draft.live([*numbers, *(laid.tensor for laid in results)], names)
+    values = {kept[laid.tensor]: laid.order for laid in codes.values() if laid.tensor in kept}
+    note = Note(walk.input_orders, tuple(laid.order for laid in results), values)
+    return Written(live, tuple(kept[number] for number in numbers), tuple(kept[laid.tensor] for laid in results), note)
 
 
 class Walk:
@@ -85,7 +88,7 @@ class Walk:
         self.forms = find_forms(program)
         self.input_orders: dict[str, tuple[int, ...]] = {}
         self.numbers: dict[str, int] = {}
-        self._integer = Simulator(program).integer if program.quantizers else {}
+        self._integer = coded_nodes(program)
         self._state = program.state
         self._constants: dict[str, torch.Tensor] = {}
         self._real: dict[str, Laid] = {}
@@ -101,7 +104,7 @@ class Walk:
             return
         row = op_of(node)
         if row.onnx not in lowerings:
-            raise UnsupportedOp(node.op, where(node), needed="LiteRT", way_out=WAY_OUT)
+            raise UnsupportedOp(node.op, node.where, needed="LiteRT", way_out=WAY_OUT)
         results = self._integer.get(node.name)
         name = results[0] if results else node.name
         laid = lowerings[row.onnx](Call(node, bind(node), self, results is not None, name))
@@ -182,10 +185,9 @@ class Walk:
         self.draft.op(code, inputs, (number,), options, **fields)
         return number
 
-    @property
-    def emitted(self) -> set[str]:
+    def coded(self) -> dict[str, Laid]:
         """Values that have codes in the file, stored as the network has them but for the order of their axes."""
-        return {name for name, laid in self._codes.items() if not laid.columns}
+        return {name: laid for name, laid in self._codes.items() if not laid.columns}
 
     def handed_out(self, name: str) -> Laid:
         """An output of the network, in float."""

@@ -16,7 +16,6 @@ from gossamer.program.ops import Op, op_of
 from gossamer.program.program import Program
 from gossamer.program.shapes import Meta, TensorMeta
 from gossamer.registry import Registry
-from gossamer.targets.onnx.lowering import where
 from gossamer.targets.tflite.draft import Array, Draft, DraftTensor
 from gossamer.targets.tflite.layout import Laid, identity, same_memory, stored
 
@@ -193,7 +192,7 @@ class Call:
 
     def unsupported(self, what: str) -> UnsupportedOp:
         """The error for a case of this op that has no .tflite form."""
-        return UnsupportedOp(what, where(self.node), needed="LiteRT", way_out=WAY_OUT)
+        return UnsupportedOp(what, self.node.where, needed="LiteRT", way_out=WAY_OUT)
 
 
 def aligned(call: Call, *args: Any) -> tuple[list[int], tuple[int, ...]]:
