@@ -20,6 +20,7 @@ from gossamer.targets.cortex_m.code import C_TYPES, Network, lay_out
 from gossamer.targets.cortex_m.statements import Page, Writing, writers
 from gossamer.targets.tflite.draft import DraftTensor
 from gossamer.targets.tflite.emit import draft_of
+from gossamer.targets.tflite.note import Note, Order, value_name
 
 NOTE = "/* gossamer "  # the first line of the file says how inputs and outputs are stored, as JSON
 KERNELS = ("gossamer_kernels.c", "gossamer_kernels.h")
@@ -37,7 +38,7 @@ def emit(program: Program, path: Path) -> None:
     written = draft_of(program)
     network = lay_out(written)
     names = [spec.name for spec in program.inputs]
-    note = describe(network, names, written.layout)
+    note = describe(network, names, written.note)
     folder = path.parent
     for file in KERNELS:
         write_bytes(folder / file, runtime_file(file))
@@ -65,21 +66,20 @@ def runtime_file(name: str) -> bytes:
     return files("gossamer.targets.cortex_m").joinpath("runtime", name).read_bytes()
 
 
-def describe(network: Network, names: list[str], layout: Mapping[str, Any]) -> dict[str, Any]:
+def describe(network: Network, names: list[str], said: Note) -> dict[str, Any]:
     """What callers must know of inputs, outputs and, to compare them, of values."""
 
-    def one(name: str, tensor: DraftTensor) -> dict[str, Any]:
-        return {"name": name, "shape": tensor.shape, "order": layout[name], "dtype": tensor.dtype, **_coding(tensor.quantizer)}
+    def one(name: str, tensor: DraftTensor, order: Order) -> dict[str, Any]:
+        return {"name": name, "shape": tensor.shape, "order": order, "dtype": tensor.dtype, **_coding(tensor.quantizer)}
 
-    inputs = [one(name, network.tensor(number)) for name, number in zip(names, network.inputs, strict=True)]
-    outputs = [one(f"output{position}", network.tensor(number)) for position, number in enumerate(network.outputs)]
-    orders = layout.get("values", {})
+    inputs = [one(name, network.tensor(number), said.inputs[name]) for name, number in zip(names, network.inputs, strict=True)]
+    outputs = [one(f"output{k}", network.tensor(number), said.outputs[k]) for k, number in enumerate(network.outputs)]
     made = [number for number in network.inputs if network.tensor(number).quantizer is not None]
     made += [number for op in network.ops for number in op.outputs]
     values = [
-        {"name": network.tensor(number).name, "shape": network.tensor(number).shape, "order": orders[network.tensor(number).name]}
+        {"name": value_name(network.tensor(number).name), "shape": network.tensor(number).shape, "order": said.values[number]}
         for number in made
-        if network.tensor(number).name in orders and network.tensor(number).dtype == "int8"
+        if number in said.values and network.tensor(number).dtype == "int8"
     ]
     steps = [network.tensor(op.outputs[0]).name for op in network.ops]
     return {"inputs": inputs, "outputs": outputs, "values": values, "steps": steps, "arena_bytes": network.arena_bytes}
@@ -145,9 +145,10 @@ def source(name: str, stem: str, network: Network, note: Mapping[str, Any]) -> s
 
 def _trace(network: Network, number: int, traced: list[str]) -> list[str]:
     tensor = network.tensor(number)
-    if tensor.name not in traced or tensor.dtype != "int8":
+    name = value_name(tensor.name)
+    if name not in traced or tensor.dtype != "int8":
         return []
-    return [f"GS_TRACE({traced.index(tensor.name)}, {network.place[number]}, {prod(tensor.shape)});"]
+    return [f"GS_TRACE({traced.index(name)}, {network.place[number]}, {prod(tensor.shape)});"]
 
 
 def _signature(name: str, network: Network) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -64,8 +64,11 @@ class Draft:
         """Add an operator."""
         self.ops.append(DraftOp(code, tuple(inputs), tuple(outputs), options, fields))
 
-    def live(self, outputs: Sequence[int]) -> tuple[Draft, Mapping[int, int]]:
-        """The same without what reaches no output, and the new number of each tensor that is left."""
+    def live(self, outputs: Sequence[int], names: Mapping[int, str]) -> tuple[Draft, Mapping[int, int]]:
+        """The same without what reaches no output, and the new number of each tensor that is left.
+
+        `names` are names that tensors must have. All names differ then: many tools find tensors by them.
+        """
         needed = set(outputs)
         kept: list[DraftOp] = []
         for op in reversed(self.ops):
@@ -74,9 +77,26 @@ class Draft:
                 needed.update(op.inputs)
         numbers = [number for number in range(len(self.tensors)) if number in needed]
         slim = Draft()
-        slim.tensors = [self.tensors[number] for number in numbers]
+        free = _Names(names[number] for number in numbers if number in names)
+        slim.tensors = [replace(self.tensors[n], name=names[n] if n in names else free.take(self.tensors[n].name)) for n in numbers]
         new = {number: position for position, number in enumerate(numbers)}
         for op in reversed(kept):
             inputs, outputs = ([new.get(number, -1) for number in group] for group in (op.inputs, op.outputs))
             slim.op(op.code, inputs, outputs, op.options, **op.fields)
         return slim, new
+
+
+class _Names:
+    """Hands out each name once; a number goes behind one that is taken."""
+
+    def __init__(self, taken: Iterable[str]) -> None:
+        self._taken = set(taken)
+        self._tried: dict[str, int] = {}
+
+    def take(self, wish: str) -> str:
+        name = wish
+        while name in self._taken:
+            self._tried[wish] = self._tried.get(wish, 0) + 1
+            name = f"{wish}_{self._tried[wish]}"
+        self._taken.add(name)
+        return name

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -11,9 +10,10 @@ import numpy as np
 
 from gossamer.errors import MissingRuntime
 from gossamer.targets.tflite.draft import Draft, DraftTensor
+from gossamer.targets.tflite.note import Note
 
 IDENTIFIER = b"TFL3"
-LAYOUT = "gossamer.layout"  # metadata: which logical axis each stored axis of inputs and outputs is
+LAYOUT = "gossamer.layout"  # metadata: a Note
 _TYPES = {"float32": "FLOAT32", "int8": "INT8", "uint8": "UINT8", "int16": "INT16", "int32": "INT32", "int64": "INT64", "bool": "BOOL"}
 
 
@@ -27,8 +27,8 @@ def schema() -> ModuleType:
         raise MissingRuntime("litert", "writing .tflite files", "pip install ai-edge-litert") from error
 
 
-def to_bytes(draft: Draft, inputs: Sequence[int], outputs: Sequence[int], layout: Mapping[str, Sequence[int]]) -> bytes:
-    """The file. `layout`: for each input and output tensor by name, the logical axis that each stored axis is."""
+def to_bytes(draft: Draft, inputs: Sequence[int], outputs: Sequence[int], said: Note) -> bytes:
+    """The file, with what it says of itself in its metadata."""
     names = schema()
     model = names.ModelT()
     model.version, model.description = 3, "written by gossamer"
@@ -43,7 +43,7 @@ def to_bytes(draft: Draft, inputs: Sequence[int], outputs: Sequence[int], layout
     model.signatureDefs = [_signature(names, draft, inputs, outputs)]
     note = names.MetadataT()
     note.name, note.buffer = LAYOUT, len(model.buffers)
-    model.buffers.append(_buffer(names, np.frombuffer(json.dumps(dict(layout)).encode(), np.uint8)))
+    model.buffers.append(_buffer(names, np.frombuffer(said.to_json().encode(), np.uint8)))
     model.metadata = [note]
     return pack(model)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy.typing as npt
 
 from gossamer.errors import ConfigError, DataError, FileError, MissingRuntime
 from gossamer.targets.tflite.flat import IDENTIFIER, LAYOUT, pack, schema
+from gossamer.targets.tflite.note import Note, Order, value_name
 
 Array = npt.NDArray[Any]
 
@@ -20,31 +20,30 @@ Array = npt.NDArray[Any]
 class LiteRtRunner:
     """An opened file. Arrays go in and come out with the axes that the network has, whatever order the file stores them in."""
 
-    def __init__(self, interpreter: Any, layout: Mapping[str, Any], exposed: Mapping[str, int]) -> None:
+    def __init__(self, interpreter: Any, note: Note, exposed: Mapping[str, int]) -> None:
         self._interpreter = interpreter
         self._exposed = dict(exposed)
         self._inputs = interpreter.get_input_details()
         outputs = interpreter.get_output_details()
         self._outputs = outputs[: len(outputs) - len(exposed)]
-        self._layout = layout
+        self._note = note
         self._shapes: list[tuple[int, ...]] = []
 
     def run(self, *inputs: Array) -> Array:
         """The network's output; the first one where there are several. Raises DataError for inputs that do not fit."""
         self._invoke(inputs)
-        return self._read(self._outputs[0]["index"], self._layout["output0"])
+        return self._read(self._outputs[0]["index"], self._note.outputs[0])
 
     def run_values(self, *inputs: Array) -> dict[str, Array]:
         """Outputs as output0, output1 ..., and the codes of every quantized value by its name, with the network's axes."""
         self._invoke(inputs)
-        found = {f"output{k}": self._read(entry["index"], self._layout[f"output{k}"]) for k, entry in enumerate(self._outputs)}
-        orders = self._layout.get("values", {})
-        return found | {name: self._read(index, orders[name]) for name, index in self._exposed.items()}
+        found = {f"output{k}": self._read(entry["index"], self._note.outputs[k]) for k, entry in enumerate(self._outputs)}
+        return found | {name: self._read(number, self._note.values[number]) for name, number in self._exposed.items()}
 
     def _invoke(self, inputs: tuple[Array, ...]) -> None:
         if len(inputs) != len(self._inputs):
             raise DataError(f"the file takes {len(self._inputs)} inputs; got {len(inputs)}.")
-        stored = [array.transpose(self._layout[entry["name"]]) for array, entry in zip(inputs, self._inputs, strict=True)]
+        stored = [array.transpose(self._note.inputs[entry["name"]]) for array, entry in zip(inputs, self._inputs, strict=True)]
         shapes = [array.shape for array in stored]
         try:
             if shapes != self._shapes:
@@ -58,7 +57,7 @@ class LiteRtRunner:
         except (ValueError, RuntimeError) as error:
             raise DataError(f"LiteRT refuses these inputs ({_reason(error)}); give arrays of the file's shapes and types.") from error
 
-    def _read(self, index: int, order: list[int]) -> Array:
+    def _read(self, index: int, order: Order) -> Array:
         array: Array = self._interpreter.get_tensor(index)
         return array.transpose(np.argsort(order))
 
@@ -76,15 +75,15 @@ def open_file(path: Path, *, threads: int, values: bool = False) -> LiteRtRunner
     except ImportError as error:
         raise MissingRuntime("litert", "running .tflite files", "pip install ai-edge-litert") from error
     data = read_file(Path(path))
-    layout = read_layout(Path(path), data)
+    note = read_note(Path(path), data)
     exposed: dict[str, int] = {}
     if values:
-        data, exposed = expose(data, layout)
+        data, exposed = expose(data, note)
     try:
         interpreter = Interpreter(model_content=data, num_threads=threads)
     except (ValueError, RuntimeError) as error:
         raise FileError(path, f"is not a .tflite file that LiteRT can run ({_reason(error)})", "export it again") from error
-    return LiteRtRunner(interpreter, layout, exposed)
+    return LiteRtRunner(interpreter, note, exposed)
 
 
 def read_file(path: Path) -> bytes:
@@ -98,26 +97,24 @@ def read_file(path: Path) -> bytes:
     return data
 
 
-def read_layout(path: Path, data: bytes) -> dict[str, Any]:
-    """What the file says of its inputs, outputs and values; only the note is read."""
+def read_note(path: Path, data: bytes) -> Note:
+    """What the file says of its inputs, outputs and values; nothing else is read."""
     try:
         model = schema().Model.GetRootAs(data, 0)
         for position in range(model.MetadataLength()):
-            note = model.Metadata(position)
-            if note.Name() == LAYOUT.encode():
-                found: dict[str, Any] = json.loads(model.Buffers(note.Buffer()).DataAsNumpy().tobytes())
-                return found
-    except (struct.error, ValueError, TypeError, AttributeError, IndexError) as error:  # offsets that lead nowhere
+            entry = model.Metadata(position)
+            if entry.Name() == LAYOUT.encode():
+                return Note.from_json(model.Buffers(entry.Buffer()).DataAsNumpy().tobytes().decode())
+    except (struct.error, ValueError, TypeError, AttributeError, LookupError) as error:  # offsets that lead nowhere
         raise FileError(path, "is damaged", "export it again") from error
     raise FileError(path, "does not say how its inputs are stored", "export it again with this package")
 
 
-def expose(data: bytes, layout: Mapping[str, Any]) -> tuple[bytes, dict[str, int]]:
+def expose(data: bytes, note: Note) -> tuple[bytes, dict[str, int]]:
     """The file with every quantized value as an output, and the number of each."""
     model = schema().ModelT.InitFromPackedBuf(data, 0)
     graph = model.subgraphs[0]
-    numbers = {tensor.name.decode(): number for number, tensor in enumerate(graph.tensors)}
-    exposed = {name: numbers[name] for name in layout.get("values", {}) if name in numbers}
+    exposed = {value_name(graph.tensors[number].name.decode()): number for number in note.values}
     graph.outputs = [*graph.outputs, *exposed.values()]
     return pack(model), exposed
 

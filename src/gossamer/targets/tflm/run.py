@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from gossamer.errors import ConfigError, DataError, FileError, MissingRuntime
 from gossamer.program.program import Program
-from gossamer.targets.tflite.run import expose, read_file, read_layout
+from gossamer.targets.tflite.note import Note, Order
+from gossamer.targets.tflite.run import expose, read_file, read_note
 
 Array = npt.NDArray[Any]
 ARENA_BYTES = 64 * 2**20  # what the interpreter may take; what it needs is measured
@@ -23,31 +24,31 @@ ARENA_BYTES = 64 * 2**20  # what the interpreter may take; what it needs is meas
 class MicroRunner:
     """An opened file. Arrays go in and come out with the axes that the network has; the interpreter sees one sample at a time."""
 
-    def __init__(self, interpreter: Any, layout: Mapping[str, Any], exposed: Mapping[str, int], outputs: int) -> None:
-        self._interpreter, self._layout = interpreter, layout
-        self._exposed, self._outputs = dict(exposed), outputs
-        self._inputs = [name for name in layout if name != "values" and not re.fullmatch(r"output\d+", name)]
+    def __init__(self, interpreter: Any, note: Note, exposed: Mapping[str, int]) -> None:
+        self._interpreter, self._note = interpreter, note
+        self._exposed = dict(exposed)
 
     def run(self, *inputs: Array) -> Array:
         """The network's output; the first one where there are several. Raises DataError for inputs that do not fit."""
-        orders = {"output0": (0, self._layout["output0"])}
+        orders = {"output0": (0, self._note.outputs[0])}
         return self._run(inputs, orders)["output0"]
 
     def run_values(self, *inputs: Array) -> dict[str, Array]:
         """Outputs as output0, output1 ..., and the codes of every quantized value by its name, with the network's axes."""
-        orders = {f"output{k}": (k, self._layout[f"output{k}"]) for k in range(self._outputs)}
-        values = self._layout.get("values", {})
-        orders |= {name: (self._outputs + k, values[name]) for k, name in enumerate(self._exposed)}
+        orders = {f"output{k}": (k, order) for k, order in enumerate(self._note.outputs)}
+        behind = enumerate(self._exposed.items(), len(orders))
+        orders |= {name: (place, self._note.values[number]) for place, (name, number) in behind}
         return self._run(inputs, orders)
 
     def arena_bytes(self) -> int:
         """Bytes of the arena that the interpreter took, after at least one run."""
         return _arena_bytes(self._interpreter)
 
-    def _run(self, inputs: tuple[Array, ...], wanted: Mapping[str, tuple[int, list[int]]]) -> dict[str, Array]:
-        if len(inputs) != len(self._inputs):
-            raise DataError(f"the file takes {len(self._inputs)} inputs; got {len(inputs)}.")
-        stored = [array.transpose(self._layout[name]) for array, name in zip(inputs, self._inputs, strict=True)]
+    def _run(self, inputs: tuple[Array, ...], wanted: Mapping[str, tuple[int, Order]]) -> dict[str, Array]:
+        orders = self._note.inputs
+        if len(inputs) != len(orders):
+            raise DataError(f"the file takes {len(orders)} inputs; got {len(inputs)}.")
+        stored = [array.transpose(order) for array, order in zip(inputs, orders.values(), strict=True)]
         parts: dict[str, list[Array]] = {name: [] for name in wanted}
         for sample in range(stored[0].shape[0]):
             try:
@@ -74,16 +75,15 @@ def open_file(path: Path, *, threads: int, values: bool = False) -> MicroRunner:
     except ImportError as error:
         raise MissingRuntime("tflm", "running files for microcontrollers", "pip install --pre tflite-micro") from error
     data = read_file(Path(path))
-    layout = read_layout(Path(path), data)
-    outputs = sum(bool(re.fullmatch(r"output\d+", name)) for name in layout)
+    note = read_note(Path(path), data)
     exposed: dict[str, int] = {}
     if values:
-        data, exposed = expose(data, layout)
+        data, exposed = expose(data, note)
     try:
         interpreter = runtime.Interpreter.from_bytes(data, arena_size=ARENA_BYTES)
     except (ValueError, RuntimeError) as error:
         raise FileError(path, f"cannot be run by the interpreter for microcontrollers ({error})", "export it again") from error
-    return MicroRunner(interpreter, layout, exposed, outputs)
+    return MicroRunner(interpreter, note, exposed)
 
 
 def notes(program: Program) -> tuple[str, ...]:
