@@ -123,7 +123,7 @@ def _plan(
 
 def _activations(name: str | None, spec: TargetSpec) -> IntFormat:
     known = spec.activation_formats
-    return known[0] if name is None else pick_format(name, known, "activations", spec.name)
+    return known[0] if name is None and known else pick_format(name or "int8", known, "activations", spec.name)
 
 
 def _prepare(program: Program, spec: TargetSpec, kept_float: Mapping[str, str]) -> tuple[Program, tuple[Edit, ...]]:
