@@ -159,10 +159,17 @@ def _bordered(call: Call, code: str, number: int, windows: Sequence[tuple[int, .
     pads = [[0, 0], *([window[5], behind(*window)] for window in windows), [0, 0]]
     shape = [size + sum(pad) for size, pad in zip(have.shape, pads, strict=True)]
     table = call.values.draft.constant(np.asarray(pads, np.int32), "pads")
-    if code != "MAX_POOL_2D":
-        return call.step("PAD", (number, table), shape, "PadOptions")
+    if code != "MAX_POOL_2D" or _never_negative(call, number):
+        return call.step("PAD", (number, table), shape, "PadOptions")  # the simpler operator where zeros lose against all
     if have.quantizer is None:
         lowest = call.number(np.finfo(np.float32).min)
     else:
         lowest = call.values.draft.constant(np.asarray([have.quantizer.format.lo], np.int8), "lowest", have.quantizer)
     return call.step("PADV2", (number, table, lowest), shape, "PadV2Options")
+
+
+def _never_negative(call: Call, number: int) -> bool:
+    have = call.values.draft.tensors[number]
+    if have.quantizer is not None:
+        return have.quantizer.zero_point[0] == have.quantizer.format.lo
+    return any(number in op.outputs and op.code in ("RELU", "RELU6") for op in call.values.draft.ops)
