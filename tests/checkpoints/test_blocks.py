@@ -54,7 +54,7 @@ def test_codes_are_those_of_the_whole_weights_quantizer(name, ranges, rows, colu
     codes = unpack_bits(coded.codes, chosen.format.bits, columns).astype(np.int64) + chosen.format.lo
     assert np.array_equal(codes, expected.numpy().astype(np.int64))
     assert coded.scale.reshape(-1).tolist() == list(oracle.scale)
-    back = decode(coded.codes, torch.from_numpy(coded.scale), coded.zero_point, columns, chosen)
+    back = decode(coded.codes, coded.scale, coded.zero_point, columns, chosen)
     assert torch.equal(back, dequantize(expected, oracle))
     assert torch.equal(back, fake_quantize(weight, oracle))
     assert coded.signal.sum() == pytest.approx(float(weight.double().square().sum()), rel=1e-6)

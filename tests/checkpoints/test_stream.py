@@ -230,6 +230,25 @@ def test_what_the_hugging_face_hub_writes(tmp_path):
         assert float((checkpoint.dequantized(name, dtype=torch.float32) - tensor).abs().max()) < 0.03
 
 
+@pytest.mark.parametrize("weights", ["int4", "uint4"])
+def test_scales_of_half_the_bytes(tmp_path, weights):
+    save_file({"a.weight": torch.randn(64, 256, generator=torch.Generator().manual_seed(0))}, tmp_path / "model.safetensors")
+    reports = {
+        scales: compress_checkpoint(tmp_path, tmp_path / scales, CodeSettings(weights, scales=scales)) for scales in ("float32", "bfloat16")
+    }
+    saved = reports["float32"].tensors[0].bytes_after - reports["bfloat16"].tensors[0].bytes_after
+    assert saved == 2 * 64 * 256 // 32
+    assert reports["bfloat16"].sqnr_db > reports["float32"].sqnr_db - 0.2
+    checkpoint = load_compressed(tmp_path / "bfloat16")
+    checkpoint.check()
+    made, weight = checkpoint.quantizer("a.weight"), load_file(tmp_path / "model.safetensors")["a.weight"]
+    assert torch.tensor(made.scale).bfloat16().float().tolist() == list(made.scale)
+    assert torch.equal(checkpoint.codes("a.weight").float(), quantize(weight, made))
+    assert torch.equal(checkpoint.dequantized("a.weight"), fake_quantize(weight, made))
+    with pytest.raises(ConfigError, match=r"scales.*one of float32, bfloat16"):
+        CodeSettings(scales="float16")
+
+
 def test_what_a_loader_needs_beside_the_weights_comes_along(tmp_path):
     source = language_model(tmp_path / "in")
     wanted = {

@@ -59,12 +59,12 @@ def weights_within(block: int, memory_bytes: int) -> int:
 class Coded:
     """A coded piece.
 
-    Shapes: codes (R, bytes), scale (R, blocks) in float32, zero_point (R, bytes) or None for signed formats.
+    Shapes: codes (R, bytes), scale (R, blocks) as it is stored, zero_point (R, bytes) or None for signed formats.
     signal, noise   sums of squares of the weights and of their errors, for each block
     """
 
     codes: Bytes
-    scale: np.ndarray[tuple[int, int], np.dtype[np.float32]]
+    scale: Tensor
     zero_point: Bytes | None
     signal: np.ndarray[tuple[int], np.dtype[np.float64]]
     noise: np.ndarray[tuple[int], np.dtype[np.float64]]
@@ -75,6 +75,8 @@ def code(weight: Tensor, settings: CodeSettings) -> Coded:
     fmt, rows, length = settings.format, weight.shape[0], weight.shape[1]
     blocks = in_blocks(weight, settings.block)
     scale, zero = choose_block_grid(blocks, fmt, settings.ranges)
+    stored = scale.to(getattr(torch, settings.scales))
+    scale = stored.to(torch.float32)
     steps, zero = scale.unsqueeze(1), zero.to(torch.float32).unsqueeze(1)
     codes = blocks.div(steps).round_().add_(zero).clamp_(fmt.lo, fmt.hi)
     signal = blocks.to(torch.float64).square_().sum(1)
@@ -83,14 +85,14 @@ def code(weight: Tensor, settings: CodeSettings) -> Coded:
     zeros = None
     if not fmt.signed:
         zeros = pack_bits(zero.sub(fmt.lo).to(torch.uint8).reshape(rows, -1).numpy(), fmt.bits)
-    return Coded(pack_bits(whole.numpy(), fmt.bits), scale.reshape(rows, -1).numpy(), zeros, signal.numpy(), noise.numpy())
+    return Coded(pack_bits(whole.numpy(), fmt.bits), stored.reshape(rows, -1), zeros, signal.numpy(), noise.numpy())
 
 
 def decode(codes: Bytes, scale: Tensor, zero_point: Bytes | None, length: int, settings: CodeSettings) -> Tensor:
     """The weights that a piece stands for. Shapes: codes (R, bytes), scale (R, blocks), zero_point (R, bytes) -> (R, length) in float32."""
     fmt, blocks = settings.format, scale.shape[1]
     found = torch.from_numpy(unpack_bits(codes, fmt.bits, length)).to(torch.float32)
-    wide = scale.repeat_interleave(settings.block, 1)[:, :length]
+    wide = scale.to(torch.float32).repeat_interleave(settings.block, 1)[:, :length]
     if zero_point is None:
         return found.add_(fmt.lo).mul_(wide)
     zero = torch.from_numpy(unpack_bits(zero_point, fmt.bits, blocks)).to(torch.float32)

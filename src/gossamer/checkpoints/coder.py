@@ -88,7 +88,7 @@ def _placed(coded: Coded, piece: Piece, columns: int, settings: CodeSettings) ->
     blocks = -(-columns // block)
     found: list[tuple[int, Buffer]] = [
         (piece.row * packed_size(columns, bits) + piece.column * bits // 8, coded.codes.tobytes()),
-        ((piece.row * blocks + piece.column // block) * 4, coded.scale.tobytes()),
+        ((piece.row * blocks + piece.column // block) * coded.scale.element_size(), coded.scale.view(torch.uint8).numpy().tobytes()),
     ]
     if coded.zero_point is not None:
         found.append((piece.row * packed_size(blocks, bits) + piece.column // block * bits // 8, coded.zero_point.tobytes()))

@@ -170,7 +170,7 @@ def load_compressed(path: str | Path) -> CompressedCheckpoint:
         raise FileError(folder / MANIFEST, what, "load it with the version of gossamer that wrote it")
     shards = open_checkpoint(folder).shards
     try:
-        settings = CodeSettings(manifest["weights"], manifest["block"], manifest["ranges"])
+        settings = CodeSettings(manifest["weights"], manifest["block"], manifest["ranges"], scales=manifest.get("scales", "float32"))
         tensors = {name: _checked_info(entry) for name, entry in manifest["tensors"].items()}
         _check_parts(tensors, settings, shards)
     except (GossamerError, LookupError, TypeError, ValueError, AttributeError) as error:

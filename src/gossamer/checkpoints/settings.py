@@ -16,6 +16,7 @@ from gossamer.numerics.ranges import weight_range_methods
 
 FLOATS = ("F32", "F16", "BF16")
 LARGEST_BLOCK = 16_384
+SCALES = {"float32": "F32", "bfloat16": "BF16"}  # no float16: scales of small weights would vanish in it
 _EMBEDDING = re.compile(
     r"(^|_)(embs?|embeds?|[a-z]*embeddings?|wte|wpe)(_|$)|^(shared|relative_attention_bias)$", re.IGNORECASE
 )  # of modules
@@ -30,6 +31,7 @@ class CodeSettings:
     ranges    a name in numerics.ranges.weight_range_methods
     only      patterns of the tensors that may get codes; empty for all that are two-dimensional and no embedding
     skip      patterns of tensors that stay as they are
+    scales    "float32", or "bfloat16", which takes half the bytes; codes are chosen for the rounded scale
     """
 
     weights: str = "int4"
@@ -37,6 +39,7 @@ class CodeSettings:
     ranges: str = "mse"
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
+    scales: str = "float32"
 
     def __post_init__(self) -> None:
         if parse_format(self.weights).bits > 8:
@@ -44,6 +47,8 @@ class CodeSettings:
         if not 1 <= self.block <= LARGEST_BLOCK:
             raise ConfigError("block", self.block, f"in [1, {LARGEST_BLOCK}]")
         weight_range_methods.entry(self.ranges)
+        if self.scales not in SCALES:
+            raise ConfigError("scales", self.scales, f"one of {', '.join(SCALES)}")
 
     @property
     def format(self) -> IntFormat:
@@ -58,6 +63,7 @@ class CodeSettings:
             "ranges": self.ranges,
             "only": list(self.only),
             "skip": list(self.skip),
+            "scales": self.scales,
         }
 
 
@@ -74,7 +80,7 @@ def parts_of(shape: tuple[int, ...], settings: CodeSettings) -> tuple[Part, ...]
     """Codes, scales and, for unsigned formats, zero points of a weight (*, K): codes and zero points packed, row by row."""
     *leading, length = shape
     bits, blocks = settings.format.bits, -(-length // settings.block)
-    parts = [Part("codes", "U8", (*leading, packed_size(length, bits))), Part("scale", "F32", (*leading, blocks))]
+    parts = [Part("codes", "U8", (*leading, packed_size(length, bits))), Part("scale", SCALES[settings.scales], (*leading, blocks))]
     if not settings.format.signed:
         parts.append(Part("zero_point", "U8", (*leading, packed_size(blocks, bits))))
     return tuple(parts)

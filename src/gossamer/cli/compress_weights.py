@@ -30,6 +30,7 @@ def compress_weights(
     ranges: Annotated[str, typer.Option(help="mse (least error), hqq (most errors small) or min-max (fastest).")] = "mse",
     only: Annotated[list[str] | None, typer.Option(help="Only tensors that match; * matches anything. Can be repeated.")] = None,
     skip: Annotated[list[str] | None, typer.Option(help="Tensors that stay as they are. Can be repeated.")] = None,
+    scales: Annotated[str, typer.Option(help="float32, or bfloat16 for half their bytes.")] = "float32",
     memory: Annotated[int, typer.Option(min=1, help="Working memory in megabytes.")] = 256,
     json: JsonOption = False,
     debug: DebugOption = False,
@@ -39,7 +40,7 @@ def compress_weights(
     Embeddings, biases and norms stay as they are; DST/compression.json says what each tensor is and why. Interrupted or killed, the same
     command goes on where it was, and ends with the same bytes.
     """
-    settings = CodeSettings(weights, block, ranges, tuple(only or ()), tuple(skip or ()))
+    settings = CodeSettings(weights, block, ranges, tuple(only or ()), tuple(skip or ()), scales)
     with shown_progress(messages()) as on_progress:
         report = compress_checkpoint(source, destination, settings, memory_bytes=memory * MEGABYTE, on_progress=on_progress)
 
