@@ -69,11 +69,13 @@ def nncf_onnx(source: Path, samples: np.ndarray, result: Path, transformer: bool
 def ai_edge(source: Path, samples: np.ndarray, result: Path, transformer: bool) -> None:
     """ai-edge-quantizer on a float .tflite: static w8a8 recipe, min-max over all samples. Samples (N, ...) in the file's own layout."""
     from ai_edge_litert.interpreter import Interpreter
-    from ai_edge_quantizer import quantizer, recipe
+    from ai_edge_quantizer import qtyping, quantizer, recipe
 
     runner = Interpreter(str(source)).get_signature_runner()
     (name,) = runner.get_input_details()
     tool = quantizer.Quantizer(str(source), recipe.static_wi8_ai8())
+    for end in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):  # floats in and out, as in the other files
+        tool.update_quantization_recipe(".*", end, algorithm_key="no_quantize")
     seen = tool.calibrate({next(iter(Interpreter(str(source)).get_signature_list())): [{name: row[None]} for row in samples]})
     tool.quantize(seen).export_model(str(result), overwrite=True)
 

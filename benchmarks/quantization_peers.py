@@ -141,11 +141,10 @@ def speed(name: str, python: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), gs.capture(network, samples[:2]), samples, python, transformer="vit" in name)
-        for target in ("onnxruntime", "openvino"):
+        for target in ("onnxruntime", "openvino", "litert"):
             bench.ours(target, "gossamer")
-        for peer, (target, _) in PEERS.items():
-            if target != "litert":
-                bench.peer(peer)
+        for peer in PEERS:
+            bench.peer(peer)
         for target, runners in bench.runners.items():
             found[target] = latencies(runners, samples[:1].numpy(), seconds=12)
     return {"runtimes": found, "failed": bench.failed, "versions": bench.versions}

@@ -174,7 +174,7 @@ def test_a_network_of_images_moves_no_axes(tmp_path):
     ).eval()
     images = torch.randn(3, 3, 16, 16)
     artifact = export(capture(network, images), tmp_path / "m.tflite", "litert")
-    assert operators(artifact.path) == ["PAD", "CONV_2D", "RELU6", "DEPTHWISE_CONV_2D", "MAX_POOL_2D", "RESHAPE", "FULLY_CONNECTED"]
+    assert operators(artifact.path) == ["PAD", "CONV_2D", "DEPTHWISE_CONV_2D", "MAX_POOL_2D", "RESHAPE", "FULLY_CONNECTED"]
     got = targets["litert"].open(artifact.path, threads=1).run(images.numpy())
     np.testing.assert_allclose(got, network(images).detach().numpy(), atol=1e-5)
 
@@ -210,3 +210,25 @@ def test_the_signature_names_inputs_and_outputs(tmp_path):
     interpreter.resize_tensor_input(1, (2, 4))
     found = interpreter.get_signature_runner()(left=pair[0].numpy(), right=pair[1].numpy())
     np.testing.assert_allclose(found["output0"], (pair[0] * pair[1]).numpy())
+
+
+def test_names_differ_and_activations_join_what_is_before_them(tmp_path):
+    """Tools such as ai-edge-quantizer find tensors by their names, and give every operator's result codes of its own."""
+    from gossamer.targets.tflite.flat import schema
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            y = self.one(x)
+            return torch.relu(self.two(torch.relu(y)) + y)
+
+    torch.manual_seed(0)
+    images, network = torch.randn(2, 3, 8, 8), Two().eval()
+    path = export(capture(network, images), tmp_path / "m.tflite", "litert").path
+    names = [tensor.name for tensor in schema().ModelT.InitFromPackedBuf(path.read_bytes(), 0).subgraphs[0].tensors]
+    assert len(set(names)) == len(names)
+    assert operators(path) == ["CONV_2D", "RELU", "CONV_2D", "ADD"]  # the first sum is read twice, so that ReLU stays
+    np.testing.assert_allclose(targets["litert"].open(path, threads=1).run(images.numpy()), network(images).detach().numpy(), atol=1e-5)

@@ -31,6 +31,7 @@ from gossamer.targets.tflite import lower_pointwise as lower_pointwise
 from gossamer.targets.tflite import lower_pool as lower_pool
 from gossamer.targets.tflite.draft import Draft, DraftTensor
 from gossamer.targets.tflite.flat import to_bytes
+from gossamer.targets.tflite.fuse import fuse_activations
 from gossamer.targets.tflite.layout import Laid, channels_last, identity, stored
 from gossamer.targets.tflite.lowering import WAY_OUT, Call, lowerings
 from gossamer.targets.tflite.note import CODES, Note
@@ -46,7 +47,7 @@ def emit(program: Program, path: Path) -> None:
 
 def to_tflite(program: Program) -> bytes:
     """The bytes of the file. Batch norms of a float program are folded where possible."""
-    written = draft_of(program)
+    written = draft_of(program, fuse=True)
     return to_bytes(written.draft, written.inputs, written.outputs, written.note)
 
 
@@ -60,13 +61,18 @@ class Written:
     note: Note
 
 
-def draft_of(program: Program) -> Written:
-    """A program as operators of this format. Raises UnsupportedOp for an op that has no form there."""
+def draft_of(program: Program, *, fuse: bool = False) -> Written:
+    """A program as operators of this format; `fuse` joins activations to the operators before them.
+
+    Raises: UnsupportedOp for an op that has no form there.
+    """
     program = program if program.quantizers else fold_batch_norms(program)
     walk = Walk(program)
     for node in walk.graph.nodes:
         walk.visit(node)
     results = [walk.handed_out(name) for name in walk.graph.outputs]
+    if fuse:
+        fuse_activations(walk.draft, [laid.tensor for laid in results])
     numbers = [walk.numbers[spec.name] for spec in program.inputs]
     codes = {name: laid for name, laid in walk.coded().items() if name in program.quantizers}
     names = {number: spec.name for number, spec in zip(numbers, program.inputs, strict=True)}
