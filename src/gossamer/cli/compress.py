@@ -35,6 +35,7 @@ from gossamer.errors import ConfigError
 from gossamer.numerics.ranges import range_methods
 from gossamer.numerics.saliency import criteria
 from gossamer.pipeline.loop import compress as run_compress
+from gossamer.pipeline.quantized_training import WHEN, Qat
 from gossamer.pipeline.result import Result
 from gossamer.pipeline.settings import Settings
 from gossamer.plan.budget import Budget
@@ -54,6 +55,10 @@ OutOption = Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="Fol
 CRITERION_HELP = (
     f"How channels are ranked: {', '.join(criteria.names())}, or tournament (the best of them). "
     "Default: taylor with labelled training data, else l2."
+)
+QAT_HELP = (
+    f"Train through the rounding: {', '.join(WHEN)}; auto: where the file with planned codes loses more accuracy than --max-drop "
+    "and the data has a training part."
 )
 LayersOption = Annotated[list[str] | None, typer.Option(help='A layer that stays whole, or several ("features.*"); may be repeated.')]
 MetricOption = Annotated[str, typer.Option(help="top1, top5, or package.module:function of (outputs, targets); higher is better.")]
@@ -78,12 +83,18 @@ def compress(
     weight_format: Annotated[
         str, typer.Option(help="Format of weights in codes: int8, int7 (for processors without VNNI), int4 ...")
     ] = _DEFAULT.weights,
+    activation_format: Annotated[
+        str | None,
+        typer.Option(help="Format of values in codes: uint8, uint4 ... Default: what the target likes best.", show_default=False),
+    ] = None,
     rounding: Annotated[str, typer.Option(help=f"How weights get codes: {', '.join(roundings.names())}.")] = _DEFAULT.scheme.rounding,
     ranges: Annotated[str, typer.Option(help=f"Which range codes cover: {', '.join(range_methods.names())}.")] = _DEFAULT.scheme.ranges,
     equalization: Annotated[
         str, typer.Option(help=f"How scale moves between channels first: {', '.join(equalizations.names())}.")
     ] = _DEFAULT.scheme.equalization,
     epochs: Annotated[int, typer.Option(min=0, help="Epochs of fine-tuning after channels are removed; 0 for none.")] = _DEFAULT.epochs,
+    qat: Annotated[str, typer.Option(help=QAT_HELP)] = _DEFAULT.qat.when,
+    qat_epochs: Annotated[int, typer.Option(min=1, help="Epochs of training through the rounding.")] = _DEFAULT.qat.epochs,
     trials: Annotated[int, typer.Option(min=1, help="How many candidates are tried at most.")] = _DEFAULT.trials,
     batch: Annotated[int, typer.Option(min=1, help="Samples per call when latency is measured.")] = _DEFAULT.batch,
     threads: ThreadsOption = _DEFAULT.threads,
@@ -106,6 +117,8 @@ def compress(
         mode=mode,
         constraints=Constraints(skip=tuple(skip or ()), only=tuple(only or ())),
         weights=weight_format,
+        activations=activation_format,
+        qat=Qat(when=qat, epochs=qat_epochs),
         scheme=Scheme(rounding=rounding, ranges=ranges, equalization=equalization),
         trials=trials,
         batch=batch,

@@ -15,12 +15,12 @@ from torch import nn
 from gossamer.coupling.kept import keep_table
 from gossamer.coupling.predict import Predictor
 from gossamer.data.source import as_data
-from gossamer.errors import PlanError
+from gossamer.errors import ConfigError, PlanError
 from gossamer.files import write_json
 from gossamer.pipeline.claim import claim
 from gossamer.pipeline.result import Result
 from gossamer.pipeline.settings import Settings
-from gossamer.pipeline.trial import Job, Trial, artifact_name, calibration, plan_removal, run_trial, scorer
+from gossamer.pipeline.trial import ACCURACY, Job, Trial, artifact_name, calibration, plan_removal, run_trial, scorer
 from gossamer.plan.budget import Budget
 from gossamer.plan.edits import KeepChannels
 from gossamer.plan.score import Scores
@@ -35,7 +35,7 @@ from gossamer.search.ratio import Tried, next_ratio
 from gossamer.targets.export import export
 from gossamer.targets.results import Report, check_limits
 
-ACCURACY = ("max_drop_points",)
+PLANNED_ONLY = "Where accuracy went is told of the planned codes, before they were trained."
 DIAGNOSED_SAMPLES = 32  # enough to rank tensors in a report
 
 
@@ -70,6 +70,8 @@ def compress(
     settings = replace(settings or Settings(), target=target)
     budget = budget or Budget()
     sources = as_data(data)
+    if settings.qat.when == "always" and sources.train is None:
+        raise ConfigError("Qat.when", "always", "'auto' or 'never' without training data")
     inputs, _ = calibration(sources).first()
     program = model if isinstance(model, Program) else capture(model, inputs, output=output)
     folder = Path(work_dir) if work_dir is not None else Path(tempfile.mkdtemp(prefix="gossamer-"))
@@ -100,10 +102,10 @@ def _diagnosis(job: Job, best: Trial) -> tuple[Diagnosis | None, tuple[str, ...]
     plan = best.plans["quantization"]
     data = calibration(job.data)
     try:
-        found = diagnose(best.quantized, best.pruned, data, plan=plan, samples=DIAGNOSED_SAMPLES, worst=3, on_progress=job.on_progress)
+        found = diagnose(best.planned, best.pruned, data, plan=plan, samples=DIAGNOSED_SAMPLES, worst=3, on_progress=job.on_progress)
     except PlanError as error:
         return None, (f"What quantization did to accuracy was not looked into: {error}",)
-    return found, ()
+    return found, (PLANNED_ONLY,) if best.qat is not None and best.qat.kept else ()
 
 
 def _claim(folder: Path, program: Program, metric: Any, settings: Settings) -> None:

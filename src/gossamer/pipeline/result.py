@@ -63,12 +63,14 @@ class Result:
         """In one or two sentences: was the budget met, and if not, what comes closest."""
         tried = f"{len(self.trials)} candidate{'s' if len(self.trials) > 1 else ''} tried"
         share = f"removing {self.best.removed_ratio:.0%} of the channels" if self.best.removed_ratio else "keeping all channels"
+        qat = self.best.qat
+        trained = "" if qat is None else f" {qat.sentence[0].upper()}{qat.sentence[1:]}"
         if self.report.passed and self.report.budget == Budget():
-            return "Quantized, all channels kept: no budget was given."
+            return f"Quantized, all channels kept: no budget was given.{trained}"
         if self.report.passed:
-            return f"Met by {share} ({tried})."
+            return f"Met by {share} ({tried}).{trained}"
         problems = " ".join(self.report.problems)
-        return f"Not met after {tried}; the closest comes from {share}. {problems} Relax the budget, allow more epochs, or give more training data."
+        return f"Not met after {tried}; the closest comes from {share}. {problems}{trained} Relax the budget, allow more epochs, or give more training data."
 
     def to_dict(self) -> dict[str, Any]:
         """The report document: what --json prints and report.json holds."""
@@ -109,8 +111,10 @@ class Result:
 
     def _candidate(self, trial: Trial) -> Mapping[str, Any]:
         report = trial.report
+        name, qat = f"{trial.removed_ratio:.1%} removed" if trial.removed_ratio else "quantized only", trial.qat
         return {
-            "name": f"{trial.removed_ratio:.1%} removed" if trial.removed_ratio else "quantized only",
+            "name": f"{name}, codes trained" if qat is not None and qat.kept else name,
+            "qat": None if qat is None else qat.to_json(),
             "removed_ratio": trial.removed_ratio,
             "accuracy": report.compressed.accuracy,
             "latency_ms": report.compressed.latency_ms,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from gossamer.errors import ConfigError
 from gossamer.numerics.formats import parse_any_format
 from gossamer.numerics.saliency import criteria
+from gossamer.pipeline.quantized_training import Qat
 from gossamer.plan.constraints import Constraints
 from gossamer.plan.equalization import equalizations
 from gossamer.plan.pruning import MODES
@@ -28,7 +29,9 @@ class Settings:
     mode        how groups are compared, see plan_pruning: "global", "layerwise" or "isomorphic"
     constraints what pruning must leave; with multiple 1, widths are rounded to what the target's kernels like
     weights     format of weights in codes, such as "int8" or "int4"
+    activations format of values, such as "uint4"; None for the one that the target likes best
     scheme      how ranges, scales and codes are found, see plan_quantization
+    qat         when and how candidates are trained through their rounding
     batch       inputs per call when latency is measured
     threads     of the runtime
     trials      how many ratios are tried at most
@@ -40,7 +43,9 @@ class Settings:
     mode: str = "global"
     constraints: Constraints = field(default_factory=Constraints)
     weights: str = "int8"
+    activations: str | None = None
     scheme: Scheme = field(default_factory=Scheme)
+    qat: Qat = field(default_factory=Qat)
     batch: int = 64
     threads: int = 1
     seed: int = 0
@@ -56,9 +61,12 @@ class Settings:
         if self.criterion and self.criterion != TOURNAMENT:
             criteria.entry(self.criterion)
         parse_any_format(self.weights)
+        if self.activations is not None:
+            parse_any_format(self.activations)
         roundings.entry(self.scheme.rounding)
         equalizations.entry(self.scheme.equalization)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {**asdict(self), "constraints": self.constraints.to_json()}
+        plain = {name: value for name, value in asdict(replace(self, qat=Qat())).items() if name != "qat"}
+        return {**plain, "constraints": self.constraints.to_json(), "qat": self.qat.to_json()}

@@ -11,7 +11,9 @@ from gossamer.apply.engine import apply
 from gossamer.apply.repair import repair
 from gossamer.batches import Batches, as_batches
 from gossamer.data.source import Data
+from gossamer.errors import DataError, TrainingError
 from gossamer.files import read_json, write_json
+from gossamer.pipeline.quantized_training import QatOutcome, train_quantized
 from gossamer.pipeline.settings import TOURNAMENT, Settings
 from gossamer.plan.budget import Budget
 from gossamer.plan.plan import Plan
@@ -24,13 +26,14 @@ from gossamer.program.program import Program
 from gossamer.progress import OnProgress
 from gossamer.search.tournament import tournament
 from gossamer.targets.export import export
-from gossamer.targets.results import Report
+from gossamer.targets.results import Report, check_limits
 from gossamer.targets.target import Artifact, targets
 from gossamer.targets.value_errors import value_errors
 from gossamer.targets.verify import verify
 from gossamer.train.fit import fit
 
 Metric = Any
+ACCURACY = ("max_drop_points",)  # limits of a budget on it
 TOURNAMENT_RATIO = 0.5  # of the channels, at which criteria are compared
 
 
@@ -70,6 +73,17 @@ class Trial:
         return load(self.folder / "model.gossamer")
 
     @property
+    def planned(self) -> Program:
+        """The program with planned codes, before it was trained through their rounding, if it was."""
+        return apply(self.pruned, self.plans["quantization"])
+
+    @property
+    def qat(self) -> QatOutcome | None:
+        """What training through the rounding did; None where it was not tried."""
+        path = self.folder / "qat.json"
+        return QatOutcome.from_json(read_json(path, "outcome of training")) if path.exists() else None
+
+    @property
     def errors_db(self) -> dict[str, float]:
         """Signal to quantization error in decibels of each quantized value on calibration data."""
         return dict(read_json(self.folder / "errors.json", "table of errors"))
@@ -89,17 +103,79 @@ def run_trial(job: Job, removed_ratio: float, folder: Path, scores: Callable[[],
     """Run a trial, or read it from its folder when it was finished before."""
     done = folder / "report.json"
     if done.exists():
-        return Trial(removed_ratio, Report.from_dict(read_json(done, "report")), folder)
+        trial = Trial(removed_ratio, Report.from_dict(read_json(done, "report")), folder)
+        if trial.qat is not None or not _should_train(job, trial.report):  # another budget may ask for it
+            return trial
     program, settings = job.program, job.settings
     pruning = plan_removal(program, scores(), removed_ratio, settings) if removed_ratio else Plan((), program.digest)
     pruned = _recover(job, apply(program, pruning), pruning, folder) if pruning.edits else program
     quantization = plan_quantization(
-        pruned, calibration(job.data), settings.target, weights=settings.weights, scheme=settings.scheme, on_progress=job.on_progress
+        pruned,
+        calibration(job.data),
+        settings.target,
+        weights=settings.weights,
+        activations=settings.activations,
+        scheme=settings.scheme,
+        on_progress=job.on_progress,
     )
-    quantized = apply(pruned, quantization)
-    artifact = export(quantized, folder / artifact_name(settings.target), target=settings.target)
-    report = verify(
-        artifact,
+    quantized, report = _proven(job, apply(pruned, quantization), folder)
+    save(pruned, folder / "pruned.gossamer")
+    save(quantized, folder / "model.gossamer")
+    pruning.save(folder / "pruning.json")
+    quantization.save(folder / "quantization.json")
+    write_json(folder / "errors.json", value_errors(quantized, pruned, calibration(job.data), plan=quantization))
+    write_json(done, report.to_dict())  # last: a folder with a report is a finished trial
+    return Trial(removed_ratio, report, folder)
+
+
+def _proven(job: Job, planned: Program, folder: Path) -> tuple[Program, Report]:
+    """The network with its planned codes, or trained through their rounding where that is asked for and better, as its file runs."""
+    report = _verified(job, planned, folder)
+    settings = job.settings
+    if not _should_train(job, report):
+        return planned, report
+    outcome = QatOutcome(epochs=settings.qat.epochs, planned_drop_points=report.drop_points)
+    kept, better = planned, report
+    try:
+        trained = train_quantized(
+            planned,
+            job.program,
+            job.data.train,
+            settings.qat,
+            checkpoint=folder / "qat.safetensors",
+            seed=settings.seed,
+            on_progress=job.on_progress,
+        )
+    except (DataError, TrainingError) as error:
+        if settings.qat.when == "always":
+            raise
+        outcome = replace(outcome, problem=str(error))
+    else:
+        found = _verified(job, trained, folder / "trained")
+        outcome = replace(outcome, trained_drop_points=found.drop_points, kept=found.drop_points < report.drop_points)
+        if outcome.kept:
+            kept, better = trained, found
+            _written(job, trained, folder)
+    write_json(folder / "qat.json", outcome.to_json())
+    return kept, better
+
+
+def _should_train(job: Job, report: Report) -> bool:
+    """Whether a file with planned codes is to be trained through its rounding."""
+    when = job.settings.qat.when
+    limits = check_limits(job.budget, report.original, report.compressed, report.drop_points)
+    missed = any(limit.name in ACCURACY and not limit.met for limit in limits)
+    return job.data.train is not None and (when == "always" or (when == "auto" and missed))
+
+
+def _written(job: Job, quantized: Program, folder: Path) -> Artifact:
+    return export(quantized, folder / artifact_name(job.settings.target), target=job.settings.target)
+
+
+def _verified(job: Job, quantized: Program, folder: Path) -> Report:
+    settings = job.settings
+    return verify(
+        _written(job, quantized, folder),
         reference=job.original,
         data=validation(job.data),
         metric=job.metric,
@@ -109,13 +185,6 @@ def run_trial(job: Job, removed_ratio: float, folder: Path, scores: Callable[[],
         seed=settings.seed,
         on_progress=job.on_progress,
     )
-    save(pruned, folder / "pruned.gossamer")
-    save(quantized, folder / "model.gossamer")
-    pruning.save(folder / "pruning.json")
-    quantization.save(folder / "quantization.json")
-    write_json(folder / "errors.json", value_errors(quantized, pruned, calibration(job.data), plan=quantization))
-    write_json(done, report.to_dict())  # last: a folder with a report is a finished trial
-    return Trial(removed_ratio, report, folder)
 
 
 def plan_removal(program: Program, scores: Scores, removed_ratio: float, settings: Settings) -> Plan:
