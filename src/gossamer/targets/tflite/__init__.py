@@ -2,8 +2,9 @@
 
 from gossamer.targets.target import Target, add_target
 from gossamer.targets.tflite.emit import emit
+from gossamer.targets.tflite.ends import emit_coded
 from gossamer.targets.tflite.run import open_file
 from gossamer.targets.tflite.spec import SPEC
 
-TARGET = Target(spec=SPEC, suffix=".tflite", emit=emit, open=open_file, package="ai-edge-litert")
+TARGET = Target(spec=SPEC, suffix=".tflite", emit=emit, open=open_file, emit_coded=emit_coded, package="ai-edge-litert")
 add_target(TARGET, source="kernels of LiteRT 2.3.0 with XNNPACK on x86-64")

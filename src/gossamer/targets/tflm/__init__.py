@@ -2,10 +2,18 @@
 
 from gossamer.targets.target import Target, add_target
 from gossamer.targets.tflite.emit import emit
+from gossamer.targets.tflite.ends import emit_coded
 from gossamer.targets.tflm.run import notes, open_file
 from gossamer.targets.tflm.spec import SPEC
 
 TARGET = Target(
-    spec=SPEC, suffix=".tflite", emit=emit, open=open_file, notes=notes, package="tflite-micro", install="pip install --pre tflite-micro"
+    spec=SPEC,
+    suffix=".tflite",
+    emit=emit,
+    open=open_file,
+    notes=notes,
+    emit_coded=emit_coded,
+    package="tflite-micro",
+    install="pip install --pre tflite-micro",
 )
 add_target(TARGET, source="reference kernels of tflite-micro, October 2026")

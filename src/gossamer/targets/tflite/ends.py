@@ -1,0 +1,64 @@
+"""Files that take and give codes: the ends of a written network, changed after the walk that wrote it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from gossamer.files import write_bytes
+from gossamer.program.program import Program
+from gossamer.targets.target import end_codes
+from gossamer.targets.tflite.draft import Draft, DraftOp
+from gossamer.targets.tflite.emit import Written, draft_of
+from gossamer.targets.tflite.flat import to_bytes
+
+
+def emit_coded(program: Program, path: Path, io: str) -> None:
+    """Like `emit`, with "int8" or "uint8" codes instead of floats at the ends; check_ends says which programs have them."""
+    written = code_ends(draft_of(program, fuse=True), program, io)
+    write_bytes(Path(path), to_bytes(written.draft, written.inputs, written.outputs, written.note))
+
+
+def code_ends(written: Written, program: Program, io: str) -> Written:
+    """The same network with "int8" or "uint8" codes instead of floats at its ends; the tensors there say what codes stand for.
+
+    Each float input is coded right away and each output is decoded last: those operators go, or become a move by 128.
+    """
+    draft = Draft()
+    draft.tensors, draft.ops = list(written.draft.tensors), list(written.draft.ops)
+    inputs = [_input(draft, number, io) for number in written.inputs]
+    outputs = [_output(draft, number, io) for number in written.outputs]
+    names = {number: spec.name for number, spec in zip(inputs, program.inputs, strict=True)}
+    names |= {number: draft.tensors[number].name for number in written.note.values if number not in names}
+    live, kept = draft.live([*inputs, *outputs], names)
+    note = replace(written.note, values={kept[number]: order for number, order in written.note.values.items() if number in kept})
+    return Written(live, tuple(kept[number] for number in inputs), tuple(kept[number] for number in outputs), note)
+
+
+def _input(draft: Draft, number: int, io: str) -> int:
+    tensor = draft.tensors[number]
+    if tensor.dtype != "float32":
+        return number
+    place = next(place for place, op in enumerate(draft.ops) if number in op.inputs)
+    coder = draft.ops[place]
+    codes = draft.tensors[coder.outputs[0]]
+    assert coder.code == "QUANTIZE" and codes.quantizer is not None
+    if io == "int8":
+        del draft.ops[place]
+        return coder.outputs[0]
+    draft.tensors[number] = replace(tensor, dtype=io, quantizer=end_codes(codes.quantizer, io))
+    return number
+
+
+def _output(draft: Draft, number: int, io: str) -> int:
+    decoder = next(op for op in draft.ops if number in op.outputs)
+    (source,) = decoder.inputs
+    quantizer = draft.tensors[source].quantizer
+    assert decoder.code == "DEQUANTIZE" and quantizer is not None
+    if io == "int8":
+        return source  # others may read the numbers; where none does, the decoder reaches no output any more
+    moved = draft.add(
+        replace(draft.tensors[number], name=f"{draft.tensors[number].name}/{io}", dtype=io, quantizer=end_codes(quantizer, io))
+    )
+    draft.ops.append(DraftOp("QUANTIZE", (source,), (moved,), "QuantizeOptions", {}))
+    return moved
