@@ -18,7 +18,8 @@ from gossamer.pipeline.settings import Settings
 from gossamer.plan.quantization import plan_quantization
 from gossamer.program.capture import capture
 from gossamer.targets.cortex_m import run as run_module
-from gossamer.targets.cortex_m.run import COMPILER, EMULATOR, INSTALL, measure_memory, open_on, read_note
+from gossamer.targets.cortex_m.emit import read_note
+from gossamer.targets.cortex_m.run import COMPILER, EMULATOR, INSTALL, measure_memory, open_on
 from gossamer.targets.export import export
 from gossamer.targets.parity import check_parity
 from gossamer.targets.simulate import simulate
@@ -98,7 +99,7 @@ def test_every_core_computes_the_same_bits(artifact, quantized, samples, core):
     runner = open_on(artifact.path, core)
     np.testing.assert_array_equal(runner.run(samples.numpy()), simulate(quantized, samples).numpy())
     counts = runner.instructions(samples.numpy())
-    assert list(counts) == [f"{position} {name}" for position, name in enumerate(read_note(artifact.path)["steps"])]
+    assert list(counts) == [f"{position} {step['name']}" for position, step in enumerate(read_note(artifact.path)["steps"])]
     assert counts == runner.instructions(samples.numpy())
     assert sum(counts.values()) > 10_000
 

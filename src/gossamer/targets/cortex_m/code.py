@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
 import numpy as np
 
 from gossamer.errors import UnsupportedOp
+from gossamer.targets.cortex_m.borders import without_borders
 from gossamer.targets.cortex_m.memory import Lifetime, place
 from gossamer.targets.tflite.draft import Draft, DraftOp, DraftTensor
 from gossamer.targets.tflite.emit import Written
 
 C_TYPES = {"int8": "int8_t", "float32": "float", "int32": "int32_t"}
+_SCRATCH = "scratch of step "
 _IN_PLACE = {"ADD", "MUL", "RELU", "RELU6", "LOGISTIC"}  # they read a position before they write it
 
 
@@ -24,6 +26,8 @@ class Network:
     inputs, outputs  tensors that the caller holds; codes wherever the network only codes or decodes them
     place            tensor -> C expression of its address
     arena_bytes      bytes of the arena
+    scratch          step -> C expression of the address of its working memory, and its bytes
+    lives            what lies in the arena, and when
     """
 
     draft: Draft
@@ -32,16 +36,22 @@ class Network:
     outputs: tuple[int, ...]
     place: Mapping[int, str]
     arena_bytes: int
+    scratch: Mapping[int, tuple[str, int]]
+    lives: tuple[Lifetime, ...]
 
     def tensor(self, number: int) -> DraftTensor:
         """A tensor by its number."""
         return self.draft.tensors[number]
 
 
-def lay_out(written: Written) -> Network:
-    """Leave the conversions at both ends to the caller, and give every value its place."""
+Scratch = Callable[[Draft, DraftOp], int]
+
+
+def lay_out(written: Written, scratch: Scratch) -> Network:
+    """Leave the conversions at both ends to the caller, and give every value its place; `scratch` says what memory an operator works in."""
     draft = written.draft
     ops, inputs, outputs = _without_ends(written)
+    ops = without_borders(draft, ops, outputs)
     for number in (*inputs, *outputs):
         if draft.tensors[number].dtype not in C_TYPES:
             raise UnsupportedOp(
@@ -59,12 +69,15 @@ def lay_out(written: Written) -> Network:
     held = {root: name for name, root in (*_held("input", inputs, roots), *_held("output", outputs, roots))}
     size = {root: max(_bytes(draft.tensors[number]) for number, other in roots.items() if other == root) for root in first}
     lives = [Lifetime(str(root), size[root], first[root], last[root]) for root in first if root not in held]
+    working = {step: scratch(draft, op) for step, op in enumerate(ops)}
+    lives += [Lifetime(f"{_SCRATCH}{step}", size, step, step) for step, size in working.items() if size]
     offsets, arena_bytes = place(lives)
     where = {}
     for number, root in roots.items():
         kind = C_TYPES[draft.tensors[number].dtype]
         where[number] = held[root] if root in held else f"({kind} *)(arena + {offsets[str(root)]})" if str(root) in offsets else ""
-    return Network(draft, tuple(ops), inputs, outputs, where, arena_bytes)
+    work = {step: (f"arena + {offsets[f'{_SCRATCH}{step}']}" if size else "0", size) for step, size in working.items()}
+    return Network(draft, tuple(ops), inputs, outputs, where, arena_bytes, work, tuple(lives))
 
 
 def _held(name: str, numbers: Sequence[int], roots: Mapping[int, int]) -> list[tuple[str, int]]:

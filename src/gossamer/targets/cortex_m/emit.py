@@ -5,52 +5,75 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from importlib.resources import files
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from gossamer.errors import ConfigError, UnsupportedOp
+from gossamer.errors import ConfigError, FileError
 from gossamer.files import write_bytes
 from gossamer.numerics.affine import Quantizer
 from gossamer.program.program import Program
-from gossamer.targets.cortex_m.code import C_TYPES, Network, lay_out
-from gossamer.targets.cortex_m.statements import Page, Writing, writers
+from gossamer.targets.cortex_m.code import Network, lay_out
+from gossamer.targets.cortex_m.kernels import PORTABLE, Kernels
+from gossamer.targets.cortex_m.project import cmake, header, makefile, signature
+from gossamer.targets.cortex_m.statements import Page, Writing
 from gossamer.targets.tflite.draft import DraftTensor
 from gossamer.targets.tflite.emit import draft_of
 from gossamer.targets.tflite.note import Note, Order, value_name
 
 NOTE = "/* gossamer "  # the first line of the file says how inputs and outputs are stored, as JSON
-KERNELS = ("gossamer_kernels.c", "gossamer_kernels.h")
 
 
-def emit(program: Program, path: Path) -> None:
+def emit(program: Program, path: Path, kernels: Kernels = PORTABLE) -> None:
     """Write NAME.c and NAME.h at `path` and, beside them, the kernels, a Makefile and a CMakeLists.txt.
 
     Images (N, C, H, W) are taken one at a time as H, W, C. Where the network codes its input or decodes its output first, callers
     pass codes; the header says their scale and zero point.
-    Raises: UnsupportedOp for an op without a kernel; ConfigError for a file name that is no C name; FileError when it cannot be written.
+    Raises: UnsupportedOp for an op without a kernel; ConfigError for a file name that is no C name; FileError when it cannot be written;
+    MissingRuntime where the kernels' sources are not installed.
     """
     path = Path(path)
-    name = c_name(path)
+    name, stem, folder = c_name(path), path.stem, path.parent
     written = draft_of(program)
-    network = lay_out(written)
-    names = [spec.name for spec in program.inputs]
-    note = describe(network, names, written.note)
-    folder = path.parent
-    for file in KERNELS:
-        write_bytes(folder / file, runtime_file(file))
+    network = lay_out(written, kernels.scratch)
+    body = statements(network, kernels)
+    files = kernels.files([line for step in body.steps for line in step.lines])
+    sources = [file for file in files if file.endswith(".c")]
+    note = describe(network, [spec.name for spec in program.inputs], written.note) | {
+        "kernels": kernels.title,
+        "sources": sources,
+        "headers": kernels.folder,
+        "files": [*files, "Makefile", "CMakeLists.txt"],
+        "steps": [step.note for step in body.steps],
+    }
+    for file, data in files.items():
+        write_bytes(folder / file, data)
     write_bytes(path.with_suffix(".h"), header(name, network, note).encode())
-    write_bytes(folder / "Makefile", _MAKEFILE.replace("NAME", path.stem).encode())
-    write_bytes(folder / "CMakeLists.txt", _CMAKE.replace("NAME", path.stem).encode())
-    write_bytes(path, source(name, path.stem, network, note).encode())
+    write_bytes(folder / "Makefile", makefile(stem, kernels.title, sources, kernels.folder).encode())
+    write_bytes(folder / "CMakeLists.txt", cmake(stem, kernels.title, sources, kernels.folder).encode())
+    write_bytes(path, source(name, path, network, note, body, kernels.header).encode())
 
 
 def beside(path: Path) -> tuple[Path, ...]:
-    """The files that are written with NAME.c."""
-    return (path.with_suffix(".h"), *(path.parent / name for name in (*KERNELS, "Makefile", "CMakeLists.txt")))
+    """The files that were written with NAME.c. Raises FileError where that is missing or foreign."""
+    return (path.with_suffix(".h"), *(path.parent / name for name in read_note(path)["files"]))
+
+
+def read_note(path: Path) -> dict[str, Any]:
+    """What the file says of its inputs and outputs. Raises FileError for one that is missing or foreign."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            line = file.readline()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(path, f"cannot be read ({error})", "give the path of an exported .c file") from error
+    try:
+        if line.startswith(NOTE):
+            found: dict[str, Any] = json.loads(line.removeprefix(NOTE).rstrip().removesuffix("*/"))
+            return found
+    except ValueError:
+        pass
+    raise FileError(path, "was not written by this package, or is damaged", "export it again")
 
 
 def c_name(path: Path) -> str:
@@ -59,11 +82,6 @@ def c_name(path: Path) -> str:
     if not re.fullmatch(r"[A-Za-z_]\w*", name, flags=re.ASCII):
         raise ConfigError("path", path.name, "a file name that starts with a letter, as C functions do")
     return name
-
-
-def runtime_file(name: str) -> bytes:
-    """A file of the C runtime."""
-    return files("gossamer.targets.cortex_m").joinpath("runtime", name).read_bytes()
 
 
 def describe(network: Network, names: list[str], said: Note) -> dict[str, Any]:
@@ -81,40 +99,59 @@ def describe(network: Network, names: list[str], said: Note) -> dict[str, Any]:
         for number in made
         if number in said.values and network.tensor(number).dtype == "int8"
     ]
-    steps = [network.tensor(op.outputs[0]).name for op in network.ops]
-    return {"inputs": inputs, "outputs": outputs, "values": values, "steps": steps, "arena_bytes": network.arena_bytes}
+    return {"inputs": inputs, "outputs": outputs, "values": values, "arena_bytes": network.arena_bytes}
 
 
 def _coding(quantizer: Quantizer | None) -> dict[str, Any]:
     return {} if quantizer is None else {"scale": quantizer.scale[0], "zero_point": quantizer.zero_point[0]}
 
 
-def source(name: str, stem: str, network: Network, note: Mapping[str, Any]) -> str:
-    """The text of the C file."""
-    page, body, traced = Page(), [], [value["name"] for value in note["values"]]
-    for number in network.inputs:
-        body += _trace(network, number, traced)
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One operator in C, and what it costs: {"name", "op", "constant_bytes", "arena_bytes"}."""
+
+    lines: tuple[str, ...]
+    note: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """All operators in C, and the constants they name."""
+
+    steps: tuple[Step, ...]
+    constants: tuple[str, ...]
+
+
+def statements(network: Network, kernels: Kernels) -> Body:
+    """Write every operator with its kernels. Raises UnsupportedOp for one without a kernel."""
+    page, steps = Page(), []
     for step, op in enumerate(network.ops):
-        if op.code not in writers:
-            raise UnsupportedOp(
-                op.code,
-                network.tensor(op.outputs[0]).name,
-                needed="Cortex-M",
-                way_out="choose another target, or write that part otherwise",
-            )
-        statement = writers[op.code](Writing(network, op, page))
-        body += [statement] if statement else []
-        for number in op.outputs:
-            body += _trace(network, number, traced)
-        body.append(f"GS_STEP({step + 1});")
+        before = page.bytes
+        text = kernels.write(Writing(network, op, page, step))
+        note = {
+            "name": value_name(network.tensor(op.outputs[0]).name),
+            "op": op.code,
+            "constant_bytes": page.bytes - before,
+            "arena_bytes": sum(life.size for life in network.lives if life.first <= step <= life.last),
+        }
+        steps.append(Step((text,) if text else (), note))
+    return Body(tuple(steps), tuple(page.lines))
+
+
+def source(name: str, path: Path, network: Network, note: Mapping[str, Any], body: Body, include: str) -> str:
+    """The text of the C file."""
+    traced = [value["name"] for value in note["values"]]
+    lines = [line for number in network.inputs for line in _trace(network, number, traced)]
+    for position, (op, step) in enumerate(zip(network.ops, body.steps, strict=True)):
+        lines += [*step.lines, *(line for number in op.outputs for line in _trace(network, number, traced)), f"GS_STEP({position + 1});"]
     return "\n".join(
         [
             f"{NOTE}{json.dumps(note)} */",
-            f'#include "{stem}.h"',
+            f'#include "{path.stem}.h"',
             "",
             "#include <math.h>",
             "",
-            '#include "gossamer_kernels.h"',
+            f'#include "{include}"',
             "",
             "#ifdef GS_TRACE_FILE",
             "void gs_trace(int value, const void *data, int bytes);",
@@ -129,13 +166,13 @@ def source(name: str, stem: str, network: Network, note: Mapping[str, Any]) -> s
             "#define GS_STEP(step)",
             "#endif",
             "",
-            *page.lines,
+            *body.constants,
             "",
             f"static char arena[{max(network.arena_bytes, 1)}] __attribute__((aligned(8)));",
             "",
-            f"{_signature(name, network)} {{",
+            f"{signature(name, network)} {{",
             "  (void)arena;",
-            *(f"  {line}" for line in body),
+            *(f"  {line}" for line in lines),
             "  return 0;",
             "}",
             "",
@@ -149,78 +186,3 @@ def _trace(network: Network, number: int, traced: list[str]) -> list[str]:
     if name not in traced or tensor.dtype != "int8":
         return []
     return [f"GS_TRACE({traced.index(name)}, {network.place[number]}, {prod(tensor.shape)});"]
-
-
-def _signature(name: str, network: Network) -> str:
-    def arguments(numbers: tuple[int, ...], word: str, qualifier: str) -> list[str]:
-        kinds = [C_TYPES[network.tensor(number).dtype] for number in numbers]
-        return [f"{qualifier}{kind} *{word if len(numbers) == 1 else f'{word}{position}'}" for position, kind in enumerate(kinds)]
-
-    return f"int {name}_invoke({', '.join([*arguments(network.inputs, 'input', 'const '), *arguments(network.outputs, 'output', '')])})"
-
-
-def header(name: str, network: Network, note: Mapping[str, Any]) -> str:
-    """The text of the header."""
-    upper, lines = name.upper(), []
-    for port in (*note["inputs"], *note["outputs"]):
-        stored = " x ".join(map(str, port["shape"][1:] or (1,)))
-        coding = f", value = {port['scale']!r} * (code - {port['zero_point']})" if "scale" in port else ""
-        lines.append(f" * {port['name']}: {C_TYPES[port['dtype']]} {stored}{coding}")
-    sizes = [[_bytes(network.tensor(number)) for number in numbers] for numbers in (network.inputs, network.outputs)]
-    calls = [
-        f"(const {C_TYPES[network.tensor(number).dtype]} *)(in + {sum(sizes[0][:position])})"
-        for position, number in enumerate(network.inputs)
-    ] + [
-        f"({C_TYPES[network.tensor(number).dtype]} *)(out + {sum(sizes[1][:position])})" for position, number in enumerate(network.outputs)
-    ]
-    return f"""#ifndef {upper}_H
-#define {upper}_H
-#include <stdint.h>
-
-/* Runs the network on one sample; not reentrant, since its values lie in one static arena of {note["arena_bytes"]} bytes. Returns 0.
-{chr(10).join(lines)}
- */
-#define {upper}_ARENA_BYTES {note["arena_bytes"]}
-
-#ifdef __cplusplus
-extern "C" {{
-#endif
-{_signature(name, network)};
-#ifdef __cplusplus
-}}
-#endif
-
-#ifdef GS_HARNESS
-#define GS_IN_BYTES {sum(sizes[0])}
-#define GS_OUT_BYTES {sum(sizes[1])}
-#define GS_STEPS {len(network.ops)}
-static inline int gs_run(const char *in, char *out) {{ return {name}_invoke({", ".join(calls)}); }}
-#endif
-#endif
-"""
-
-
-def _bytes(tensor: DraftTensor) -> int:
-    return prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
-
-
-_MAKEFILE = """# Builds libNAME.a; choose the chip, such as: make CC=arm-none-eabi-gcc CFLAGS="-mcpu=cortex-m7 -mfpu=fpv5-d16 -mfloat-abi=hard -O3"
-CC ?= cc
-CFLAGS ?= -O2
-AR ?= ar
-
-libNAME.a: NAME.o gossamer_kernels.o
-\t$(AR) rcs $@ $^
-
-%.o: %.c NAME.h gossamer_kernels.h
-\t$(CC) $(CFLAGS) -std=c99 -c -o $@ $<
-
-clean:
-\trm -f NAME.o gossamer_kernels.o libNAME.a
-"""
-_CMAKE = """cmake_minimum_required(VERSION 3.13)
-project(NAME C)
-add_library(NAME STATIC NAME.c gossamer_kernels.c)
-target_include_directories(NAME PUBLIC ${CMAKE_CURRENT_SOURCE_DIR})
-set_target_properties(NAME PROPERTIES C_STANDARD 99)
-"""

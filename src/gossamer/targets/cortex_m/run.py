@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import re
 import shutil
 import subprocess
@@ -23,15 +23,18 @@ from gossamer.numerics.affine import Quantizer, dequantize
 from gossamer.numerics.formats import IntFormat, PerTensor
 from gossamer.program.program import Program
 from gossamer.targets.cortex_m.boards import Board, boards, linker_script
-from gossamer.targets.cortex_m.emit import KERNELS, NOTE, runtime_file
+from gossamer.targets.cortex_m.emit import c_name, read_note
+from gossamer.targets.cortex_m.kernels import runtime_file
 from gossamer.targets.gemmlowp_kernels import quantize
 
 Array = npt.NDArray[Any]
 COMPILER, EMULATOR, SIZE = "arm-none-eabi-gcc", "qemu-system-arm", "arm-none-eabi-size"
 INSTALL = "apt-get install --no-install-recommends gcc-arm-none-eabi libnewlib-arm-none-eabi qemu-system-arm"
-OPTIONS = ("-std=gnu99", "-O3", "-ffunction-sections", "-fdata-sections", "-Wall", "-Werror")
+OPTIONS = ("-std=gnu99", "-O3", "-ffunction-sections", "-fdata-sections")
+STRICT = ("-Wall", "-Werror")
 SECONDS = 600  # an emulated run that takes longer is stopped
 CORE = "cortex-m4"
+_cache: tempfile.TemporaryDirectory[str] | None = None  # compiled kernels
 _TICK_NS, _INSTRUCTION_SHIFT = 40, 6  # of the boards' timer, and of the emulator's clock: 2^6 ns for each instruction
 
 
@@ -68,8 +71,8 @@ class CortexRunner:
         self._run(tuple(array[:1] for array in inputs), "GS_COUNT")
         ticks = np.fromfile(self._folder / "ticks.bin", np.uint64).astype(np.int64)
         counts = np.diff(ticks) * _TICK_NS >> _INSTRUCTION_SHIFT
-        names = self._note["steps"]
-        return {f"{position} {name}": int(count) for position, (name, count) in enumerate(zip(names, counts, strict=True))}
+        steps = self._note["steps"]
+        return {f"{position} {step['name']}": int(count) for position, (step, count) in enumerate(zip(steps, counts, strict=True))}
 
     def _run(self, inputs: Sequence[Array], mode: str) -> tuple[dict[str, Array], bytes]:
         program = self._built.get(mode) or self._built.setdefault(mode, _build(self._path, self._board, self._folder, mode))
@@ -109,16 +112,26 @@ def toolchain_version() -> str | None:
 
 
 def measure_memory(path: Path, core: str = CORE) -> Memory:
-    """Flash and RAM of the network alone, without startup code or a C library's: what it adds to a firmware."""
+    """Flash and RAM of the network alone, without startup code or a C library's: what it adds to a firmware that is linked as usual."""
     _tool(SIZE)
     with tempfile.TemporaryDirectory(prefix="gossamer-size-") as folder:
-        flags = [*boards[core].flags, *OPTIONS]
-        objects = []
-        for name in (path.name, KERNELS[0]):
-            objects.append(str(Path(folder) / f"{name}.o"))
-            _check([COMPILER, *flags, "-c", str(path.parent / name), "-o", objects[-1]], path)
-        linked = str(Path(folder) / "all.o")
-        _check([COMPILER, *flags, "-nostdlib", "-r", *objects, "-o", linked], path)
+        objects = _compile(path, boards[core], Path(folder), ())
+        linked, start = str(Path(folder) / "all.o"), f"{c_name(path)}_invoke"
+        _check(
+            [
+                COMPILER,
+                *boards[core].flags,
+                "-nostdlib",
+                "-r",
+                "-Wl,--gc-sections",
+                f"-Wl,-u,{start}",
+                f"-Wl,-e,{start}",
+                *objects,
+                "-o",
+                linked,
+            ],
+            path,
+        )
         text, data, bss = map(int, _check([SIZE, linked], path).splitlines()[1].split()[:3])
     return Memory(text + data, data + bss)
 
@@ -133,25 +146,35 @@ def notes(program: Program) -> tuple[str, ...]:
     return ("Sizes are those of code and constants compiled for a Cortex-M4; latencies are an emulator's on this machine, not a chip's.",)
 
 
-def read_note(path: Path) -> dict[str, Any]:
-    """What the file says of its inputs and outputs. Raises FileError for one that is missing or foreign."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            line = file.readline()
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError(path, f"cannot be read ({error})", "give the path of an exported .c file") from error
-    try:
-        if line.startswith(NOTE):
-            found: dict[str, Any] = json.loads(line.removeprefix(NOTE).rstrip().removesuffix("*/"))
-            return found
-    except ValueError:
-        pass
-    raise FileError(path, "was not written by this package, or is damaged", "export it again")
-
-
 def _tool(name: str) -> None:
     if shutil.which(name) is None:
         raise MissingRuntime("cortex_m", f"compiling and running networks for microcontrollers ({name} is missing)", INSTALL)
+
+
+def _compile(path: Path, board: Board, folder: Path, defines: Sequence[str]) -> list[str]:
+    """Object files of the network and of its kernels, which are compiled once in a process. Warnings are errors in our own code only."""
+    note, objects = read_note(path), [str(folder / "network.o")]
+    headers = [f"-I{path.parent}", *([f"-isystem{path.parent / note['headers']}"] if note["headers"] else [])]
+    _check([COMPILER, *board.flags, *OPTIONS, *STRICT, *headers, *defines, "-c", str(path), "-o", objects[0]], path)
+    for name in note["sources"]:
+        strict = () if note["headers"] and name.startswith(note["headers"]) else STRICT
+        flags = (*board.flags, *OPTIONS, *strict)
+        objects.append(str(_kernel_object(path.parent / name, flags, headers)))
+    return objects
+
+
+def _kernel_object(source: Path, flags: tuple[str, ...], headers: Sequence[str]) -> Path:
+    global _cache
+    try:
+        key = hashlib.sha256("\0".join((*flags, source.read_text())).encode()).hexdigest()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError(source, f"cannot be read ({error})", "export the network again") from error
+    _cache = _cache or tempfile.TemporaryDirectory(prefix="gossamer-kernels-")
+    found = Path(_cache.name) / f"{key}.o"
+    if not found.exists():
+        _check([COMPILER, *flags, *headers, "-c", str(source), "-o", f"{found}.new"], source)
+        Path(f"{found}.new").rename(found)
+    return found
 
 
 def _build(path: Path, board: Board, folder: Path, mode: str) -> Path:
@@ -161,9 +184,9 @@ def _build(path: Path, board: Board, folder: Path, mode: str) -> Path:
         (folder / name).write_bytes(runtime_file(name))
     (folder / "board.ld").write_text(linker_script(board))
     defines = ["-DGS_HARNESS", f'-DGS_HEADER="{path.stem}.h"', *([f"-D{mode}"] if mode else [])]
-    sources = [str(path), str(path.parent / KERNELS[0]), str(folder / "harness.c"), str(folder / "startup.c")]
-    flags = [*board.flags, *OPTIONS, *defines, f"-I{path.parent}", "--specs=rdimon.specs", "-nostartfiles", "-Wl,--gc-sections"]
-    _check([COMPILER, *flags, "-T", str(folder / "board.ld"), *sources, "-lm", "-o", str(built)], path)
+    parts = [*_compile(path, board, folder, defines), str(folder / "harness.c"), str(folder / "startup.c")]
+    flags = [*board.flags, *OPTIONS, *STRICT, *defines, f"-I{path.parent}", "--specs=rdimon.specs", "-nostartfiles", "-Wl,--gc-sections"]
+    _check([COMPILER, *flags, "-T", str(folder / "board.ld"), *parts, "-lm", "-o", str(built)], path)
     return built
 
 

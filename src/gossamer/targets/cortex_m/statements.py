@@ -13,10 +13,12 @@ from gossamer.errors import UnsupportedOp
 from gossamer.numerics.affine import Quantizer
 from gossamer.numerics.fixed_point import mean_multiplier, quantize_multiplier
 from gossamer.registry import Registry
+from gossamer.targets.cortex_m.borders import BEFORE
 from gossamer.targets.cortex_m.code import Network
 from gossamer.targets.tflite.draft import DraftOp, DraftTensor
 
 _SAME = 0  # of the .tflite format's paddings
+_BYTES = {"int8_t": 1, "int32_t": 4, "float": 4, "gs_factor": 8}
 _C = {"int8": "int8_t", "int32": "int32_t", "float32": "float"}
 
 
@@ -26,6 +28,7 @@ class Page:
 
     constants: dict[str, str] = field(default_factory=dict)  # C text of the values -> name
     lines: list[str] = field(default_factory=list)
+    bytes: int = 0
 
     def array(self, kind: str, values: str, count: int) -> str:
         """The name of a constant array."""
@@ -33,6 +36,7 @@ class Page:
         if text not in self.constants:
             name = f"constant{len(self.constants)}"
             self.constants[text] = name
+            self.bytes += count * _BYTES[kind]
             self.lines.append(f"static const {kind} {name}[{count}] = {{{values}}};")
         return self.constants[text]
 
@@ -44,6 +48,7 @@ class Writing:
     network: Network
     op: DraftOp
     page: Page
+    step: int
 
     def tensor(self, position: int) -> DraftTensor:
         """An input."""
@@ -83,6 +88,11 @@ class Writing:
         """Address of the first output."""
         return self.network.place[self.op.outputs[0]]
 
+    @property
+    def scratch(self) -> tuple[str, int]:
+        """Address and bytes of the memory that the operator may work in."""
+        return self.network.scratch[self.step]
+
     def constant(self, data: npt.NDArray[np.generic]) -> str:
         """The name of an array in flash."""
         flat = data.reshape(-1)
@@ -94,7 +104,7 @@ class Writing:
 
     def factors(self, numbers: list[float]) -> str:
         """The name of an array of factors."""
-        pairs = [quantize_multiplier(number) for number in numbers]
+        pairs = quantized_factors(numbers)
         return self.page.array("gs_factor", ", ".join(f"{{{m}, {e}}}" for m, e in pairs), len(pairs))
 
     def unsupported(self, what: str) -> UnsupportedOp:
@@ -104,6 +114,11 @@ class Writing:
 
 Writer = Callable[[Writing], str]
 writers: Registry[Writer] = Registry("Cortex-M statement")
+
+
+def quantized_factors(numbers: list[float]) -> list[tuple[int, int]]:
+    """Each number as a whole number of 31 bits and a shift."""
+    return [quantize_multiplier(number) for number in numbers]
 
 
 def _float(number: float) -> str:
@@ -116,42 +131,50 @@ def _factor(number: float) -> str:
     return f"(gs_factor){{{multiplier}, {exponent}}}"
 
 
-def _window(writing: Writing, kernel: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]) -> str:
+def _kernel(writing: Writing) -> tuple[int, int]:
+    fields = writing.op.fields
+    if "filterHeight" in fields:
+        return fields["filterHeight"], fields["filterWidth"]
+    return writing.tensor(1).shape[1], writing.tensor(1).shape[2]
+
+
+def window(writing: Writing) -> str:
     """A gs_window for an image in and an image out; SAME starts where the format says."""
+    fields, kernel = writing.op.fields, _kernel(writing)
+    stride = fields["strideH"], fields["strideW"]
+    dilation = fields.get("dilationHFactor", 1), fields.get("dilationWFactor", 1)
     (_, in_h, in_w, in_c), (_, out_h, out_w, out_c) = writing.tensor(0).shape, writing.result.shape
-    pads = [0, 0]
-    if writing.op.fields["padding"] == _SAME:
+    pads = list(fields.get(BEFORE, (0, 0)))
+    if fields["padding"] == _SAME:
         for axis, (size, out) in enumerate(((in_h, out_h), (in_w, out_w))):
             pads[axis] = max((out - 1) * stride[axis] + (kernel[axis] - 1) * dilation[axis] + 1 - size, 0) // 2
     numbers = (in_h, in_w, in_c, out_h, out_w, out_c, *kernel, *stride, *dilation, *pads)
     return f"&(const gs_window){{{', '.join(map(str, numbers))}}}"
 
 
-def _layer_factors(writing: Writing) -> str:
+def layer_scales(writing: Writing) -> list[float]:
+    """By output channel, what a sum is multiplied by."""
     source, weight, result = writing.quantizer(0), writing.quantizer(1), writing.result_quantizer
     scales = list(weight.scale)
     channels = writing.result.shape[-1]
     scales = scales * channels if len(scales) == 1 else scales
-    return writing.factors([source.scale[0] * scale / result.scale[0] for scale in scales])
+    return [source.scale[0] * scale / result.scale[0] for scale in scales]
 
 
-def _zeros(writing: Writing) -> str:
+def zeros(writing: Writing) -> str:
+    """Zero points of the first input and of the result."""
     return f"{writing.quantizer(0).zero_point[0]}, {writing.result_quantizer.zero_point[0]}"
 
 
 def _convolution(writing: Writing) -> str:
     name = "conv" if writing.op.code == "CONV_2D" else "depthwise"
-    shape, fields = writing.tensor(1).shape, writing.op.fields
-    if name == "conv" and shape[3] != writing.tensor(0).shape[3]:
+    if name == "conv" and writing.tensor(1).shape[3] != writing.tensor(0).shape[3]:
         raise writing.unsupported("a grouped convolution")
-    window = _window(
-        writing, (shape[1], shape[2]), (fields["strideH"], fields["strideW"]), (fields["dilationHFactor"], fields["dilationWFactor"])
-    )
     parts = [writing.address(position) for position in range(3)]
     if not writing.coded:
-        return f"gs_{name}_f32({window}, {parts[0]}, {parts[1]}, {parts[2]}, {writing.out});"
-    factors = _layer_factors(writing)
-    return f"gs_{name}_s8({window}, {_zeros(writing)}, {parts[0]}, {parts[1]}, {parts[2]}, {factors}, {writing.out});"
+        return f"gs_{name}_f32({window(writing)}, {parts[0]}, {parts[1]}, {parts[2]}, {writing.out});"
+    factors = writing.factors(layer_scales(writing))
+    return f"gs_{name}_s8({window(writing)}, {zeros(writing)}, {parts[0]}, {parts[1]}, {parts[2]}, {factors}, {writing.out});"
 
 
 writers.add("CONV_2D")(_convolution)
@@ -165,8 +188,8 @@ def _linear(writing: Writing) -> str:
     parts = [writing.address(position) for position in range(3)]
     if not writing.coded:
         return f"gs_linear_f32({sizes}, {parts[0]}, {parts[1]}, {parts[2]}, {writing.out});"
-    factors = _layer_factors(writing)
-    return f"gs_linear_s8({sizes}, {_zeros(writing)}, {parts[0]}, {parts[1]}, {parts[2]}, {factors}, {writing.out});"
+    factors = writing.factors(layer_scales(writing))
+    return f"gs_linear_s8({sizes}, {zeros(writing)}, {parts[0]}, {parts[1]}, {parts[2]}, {factors}, {writing.out});"
 
 
 def _repeat(writing: Writing) -> tuple[int, int, bool]:
@@ -216,9 +239,7 @@ def _mul(writing: Writing) -> str:
 
 @writers.add("MAX_POOL_2D")
 def _max_pool(writing: Writing) -> str:
-    fields = writing.op.fields
-    window = _window(writing, (fields["filterHeight"], fields["filterWidth"]), (fields["strideH"], fields["strideW"]), (1, 1))
-    return f"gs_max_pool_{'s8' if writing.coded else 'f32'}({window}, {writing.address(0)}, {writing.out});"
+    return f"gs_max_pool_{'s8' if writing.coded else 'f32'}({window(writing)}, {writing.address(0)}, {writing.out});"
 
 
 @writers.add("MEAN")
@@ -232,7 +253,7 @@ def _mean(writing: Writing) -> str:
         return f"gs_mean_f32({positions}, {channels}, {writing.address(0)}, {writing.out});"
     multiplier, exponent = mean_multiplier(writing.quantizer(0).scale[0] / writing.result_quantizer.scale[0], positions)
     factor = f"(gs_factor){{{multiplier}, {exponent}}}"
-    return f"gs_mean_s8({positions}, {channels}, {_zeros(writing)}, {factor}, {writing.address(0)}, {writing.out});"
+    return f"gs_mean_s8({positions}, {channels}, {zeros(writing)}, {factor}, {writing.address(0)}, {writing.out});"
 
 
 @writers.add("RESHAPE")
@@ -284,7 +305,7 @@ def _quantize(writing: Writing) -> str:
         scale = _float(result.scale[0])
         return f"gs_quantize_f32({count}, {scale}, {result.zero_point[0]}, {writing.address(0)}, {writing.out});"
     factor = _factor(writing.quantizer(0).scale[0] / result.scale[0])
-    return f"gs_convert_s8({count}, {_zeros(writing)}, {factor}, {writing.address(0)}, {writing.out});"
+    return f"gs_convert_s8({count}, {zeros(writing)}, {factor}, {writing.address(0)}, {writing.out});"
 
 
 @writers.add("DEQUANTIZE")

@@ -1,0 +1,52 @@
+"""Which kernels a network's C code calls: a table of writers, the memory that each call works in, and the files that come along."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+
+from gossamer.targets.cortex_m.statements import Writing, writers
+from gossamer.targets.tflite.draft import Draft, DraftOp
+
+OWN = ("gossamer_kernels.c", "gossamer_kernels.h")
+
+
+@dataclass(frozen=True, slots=True)
+class Kernels:
+    """One choice of kernels.
+
+    title    what the written files call it
+    header   what the network's file includes
+    folder   of headers, beside the network; "" for none
+    write    the C statement of an operator
+    scratch  bytes that an operator works in besides its input and result, on whichever core wants most
+    files    what the operators need, by path beside the network: their statements say which functions
+    """
+
+    title: str
+    header: str
+    folder: str
+    write: Callable[[Writing], str]
+    scratch: Callable[[Draft, DraftOp], int]
+    files: Callable[[Sequence[str]], Mapping[str, bytes]]
+
+
+def runtime_file(name: str) -> bytes:
+    """A file of the C runtime."""
+    return files("gossamer.targets.cortex_m").joinpath("runtime", name).read_bytes()
+
+
+def write_portable(writing: Writing) -> str:
+    """The statement of an operator with our own kernels. Raises UnsupportedOp where there is none."""
+    if writing.op.code not in writers:
+        raise writing.unsupported(writing.op.code)
+    return writers[writing.op.code](writing)
+
+
+def own_files() -> dict[str, bytes]:
+    """Our kernels."""
+    return {name: runtime_file(name) for name in OWN}
+
+
+PORTABLE = Kernels("portable C", OWN[1], "", write_portable, lambda draft, op: 0, lambda statements: own_files())
