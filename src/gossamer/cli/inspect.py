@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gossamer.batches import as_batches
+from gossamer.cli.check import checked_file
 from gossamer.cli.command import DATA_HELP, MODEL_HELP, DebugOption, JsonOption, PickOption, command, picked, show, show_json
 from gossamer.data.models import NamedModel, load_model
 from gossamer.data.named import load_data
@@ -32,13 +33,17 @@ def inspect(
     data: Annotated[str | None, typer.Option(help=f"Where the input's shape comes from: {DATA_HELP}")] = None,
     shape: Annotated[str | None, typer.Option("--input", help="Shape of one input without the batch, such as 3x224x224.")] = None,
     output: PickOption = None,
+    target: Annotated[str | None, typer.Option(help="Check MODEL, a file that this target reads, against its documented rules.")] = None,
     json: JsonOption = False,
     debug: DebugOption = False,
 ) -> Callable[[], bool]:
     """Show layers, costs, and the groups of channels that can only be removed together.
 
-    Nothing is run on data and nothing is changed.
+    Nothing is run on data and nothing is changed. With --target, MODEL is a file such as model.onnx, and what is shown is where it
+    breaks the rules of that target (tensorrt); exit code 1 if it does.
     """
+    if target is not None:
+        return checked_file(Path(model), target, json=json)
     torch.manual_seed(0)
     named = load_model(model, weights)
     if isinstance(named.module, Program):

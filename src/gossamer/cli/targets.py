@@ -24,7 +24,9 @@ def targets_command(json: JsonOption = False, debug: DebugOption = False) -> Cal
         else:
             show(_table(rows))
             for row in rows:
-                if not row["version"]:
+                if row["stand_in"]:
+                    show(Text(f"{row['name']}: {row['stand_in']} To run it: {row['install']}"))
+                elif not row["version"]:
                     show(Text(f"{row['name']} is missing; install it: {row['install']}", no_wrap=True))
         return True
 
@@ -38,6 +40,7 @@ def _row(target: Target) -> dict[str, Any]:
         "file": f"*{target.suffix}",
         "runtime": target.runtime,
         "version": target.runtime_version,
+        "stand_in": target.stand_in,
         "install": target.install_command,
         "weights": _names(spec.weight_formats),
         "activations": _names(spec.activation_formats),
@@ -57,7 +60,7 @@ def _table(rows: Iterable[dict[str, Any]]) -> Table:
     for heading in ("target", "file", "runtime", "static: weights", "values", "dynamic range", "weights only", "integer ops"):
         table.add_column(heading, overflow="fold")
     for row in rows:
-        runtime = f"{row['runtime']} {row['version']}" if row["version"] else "missing"
+        runtime = f"{row['runtime']} {row['version']}" if row["version"] else "checked, not run" if row["stand_in"] else "missing"
         lists = [", ".join(row[key]) or "-" for key in ("weights", "activations", "dynamic_range", "weight_only")]
         table.add_row(row["name"], row["file"], runtime, *lists, str(len(row["integer_ops"])))
     return table

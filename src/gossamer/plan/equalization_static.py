@@ -34,6 +34,7 @@ class StaticCoding:
     scheme: Scheme
     place: Place
     values_of: ValuesOf
+    symmetric: bool = False
 
     def weight(self, node: str, weight: Tensor) -> Tensor:
         """Nearest codes, one scale for each output channel."""
@@ -42,7 +43,9 @@ class StaticCoding:
     def columns(self, columns: Tensor) -> Tensor:
         """One quantizer for all that a layer reads."""
         spread = range_methods[self.scheme.ranges].update(Spread(), columns)
-        return fake_quantize(columns, choose_quantizer(spread, self.values, self.scheme.ranges, symmetric=False, what="a layer's input"))
+        return fake_quantize(
+            columns, choose_quantizer(spread, self.values, self.scheme.ranges, symmetric=self.symmetric, what="a layer's input")
+        )
 
     def quantized(self, program: Program, samples: Batches) -> Program:
         """The program with codes as a plan without second-order rounding would choose them."""

@@ -13,7 +13,9 @@ from typing import Any
 
 import torch
 
+from gossamer.plan.integer_cases import CHECKS
 from gossamer.plan.plan import Frozen
+from gossamer.plan.residuals import residual_inputs
 from gossamer.plan.spec import TargetSpec
 from gossamer.program.clamps import clip_limits
 from gossamer.program.graph import Graph, Node, Ref, rename_uses
@@ -46,7 +48,7 @@ class Placement:
     """What runs on codes.
 
     groups   values that share one quantizer, in order of execution
-    gates    values in [0, 1] whose quantizer the target prescribes
+    gates    values in [0, 1] whose quantizer the target prescribes, and, in signed_gates, those in [-1, 1]
     integer  nodes that run on codes
     frozen   what stays float, and why
     """
@@ -56,6 +58,7 @@ class Placement:
     layers: tuple[Layer, ...]
     integer: frozenset[str]
     frozen: tuple[Frozen, ...]
+    signed_gates: frozenset[str] = frozenset()
 
 
 def place_quantizers(
@@ -70,6 +73,9 @@ def place_quantizers(
     reasons = {node.name: reason for node in site.graph.nodes if (reason := site.why_float(node))}
     reasons = {**(kept_float or {}), **reasons}  # and those that spreading finds
     integer, coded = _spread(site, reasons)
+    if spec.coded_residuals:
+        layers = {node.name for node in site.graph.nodes if node.name in integer and has_weight(node)}
+        coded |= {name for name in residual_inputs(site.graph, spec, layers, coded) if site.is_float(name)}
     if code_ends:
         coded.update(
             name for name in (*site.graph.inputs, *site.graph.outputs) if site.is_float(name) and name not in site.graph.state_names
@@ -77,7 +83,8 @@ def place_quantizers(
     nodes = [node for node in site.graph.nodes if node.name in integer]
     return Placement(
         groups=_groups(site, nodes, coded),
-        gates=frozenset(node.name for node in nodes if op_of(node).onnx in spec.gate_ops),
+        gates=frozenset(node.name for node in nodes if op_of(node).onnx in spec.gate_ops | spec.signed_gate_ops),
+        signed_gates=frozenset(node.name for node in nodes if op_of(node).onnx in spec.signed_gate_ops),
         layers=tuple(site.layer(node) for node in nodes if has_weight(node)),
         integer=frozenset(integer),
         frozen=tuple(_frozen(site, integer, coded, reasons)),
@@ -120,7 +127,8 @@ class Site:
             return tuple(user.name for user in self.graph.users.get(node.name, ()) if user.op == "scalar.getitem")
         name = op_of(node).onnx
         user = self.graph.sole_user(node.name)
-        if user is None or name in self.spec.same_scale_ops | self.spec.gate_ops or op_of(user).onnx not in self.spec.absorbed_ops:
+        codes_of_its_own = self.spec.same_scale_ops | self.spec.gate_ops | self.spec.signed_gate_ops | self.spec.absorbed_ops
+        if user is None or name in codes_of_its_own or op_of(user).onnx not in self.spec.absorbed_ops:
             return (node.name,)
         limits = clip_limits(user)
         # codes always hold 0, so only a clamp around 0 is the same as a range of codes
@@ -150,7 +158,7 @@ class Site:
     def why_float(self, node: Node) -> str:
         """Why a node cannot run on codes, or "" when it can."""
         name = op_of(node).onnx
-        if name in self.spec.absorbed_ops:
+        if name in self.spec.absorbed_ops - self.spec.integer_ops:
             return "it is free only right behind an op on integers that nothing else reads"
         if name not in self.spec.integer_ops:
             return f"{self.spec.name} has no integer kernel for {name or node.op}"
@@ -163,7 +171,7 @@ class Site:
             return "it picks rows of a table: the table can have codes, the rows are float"
         if any(used in self.graph.state_names for used in names):
             return f"{name} reads a parameter, which only layers can in integers"
-        check = _CHECKS.get(name)
+        check = CHECKS.get(name)
         return "" if check is None or not names else check(self, node)
 
     def _why_float_layer(self, node: Node) -> str:
@@ -182,57 +190,7 @@ class Site:
         return "" if self.is_float(bound["weight"].name) else "its weight is not float32"
 
 
-def _why_float_pair(site: Site, node: Node) -> str:
-    names = [name for name in node.uses if site.is_float(name)]
-    if len(names) != 2:
-        return f"{op_of(node).onnx} with a number has no integer kernel"
-    alpha = bind(node).get("alpha", 1)
-    return "" if alpha == 1 else f"it multiplies the second value by {alpha} first"
-
-
-def _why_float_mean(site: Site, node: Node) -> str:
-    bound = bind(node)
-    shape, axes = site.shape(node.uses[0]), bound.get("dim")
-    axes = [axes] if isinstance(axes, int) else axes
-    fits = len(shape) == 4 and axes is not None and sorted(axis % 4 for axis in axes) == [2, 3]
-    return "" if fits else "only the mean over height and width has an integer kernel"
-
-
-def _why_float_adaptive(site: Site, node: Node) -> str:
-    have, want = site.shape(node.uses[0]), site.shape(node.name)
-    even = len(have) == 4 and all(h % w == 0 for h, w in zip(have[2:], want[2:], strict=True)) and have != want
-    return "" if even else "its bins overlap, or it pools nothing"
-
-
-def _why_float_average(site: Site, node: Node) -> str:
-    bound = bind(node)
-    if bound.get("divisor_override") is not None:
-        return "it divides by a number of its own"
-    if bound["ceil_mode"] and any(bound["padding"]):
-        return "ceil mode with padding is computed in float"
-    return _why_float_pool(site, node)
-
-
-def _why_float_pool(site: Site, node: Node) -> str:
-    return "" if len(site.shape(node.uses[0])) == 4 else "only pooling over height and width has an integer kernel"
-
-
-def _why_float_pad(site: Site, node: Node) -> str:
-    bound = bind(node)
-    constant = bound.get("mode", "constant") == "constant"
-    return "it pads with a number other than 0" if constant and bound["value"] else ""
-
-
-_CHECKS = {
-    "Add": _why_float_pair,
-    "Mul": _why_float_pair,
-    "MatMul": _why_float_pair,
-    "ReduceMean": _why_float_mean,
-    "AdaptiveAveragePool": _why_float_adaptive,
-    "AveragePool": _why_float_average,
-    "MaxPool": _why_float_pool,
-    "Pad": _why_float_pad,
-}
+_POOLS = {"MaxPool", "AveragePool", "Resize"}  # they compute, though their results have the codes of their inputs
 
 
 def _spread(site: Site, reasons: dict[str, str]) -> tuple[set[str], set[str]]:
@@ -248,7 +206,7 @@ def _spread(site: Site, reasons: dict[str, str]) -> tuple[set[str], set[str]]:
             inputs, results, name = site.inputs(node), site.results(node), op_of(node).onnx
             reached = has_weight(node) or any(value in coded for value in inputs)
             # a pool computes: behind a float layer it stays float, and what it hands on gets codes
-            backwards = name in site.spec.same_scale_ops and name != "MaxPool" and any(value in coded for value in results)
+            backwards = name in site.spec.same_scale_ops - _POOLS and any(value in coded for value in results)
             between = any(value in coded for value in results) and all(value in coded or value in handed for value in inputs)
             if node.name in integer or not inputs or not (reached or backwards or between):
                 continue
@@ -287,7 +245,7 @@ def _leave_ends(site: Site, integer: set[str]) -> dict[str, str]:
         return maker is None or op_of(maker).onnx in site.spec.float_result_ops or read(value)
 
     for node in reversed(site.graph.nodes):
-        if node.name in kept and op_of(node).onnx in ("Add", "Mul") and not any(map(read, site.results(node))):
+        if node.name in kept and op_of(node).onnx in ("Add", "Sub", "Mul") and not any(map(read, site.results(node))):
             kept.remove(node.name)
             if all(map(free, site.inputs(node))):
                 left[node.name] = "only float ops read it, so that codes would cost accuracy and save nothing"
@@ -331,9 +289,14 @@ def _is_clamp(site: Site, node: Node) -> bool:
 def _frozen(site: Site, integer: set[str], coded: set[str], reasons: Mapping[str, str]) -> Iterator[Frozen]:
     """What computes in float: unsupported ops, and supported ones that no integer layer reaches."""
     absorbed = {result for node in site.graph.nodes if node.name in integer for result in site.results(node)} & coded
+    fused = set(integer)
+    for node in site.graph.nodes:
+        op = op_of(node).onnx
+        if (op in site.spec.fused_ops or op in site.spec.transparent_ops) and any(name in fused or name in coded for name in node.uses):
+            fused.add(node.name)
     for node in site.graph.nodes:
         silent = isinstance(op_of(node).kind, (Scalar, Factory)) or isinstance(site.metas[node.name], (int, float, bool))
-        if silent or node.name in integer or node.name in absorbed:
+        if silent or node.name in fused or node.name in absorbed:
             continue
         where = f"{node.module or node.source or node.name} ({op_of(node).onnx or node.op})"
         yield Frozen(where, reasons.get(node.name, "no layer that runs on integers is next to it"))

@@ -95,7 +95,10 @@ def _plan(
         activation,
         scheme,
         place=lambda changed: place_quantizers(changed, spec, kept_float=formats.kept_float, code_ends=scheme.code_ends),
-        values_of=lambda changed, placed, seen: _value_quantizers(changed.graph, placed, seen, activation, scheme.ranges),
+        values_of=lambda changed, placed, seen: _value_quantizers(
+            changed.graph, placed, seen, activation, scheme.ranges, spec.symmetric_values
+        ),
+        symmetric=spec.symmetric_values,
     )
     prepared, placement, scaled = equalize_static(prepared, placement, batches, coding, on_progress)
     seen = calibrate(
@@ -107,7 +110,7 @@ def _plan(
         wide=[name for name, fmt in formats.codes.items() if fmt.bits <= FEW_BITS],
         on_progress=on_progress,
     )
-    values = _value_quantizers(prepared.graph, placement, seen, activation, scheme.ranges)
+    values = _value_quantizers(prepared.graph, placement, seen, activation, scheme.ranges, spec.symmetric_values)
     job = RoundingJob(prepared, placement, values, seen.moments, batches, formats.codes, scheme)
     rounded = rounding.run(job, on_progress)
     coded = (QuantizeValue(name, quantizer) for name, quantizer in rounded.values.items())
@@ -116,7 +119,7 @@ def _plan(
         model_digest=program.digest,
         weights_digest=program.weights_digest(),
         target=spec.name,
-        frozen=(*placement.frozen, *_not_absorbed(prepared.graph, placement, rounded.values)),
+        frozen=(*placement.frozen, *(_not_absorbed(prepared.graph, placement, rounded.values) if spec.absorbed_ops else ())),
         notes=(ONE_SAMPLE,) if seen.samples == 1 else (),
     )
 
@@ -140,16 +143,19 @@ def _prepare(program: Program, spec: TargetSpec, kept_float: Mapping[str, str]) 
     return prepared, edits
 
 
-def _value_quantizers(graph: Graph, placement: Placement, seen: Calibration, fmt: IntFormat, ranges: str) -> dict[str, Quantizer]:
+def _value_quantizers(
+    graph: Graph, placement: Placement, seen: Calibration, fmt: IntFormat, ranges: str, symmetric: bool
+) -> dict[str, Quantizer]:
     """The quantizer of each value, one for each group."""
     quantizers: dict[str, Quantizer] = {}
     for group in placement.groups:
         if placement.gates.intersection(group.values):
             gate = replace(fmt, bits=max(fmt.bits, 8))  # what the target prescribes has no fewer bits
-            quantizer = Quantizer(gate, PerTensor(), (2.0**-gate.bits,), (gate.lo,))
+            signed = bool(placement.signed_gates.intersection(group.values))
+            quantizer = Quantizer(gate, PerTensor(), (2.0 ** (signed - gate.bits),), (0 if signed else gate.lo,))
         else:
             spread = reduce(merge, (seen.spreads[name] for name in group.roots))
-            quantizer = choose_quantizer(spread, fmt, ranges, symmetric=False, what=f"the value {group.roots[0]!r}")
+            quantizer = choose_quantizer(spread, fmt, ranges, symmetric=symmetric, what=f"the value {group.roots[0]!r}")
             limits = _absorbed_limits(graph, placement, group.roots[0])
             quantizer = fit_clamp(quantizer, *limits) if limits is not None and len(group.roots) == 1 else quantizer
         quantizers.update(dict.fromkeys(group.values, quantizer))
@@ -159,13 +165,16 @@ def _value_quantizers(graph: Graph, placement: Placement, seen: Calibration, fmt
 def _absorbed_limits(graph: Graph, placement: Placement, name: str) -> tuple[float | None, float | None] | None:
     """Limits of a clamp whose result has the codes of the op before it; None for any other value."""
     node = graph.by_name.get(name)
-    return clip_limits(node) if node is not None and node.uses and node.uses[0] in placement.integer else None
+    coded = node is not None and node.uses and (node.uses[0] in placement.integer or node.name in placement.integer)
+    return clip_limits(node) if coded and node is not None else None
 
 
 def _not_absorbed(graph: Graph, placement: Placement, quantizers: Mapping[str, Quantizer]) -> Iterator[Frozen]:
     """Clamps that codes shared with other values cannot replace: they and the op before them stay float."""
     for name, quantizer in quantizers.items():
         limits = _absorbed_limits(graph, placement, name)
-        if limits is not None and not clips_like(quantizer, *limits) and graph.by_name[name].uses[0] not in quantizers:
-            node = graph.by_name[graph.by_name[name].uses[0]]
+        if limits is None or clips_like(quantizer, *limits):
+            continue
+        if name in placement.integer or graph.by_name[name].uses[0] not in quantizers:
+            node = graph.by_name[name if name in placement.integer else graph.by_name[name].uses[0]]
             yield Frozen(f"{node.module or node.name} ({op_of(node).onnx})", f"the codes of {name!r} do not clip like it")

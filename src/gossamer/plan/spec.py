@@ -21,6 +21,7 @@ class TargetSpec:
     absorbed_ops        activations that cost nothing after an integer op: the result's code range clips
     float_result_ops    integer ops that can hand out a float result without a quantizer of their own
     gate_ops            integer ops with results in [0, 1] that need codes of scale 2^-bits from the lowest code on
+    signed_gate_ops     integer ops with results in [-1, 1] that need codes of scale 2^(1 - bits) with their zero point at 0
     requantization      name of the rounding from accumulator to code, as the simulator computes it
     add_tolerance_steps how far an integer Add may be from the simulator, in code steps
     tolerance_steps     likewise for every other op on integers
@@ -36,6 +37,13 @@ class TargetSpec:
     input_bits          of the codes to which those products can round their input while they run; 0 when they cannot
     rounded_only        formats among block_formats that are slower than float unless the input is rounded
     width_multiple      channel counts that its kernels like
+    symmetric_values    codes of values have their zero point in the middle, at 0 where they are signed
+    float_biases        layers add their biases in float, so that files hold them as they are
+    guarded             its files are written so that ONNX Runtime's optimizer keeps what is meant: one scale repeated for each channel
+                        where a float layer reads codes, clamps behind pools
+    coded_residuals     where a layer's float result is only added to another value, and the sum gets codes, that value needs codes, too
+    fused_ops           float ops that run inside the kernel of the integer layer before them, so that nothing is lost there
+    transparent_ops     ops that only move numbers, past which the target moves codes on its own
     """
 
     name: str
@@ -49,6 +57,7 @@ class TargetSpec:
     float_formats: tuple[FloatFormat, ...] = ()
     packed_bits: tuple[int, ...] = (8,)
     gate_ops: frozenset[str] = frozenset()
+    signed_gate_ops: frozenset[str] = frozenset()
     add_tolerance_steps: int = 0
     tolerance_steps: int = 0
     exposed_as_run: bool = True
@@ -61,6 +70,12 @@ class TargetSpec:
     input_bits: int = 0
     rounded_only: frozenset[str] = frozenset()
     width_multiple: int = 1
+    symmetric_values: bool = False
+    float_biases: bool = False
+    guarded: bool = True
+    coded_residuals: bool = False
+    fused_ops: frozenset[str] = frozenset()
+    transparent_ops: frozenset[str] = frozenset()
 
 
 specs: Registry[TargetSpec] = Registry("target", home="gossamer.targets")

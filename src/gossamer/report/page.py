@@ -73,7 +73,9 @@ def tiles(report: Report) -> tuple[Tile, ...]:
     steps = report.parity.max_steps
     return (
         Tile(f"{report.size_ratio:.1f}x", "smaller file"),
-        Tile(f"{report.speedup:.1f}x", f"faster (batch {report.batch}, {count(report.threads, 'thread')})"),
+        Tile(f"{report.speedup:.1f}x", f"faster (batch {report.batch}, {count(report.threads, 'thread')})")
+        if report.timed
+        else Tile(_DASH, "latency was not measured"),
         Tile(f"{report.drop_points:.2f}", f"points of accuracy lost [{low:.2f}, {high:.2f}]"),
         Tile(f"{steps}", f"code step{'' if steps == 1 else 's'} between file and simulation, at most"),
     )
@@ -117,12 +119,20 @@ def _spread(measured: Measurement) -> str:
     return f"{measured.latency_ms:.3g} [p10 {measured.latency_p10_ms:.3g}, p90 {measured.latency_p90_ms:.3g}]"
 
 
-def verification_facts(report: Report) -> list[tuple[str, str]]:
-    """Names and values of everything that decides what the figures mean."""
-    parity = report.parity
+def _latency_facts(report: Report) -> list[tuple[str, str]]:
     calls = f"{count(report.repeats, 'call')} each" + (
         " that no other program disturbed" if report.steady else ", many disturbed by other programs"
     )
+    both = f"{_spread(report.original)} before, {_spread(report.compressed)} after"
+    return [
+        ("latency in ms", f"{both}; speed-up call by call {report.paired_speedup:.2f}x"),
+        ("latency is", f"median of {calls}, in turns, batch {report.batch}, {count(report.threads, 'thread')}"),
+    ]
+
+
+def verification_facts(report: Report) -> list[tuple[str, str]]:
+    """Names and values of everything that decides what the figures mean."""
+    parity = report.parity
     facts = [
         ("samples", f"{report.samples:,} of the validation data, the same for both networks"),
         ("metric", report.metric),
@@ -130,14 +140,7 @@ def verification_facts(report: Report) -> list[tuple[str, str]]:
             "accuracy lost",
             "{:.2f} points, 95 % interval [{:.2f}, {:.2f}] of the paired difference".format(report.drop_points, *report.drop_interval),
         ),
-        (
-            "latency in ms",
-            f"{_spread(report.original)} before, {_spread(report.compressed)} after; speed-up call by call {report.paired_speedup:.2f}x",
-        ),
-        (
-            "latency is",
-            f"median of {calls}, in turns, batch {report.batch}, {count(report.threads, 'thread')}",
-        ),
+        *(_latency_facts(report) if report.timed else [("latency", "not measured, since the runtime cannot run here")]),
         ("parity", f"{parity.values_compared:,} values compared, at most {count(parity.max_steps, 'step')} apart"),
         ("output error", f"{parity.output_error:.1e} relative to the simulation's output"),
         ("runtime", report.target),

@@ -83,7 +83,7 @@ def layer_sums(call: CodeCall) -> tuple[Tensor, Quantizer]:
     codes, source = call.first
     weight_name = bound["weight"].name
     weight = call.weights[weight_name]
-    plain = _without_bias(call.node)
+    plain = without_bias(call.node)
 
     def product(x: Tensor, w: Tensor) -> Tensor:
         result: Tensor = replace(call, node=plain).run({call.node.uses[0]: x, weight_name: w})
@@ -188,7 +188,7 @@ def pair_of(call: CodeCall) -> list[tuple[Tensor, Quantizer]]:
     return [call.inputs[name] for name in names]
 
 
-def _without_bias(node: Node) -> Node:
+def without_bias(node: Node) -> Node:
     """The same layer without its bias."""
     bias = bind(node)["bias"]
 

@@ -7,11 +7,12 @@ between 3.3 and 11.6 ms from minute to minute, that of undisturbed calls between
 from __future__ import annotations
 
 import gc
+import math
 import platform
 import statistics
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -150,6 +151,11 @@ def measure_latency(
                 disturbed[name].append(taken > SLACK * worked + SLACK_MS)
             done += 1
     return Latencies({name: Latency(tuple(times[name]), tuple(disturbed[name])) for name in runners})
+
+
+def not_measured(names: Iterable[str]) -> Latencies:
+    """What stands where nothing may be timed: times that are NaN."""
+    return Latencies({name: Latency((math.nan,) * FEWEST_REPEATS, (False,) * FEWEST_REPEATS) for name in names})
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
@@ -19,7 +20,8 @@ class Measurement:
     """One network as its file runs on the target.
 
     accuracy           value of the metric, with its 95 % interval
-    latency_ms         median per batch; a tenth of the calls took less than latency_p10_ms, a tenth more than latency_p90_ms
+    latency_ms         median per batch; a tenth of the calls took less than latency_p10_ms, a tenth more than latency_p90_ms; NaN where
+                       the target's runtime could not run here
     size_bytes         of the file
     macs, params       counted on the graph: multiply-accumulates for one input, elements of parameters
     peak_memory_bytes  of activations for one input, counted on the graph
@@ -166,6 +168,11 @@ class Report:
         return self.compressed.sparsity - self.original.sparsity >= SPARSE
 
     @property
+    def timed(self) -> bool:
+        """Whether latency was measured: not where something else had to run the file in place of the target's runtime."""
+        return not math.isnan(self.compressed.latency_ms)
+
+    @property
     def passed(self) -> bool:
         """Parity within the target's tolerance, and the budget met."""
         return not self.problems
@@ -211,7 +218,12 @@ class Report:
                 _accuracy(after, self.percent),
                 f"{round(-self.drop_points, 2) + 0.0:+.2f} points",
             ),
-            Row("latency_ms", _milliseconds(before.latency_ms), _milliseconds(after.latency_ms), f"{self.speedup:.2f}x"),
+            Row(
+                "latency_ms",
+                _milliseconds(before.latency_ms),
+                _milliseconds(after.latency_ms),
+                f"{self.speedup:.2f}x" if self.timed else "-",
+            ),
             Row("size_bytes", f"{before.size_bytes:,}", f"{after.size_bytes:,}", f"{self.size_ratio:.2f}x"),
             Row("macs", f"{before.macs:,}", f"{after.macs:,}", _ratio(before.macs, after.macs)),
             Row("params", f"{before.params:,}", f"{after.params:,}", _ratio(before.params, after.params)),
@@ -278,6 +290,8 @@ def _accuracy(measured: Measurement, percent: bool) -> str:
 
 
 def _milliseconds(value: float) -> str:
+    if math.isnan(value):
+        return "not measured"
     return f"{value:.2f}" if value >= 1 else f"{value:.4f}"
 
 
@@ -295,13 +309,13 @@ def _lists(value: Any) -> Any:
 def _report(data: Mapping[str, Any]) -> Report:
     if data["format"] != FORMAT:
         raise DataError(f"it has format {data['format']!r}, this version reads {FORMAT}")
-    parity = data["parity"]
+    parity, timed = data["parity"], data["compressed"]["latency_ms"] is not None
     return Report(
         original=_measurement(data["original"]),
         compressed=_measurement(data["compressed"]),
         size_ratio=_number(data["size_ratio"]),
-        speedup=_number(data["speedup"]),
-        paired_speedup=_number(data["paired_speedup"]),
+        speedup=_number(data["speedup"]) if timed else math.nan,
+        paired_speedup=_number(data["paired_speedup"]) if timed else math.nan,
         drop_points=_number(data["drop_points"]),
         drop_interval=_interval(data["drop_interval"]),
         parity=Parity(
@@ -333,9 +347,9 @@ def _measurement(data: Mapping[str, Any]) -> Measurement:
     return Measurement(
         accuracy=_number(data["accuracy"]),
         accuracy_interval=_interval(data["accuracy_interval"]),
-        latency_ms=_number(data["latency_ms"]),
-        latency_p10_ms=_number(data["latency_p10_ms"]),
-        latency_p90_ms=_number(data["latency_p90_ms"]),
+        latency_ms=_measured(data["latency_ms"]),
+        latency_p10_ms=_measured(data["latency_p10_ms"]),
+        latency_p90_ms=_measured(data["latency_p90_ms"]),
         size_bytes=int(data["size_bytes"]),
         macs=int(data["macs"]),
         params=int(data["params"]),
@@ -348,6 +362,11 @@ def _measurement(data: Mapping[str, Any]) -> Measurement:
 def _interval(data: Any) -> Interval:
     low, high = data
     return _number(low), _number(high)
+
+
+def _measured(value: Any) -> float:
+    """JSON has no NaN: what was not measured is null there."""
+    return math.nan if value is None else _number(value)
 
 
 def _number(value: Any) -> float:

@@ -87,12 +87,13 @@ class Simulator:
         """(kernel, names of the values that carry its result's codes) of each node that runs on codes."""
         for node, results in coded_nodes(self.program, self._site).items():
             name = op_of(self._site.graph.by_name[node]).onnx
-            yield node, (pass_on if name in self._site.spec.same_scale_ops else self._kernels[name], results)
+            kernel = self._kernels.get(name, pass_on) if name in self._site.spec.same_scale_ops else self._kernels[name]
+            yield node, (kernel, results)
 
     def _find_biases(self) -> Iterator[tuple[str, tuple[str, Tensor]]]:
         """Name and value of the bias of each layer that reads codes and yet is computed in float: files hold its int32 codes all the same."""
         quantizers = self.program.quantizers
-        for node in self._site.graph.nodes:
+        for node in self._site.graph.nodes if not self._site.spec.float_biases else ():
             bias = (
                 bind(node)["bias"] if has_weight(node) and node.name not in self._layers and op_of(node).onnx in ("Conv", "Gemm") else None
             )

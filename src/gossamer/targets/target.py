@@ -16,6 +16,7 @@ from gossamer.numerics.formats import IntFormat
 from gossamer.plan.spec import TargetSpec, specs
 from gossamer.program.program import Program
 from gossamer.registry import Registry
+from gossamer.targets.findings import Finding
 
 
 class Runner(Protocol):
@@ -36,16 +37,25 @@ class Open(Protocol):
     def __call__(self, path: Path, *, threads: int, values: bool = False) -> Runner: ...
 
 
+class OpenValues(Protocol):
+    """Opens a program written so that its runner hands out the codes of every quantized value."""
+
+    def __call__(self, program: Program, *, threads: int) -> Runner: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """One runtime. `emit(program, path)` writes the file; `open` raises MissingRuntime when the runtime is absent.
 
     `emit_coded(program, path, io)` writes one whose inputs and outputs are "uint8" or "int8" codes, where the target has such.
+    `open_values(program, threads=...)` opens a file written for the purpose that hands out codes, where an exported one cannot be made to.
     `count_zeros(path)` finds (zeros, numbers) of each weight in the file, where the target has it.
     `notes(program)` tells what users of the file must know, in sentences, where there is anything.
     `beside(path)` names the files that were written with the one at `path`, such as a header.
     `size(path)` measures the bytes that a file takes where it runs, where that is not its own size, such as compiled C.
     `package` is the distribution that brings the runtime, where it is not called like the target; `install` the command.
+    `lint(path)` checks a file against the runtime's documented rules, where such are known.
+    `stands_in()` says in a sentence what runs the files where the runtime cannot, for parity and accuracy alone; "" where it can.
     `find_version()` tells the version of a runtime that is no distribution, None where it is missing.
     """
 
@@ -58,9 +68,12 @@ class Target:
     emit_coded: Callable[[Program, Path, str], None] | None = None
     beside: Callable[[Path], tuple[Path, ...]] | None = None
     size: Callable[[Path], int] | None = None
+    open_values: OpenValues | None = None
     package: str = ""
     install: str = ""
     find_version: Callable[[], str | None] | None = None
+    lint: Callable[[Path], tuple[Finding, ...]] | None = None
+    stands_in: Callable[[], str] | None = None
 
     @property
     def runtime(self) -> str:
@@ -76,6 +89,11 @@ class Target:
             return version(self.runtime)
         except PackageNotFoundError:
             return None
+
+    @property
+    def stand_in(self) -> str:
+        """What runs the files in place of the runtime, as a sentence; "" where the runtime does, or is needed."""
+        return "" if self.stands_in is None else self.stands_in()
 
     @property
     def install_command(self) -> str:

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from gossamer.batches import Batches, as_batches
-from gossamer.errors import ConfigError, DataError
+from gossamer.errors import ConfigError, DataError, MissingRuntime
 from gossamer.numerics.intervals import Interval
 from gossamer.plan.budget import Budget
 from gossamer.program.program import Program
 from gossamer.progress import OnProgress, Progress, silent
 from gossamer.targets.coded_ends import as_bare, open_artifact
 from gossamer.targets.export import export
-from gossamer.targets.measure import Latencies, machine, measure_latency, versions_of
+from gossamer.targets.measure import Latencies, machine, measure_latency, not_measured, versions_of
 from gossamer.targets.metrics import Comparison, Metric, Outputs, compare_accuracy, metric_name
 from gossamer.targets.parity import check_parity, parity_problems, samples_to_compare
 from gossamer.targets.results import Measurement, Parity, Report, check_limits
@@ -57,10 +57,12 @@ def verify(
     What fails is in `report.problems`, and `report.passed` is False then: a code farther from the integer simulation
     than the target's stated tolerance, float outputs that differ by more than 1e-4, a limit of the budget missed.
     Raises: DataError for data that cannot be used; ConfigError for an argument outside its rule; FileError for an
-    artifact that cannot be opened; MissingRuntime when the target's runtime is not installed.
+    artifact that cannot be opened; MissingRuntime when the target's runtime is not installed. Where a target has a stand-in for a runtime
+    that cannot run here (TensorRT without a GPU), that runs the files, latencies are NaN, and `report.notes` says so.
     """
     start = time.perf_counter()
     _check_arguments(artifact, reference, threads, batch)
+    _check_budget(artifact.target, budget)
     name = metric_name(metric)
     fixed = artifact.program.inputs[0].shape[0]
     batch = batch if fixed is None else fixed
@@ -73,7 +75,9 @@ def verify(
         accuracy = compare_accuracy(metric, _outputs(artifact.program, batches, runners, on_progress), what="validation", seed=seed)
         on_progress(Progress("verify", 0, 0, "latency"))
         arrays = [tensor.numpy() for tensor in samples]
-        latencies = measure_latency({name: as_bare(runner, *arrays) for name, runner in runners.items()}, arrays)
+        timed = not targets[artifact.target].stand_in
+        bare = {name: as_bare(runner, *arrays) for name, runner in runners.items()}
+        latencies = measure_latency(bare, arrays) if timed else not_measured(bare)
         zeros = {ORIGINAL: original.sparsity(), COMPRESSED: artifact.sparsity()}
         before, after = _measurements(accuracy, latencies, zeros, original, artifact)
     limits = check_limits(budget, before, after, accuracy.drop_points)
@@ -96,7 +100,7 @@ def verify(
         seconds=time.perf_counter() - start,
         samples=accuracy.samples,
         metric=name,
-        repeats=latencies.repeats,
+        repeats=latencies.repeats if timed else 0,
         steady=latencies.steady,
         machine=machine(),
         versions=_versions(targets[artifact.target]),
@@ -122,6 +126,13 @@ def _check_arguments(artifact: Artifact, reference: Program | Artifact, threads:
         raise ConfigError(
             "reference", ", ".join(map(str, program.inputs)), f"a network with the inputs {', '.join(map(str, artifact.program.inputs))}"
         )
+
+
+def _check_budget(name: str, budget: Budget | None) -> None:
+    """Raise MissingRuntime for limits on latency where the target's runtime cannot run: nothing else's speed would do."""
+    target = targets[name]
+    if budget is not None and (budget.min_speedup or budget.max_latency_ms) and target.stand_in:
+        raise MissingRuntime(target.runtime, f"a budget with a limit on latency on {name}", target.install_command)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from gossamer.errors import UnsupportedOp
 from gossamer.files import write_bytes
 from gossamer.numerics.affine import Quantizer
 from gossamer.numerics.formats import FloatFormat
+from gossamer.plan.spec import TargetSpec, specs
 from gossamer.program.clamps import clip_limits
 from gossamer.program.fold import fold_batch_norms
 from gossamer.program.forms import AnyForm, BatchSize, Form, Size, find_forms
@@ -34,6 +35,7 @@ from gossamer.targets.onnx.ends import code_ends, ends_metadata
 from gossamer.targets.onnx.lowering import WAY_OUT, Call, lowerings
 from gossamer.targets.onnx.order import clamps_behind_pools, keeps_pool_and_codes_apart
 from gossamer.targets.onnx.proto import Port, to_bytes
+from gossamer.targets.onnx.spec import SPEC
 
 
 def emit(program: Program, path: Path) -> None:
@@ -53,7 +55,8 @@ def to_onnx(program: Program, io: str = "float") -> bytes:
     """The bytes of the ONNX file. Batch norms of a float program are folded where possible."""
     if not program.quantizers:
         program = fold_batch_norms(program)
-    program = clamps_behind_pools(program)
+    if _spec_of(program).guarded:
+        program = clamps_behind_pools(program)
     walk = Walk(program)
     for node in program.graph.nodes:
         walk.visit(node)
@@ -67,11 +70,19 @@ def to_onnx(program: Program, io: str = "float") -> bytes:
     return to_bytes(walk.draft, inputs, outputs, metadata)
 
 
+def _spec_of(program: Program) -> TargetSpec:
+    """What the file's runtime can do; ONNX Runtime's where the program names none."""
+    if program.target not in specs:
+        return SPEC
+    return specs[program.target]
+
+
 class Walk:
     """The state of one walk: what was emitted so far, and which ONNX tensor stands for which value."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
+        self.spec = _spec_of(program)
         self.state = program.state
         self.draft = Draft()
         self.forms: dict[str, AnyForm] = dict(find_forms(program))
@@ -178,7 +189,7 @@ class Walk:
         """What is to be coded; where it has other codes already, in the form in which the runtime keeps those."""
         form = self.forms[name]
         axes = [axis for axis, size in enumerate(form.sizes) if isinstance(size, int)] if isinstance(form, Form) else []
-        if result not in self.codes or not axes:
+        if result not in self.codes or not axes or not self.spec.guarded:
             return result
         axis = 1 if 1 in axes else axes[0]
         size = form.sizes[axis] if isinstance(form, Form) else 0
@@ -199,7 +210,7 @@ class Walk:
         limits = clip_limits(node)
         if quantizer is None or limits is None or not clips_like(quantizer, *limits):
             return False
-        if keeps_pool_and_codes_apart(node, self.program):
+        if self.spec.guarded and keeps_pool_and_codes_apart(node, self.program):
             return False
         form = self.forms[node.uses[0]]
         return isinstance(form, Form) and form.dtype == torch.float32

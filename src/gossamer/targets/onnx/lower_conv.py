@@ -127,6 +127,8 @@ def _for_floats(call: Call, source: str, axis: int) -> str:
     """The input as a layer with float weights must read it: what its codes stand for, by channel."""
     values = call.values
     size = call.form("input").sizes[axis]
+    if not values.spec.guarded:
+        return source
     if source not in values.codes or not _is_stored(call) or call.tensor("weight") in values.coded or not isinstance(size, int):
         return source
     return emit_real_by_channel(values.draft, values.codes[source], call.node.name + "/in", values.coded[source], axis=axis, size=size)
@@ -153,7 +155,7 @@ def _bias(call: Call, source: str) -> list[str]:
     coded = call.values.coded
     weight = call.tensor("weight")
     name = _name(call, "bias")
-    if source in coded and weight in coded and name in call.values.state:
+    if source in coded and weight in coded and name in call.values.state and not call.values.spec.float_biases:
         return [code_bias(call.values.draft, call.values.state[name], name, coded[source], coded[weight])]
     return [call.tensor("bias")]
 

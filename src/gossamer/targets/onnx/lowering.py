@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gossamer.errors import UnsupportedOp
 from gossamer.numerics.affine import Quantizer
+from gossamer.plan.spec import TargetSpec
 from gossamer.program.forms import AnyForm, BatchSize, Form, Size, Unknown
 from gossamer.program.graph import Arg, Node, Ref
 from gossamer.program.ops import Op, op_of
@@ -28,6 +29,7 @@ class Values(Protocol):
     """Where a lowering finds what was emitted before it."""
 
     program: Program
+    spec: TargetSpec  # of the runtime that the file is for
     draft: Draft
     coded: dict[str, Quantizer]  # results of DequantizeLinear -> the quantizer of their codes
     codes: dict[str, str]  # results of DequantizeLinear -> the codes that it reads

@@ -66,8 +66,8 @@ def open_session(path: Path, *, threads: int, values: bool = False) -> OnnxRunne
     return OnnxRunner(start_session(Path(path), data, threads=threads), exposed)
 
 
-def start_session(path: Path, data: bytes, *, threads: int, optimized: Path | None = None) -> Any:
-    """An InferenceSession on the CPU; writes the optimized graph to `optimized` where that is given."""
+def start_session(path: Path, data: bytes, *, threads: int, optimized: Path | None = None, as_written: bool = False) -> Any:
+    """An InferenceSession on the CPU; writes the optimized graph to `optimized` where that is given. `as_written`: nothing is fused."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -77,6 +77,8 @@ def start_session(path: Path, data: bytes, *, threads: int, optimized: Path | No
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     if saturates():
         options.add_session_config_entry(*PRECISE)
     if optimized is not None:
