@@ -33,7 +33,11 @@ def check_ends(program: Program, io: str) -> None:
 
 def open_artifact(artifact: Artifact, *, threads: int, values: bool = False) -> Runner:
     """Open a file so that it takes and gives real numbers, whatever it takes and gives by itself. Raises like Target.open."""
-    runner = targets[artifact.target].open(artifact.path, threads=threads, values=values)
+    target = targets[artifact.target]
+    if values and target.open_values is not None:
+        runner = target.open_values(artifact.program, threads=threads)
+    else:
+        runner = target.open(artifact.path, threads=threads, values=values)
     return runner if artifact.io == "float" else CodedRunner(runner, artifact)
 
 

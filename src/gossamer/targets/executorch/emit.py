@@ -1,0 +1,111 @@
+"""From a program to a .pte file: exported by torch.export, lowered by ExecuTorch, its XNNPACK parts in one delegate or several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gossamer.errors import GossamerError, UnsupportedOp
+from gossamer.files import write_bytes
+from gossamer.plan.coded import coded_nodes
+from gossamer.program.fold import fold_batch_norms
+from gossamer.program.graph import Node
+from gossamer.program.ops import op_of
+from gossamer.program.program import Program
+from gossamer.targets.executorch.network import Network
+from gossamer.targets.executorch.packages import part, quiet
+from gossamer.targets.executorch.spec import NAME, SPEC
+
+MOST_SAMPLES = 64  # in a call, where the batch size is free: memory for what lies between delegates is planned for this many
+_MODULE = "calls."
+
+
+def emit(program: Program, path: Path) -> None:
+    """Write a program as .pte.
+
+    Raises: UnsupportedOp for an op without a kernel, and for a layer with codes that would be computed in float; MissingRuntime without
+    executorch; FileError when the file cannot be written.
+    """
+    write_bytes(Path(path), to_pte(program).data)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A .pte file, and the values whose codes it hands out behind its outputs."""
+
+    data: bytes
+    handed_out: tuple[str, ...]
+
+
+def to_pte(program: Program, *, hand_out: bool = False) -> Written:
+    """The bytes of the file. Batch norms of a float program are folded where possible; `hand_out` adds codes to its outputs."""
+    exir = part("exir")
+    partitioner = part("backends.xnnpack.partition.xnnpack_partitioner")
+    program = program if program.quantizers else fold_batch_norms(program)
+    network = Network(program, hand_out=hand_out).eval()
+    with quiet(), torch.no_grad():
+        exported = _export(program, network)
+        try:
+            lowered = exir.to_edge_transform_and_lower(
+                exported,
+                partitioner=[partitioner.XnnpackPartitioner()],
+                compile_config=exir.EdgeCompileConfig(_check_ir_validity=False),
+            )
+            _check(program, network, lowered.exported_program().graph)
+            finished = lowered.to_executorch()
+        except (RuntimeError, NotImplementedError, ValueError, KeyError, TypeError) as error:  # whatever one of its passes runs into
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise GossamerError(
+                f"ExecuTorch cannot lower this network ({reason}); export to another target, such as onnxruntime."
+            ) from error
+        return Written(bytes(finished.buffer), network.handed_out)
+
+
+def _export(program: Program, network: Network) -> Any:
+    """The network as torch.export's graph, with a batch size of 1 to MOST_SAMPLES where it is free."""
+    examples = tuple(spec.example(2) for spec in program.inputs)
+    free = [spec.shape[0] is None if spec.shape else False for spec in program.inputs]
+    batch = torch.export.Dim("batch", min=1, max=MOST_SAMPLES)
+    shapes = {"inputs": tuple({0: batch} if is_free else None for is_free in free)}
+    return torch.export.export(network, examples, dynamic_shapes=shapes if any(free) else None, strict=False)
+
+
+def _check(program: Program, network: Network, graph: Any) -> None:
+    """Raise UnsupportedOp for what was not delegated and is either a layer on codes or has no portable kernel."""
+    kernels = {name.partition(".")[0] for name in part("runtime").Runtime.get().operator_registry.operator_names}
+    coded = coded_nodes(program)
+    for node, op in _left(network, graph):
+        if node is not None and node.name in coded and op_of(node).onnx not in SPEC.same_scale_ops and not _is_coding(op):
+            raise UnsupportedOp(
+                node.op, node.where, needed=f"integer {NAME}", way_out=f"keep it float with rules={{{node.module or node.name!r}: 'float'}}"
+            )
+        if op not in kernels:
+            raise UnsupportedOp(
+                op if node is None else node.op,
+                "" if node is None else node.where,
+                needed=NAME,
+                way_out="rewrite that line, or export to another target, such as onnxruntime",
+            )
+
+
+def _left(network: Network, graph: Any) -> Iterator[tuple[Node | None, str]]:
+    """(the program's node, the op's name) of each op that no delegate took."""
+    for node in graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        if node.op == "call_function" and schema is not None and not schema.name.startswith(("executorch_prim", "higher_order")):
+            yield _origin(network, node), schema.name
+
+
+def _origin(network: Network, node: Any) -> Node | None:
+    for path, _ in reversed(node.meta.get("nn_module_stack", {}).values()):
+        if _MODULE in path:
+            return network.nodes[int(path.split(_MODULE)[1].split(".")[0])]
+    return None
+
+
+def _is_coding(op: str) -> bool:
+    return op.startswith("quantized_decomposed::")

@@ -1,0 +1,143 @@
+"""A program as a module that torch.export reads: the same ops, with codes as pairs of quantize and dequantize around them.
+
+That is the form in which XNNPACK's partitioner finds integer ops: values it reads are decoded right in front of an op, for each op anew, and
+its result is coded right behind it. Nothing here is traced twice or decided by another library: scales, zero points and codes are ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.numerics.affine import Quantizer, dequantize, quantize
+from gossamer.numerics.formats import PerAxis
+from gossamer.plan.coded import coded_nodes
+from gossamer.plan.placement import has_weight, inference_graph
+from gossamer.program.execute import DEVICE, TRAINING, Step, schedule
+from gossamer.program.forms import BatchSize, Form, find_forms
+from gossamer.program.graph import Node, map_refs
+from gossamer.program.ops import bind, op_of
+from gossamer.program.program import Program
+
+
+class StepCall(nn.Module):
+    """One step. As a module of its own, its place in the list tells which node each op of a lowered graph comes from."""
+
+    def __init__(self, step: Step, sizes: tuple[int, ...] | None) -> None:
+        super().__init__()
+        self._step, self._sizes = step, sizes
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the op; a reshape with a literal -1 where the batch grows, since kernels take no computed sizes."""
+        return self._step.call(*args, **kwargs) if self._sizes is None else args[0].reshape(self._sizes)
+
+
+class Network(nn.Module):
+    """Runs on inputs as the program does. Raises nothing of its own.
+
+    hand_out  give the codes of every quantized value, too, behind the outputs, in the order of `handed_out`
+    """
+
+    def __init__(self, program: Program, *, hand_out: bool = False) -> None:
+        super().__init__()
+        self.nodes: tuple[Node, ...] = inference_graph(program.graph).nodes
+        self._program = [program]  # in a list: no part of this module's state
+        self._coded = coded_nodes(program)
+        made = dict.fromkeys((*program.graph.inputs, *map(self._name, self.nodes)))
+        self.handed_out = tuple(name for name in made if name in program.quantizers) if hand_out else ()
+        graph, forms = inference_graph(program.graph), find_forms(program)
+        self._outputs, self._steps = graph.outputs, schedule(graph)
+        calls = (StepCall(step, _literal(node, forms[node.name])) for step, node in zip(self._steps, self.nodes, strict=True))
+        self.calls = nn.ModuleList(calls)
+        self._stored: dict[str, str] = {}
+        coded_weights = {bind(node)["weight"].name for node in self.nodes if node.name in self._coded and has_weight(node)}
+        for number, (name, tensor) in enumerate(program.state.items()):
+            self._store(name, f"state{number}", tensor.detach(), program.quantizers.get(name), name in coded_weights)
+
+    def _store(self, name: str, place: str, tensor: Tensor, quantizer: Quantizer | None, coded: bool) -> None:
+        self._stored[name] = place
+        if quantizer is None:
+            self.register_buffer(place, tensor.clone())
+        elif not coded:
+            self.register_buffer(place, dequantize(quantize(tensor, quantizer), quantizer))
+        else:
+            self.register_buffer(place, quantize(tensor, quantizer).to(torch.int8))
+            if isinstance(quantizer.granularity, PerAxis):
+                self.register_buffer(f"{place}_scale", torch.tensor(quantizer.scale))
+                self.register_buffer(f"{place}_zero", torch.tensor(quantizer.zero_point))
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Outputs, and codes where they are asked for."""
+        values = _Values(self)
+        for spec, value in zip(self._program[0].inputs, inputs, strict=True):
+            values.define(spec.name, value)
+        for node, step, call in zip(self.nodes, self._steps, self.calls, strict=True):
+            if node.name in values.codes:
+                continue  # an activation that the op before it absorbed: the range of its codes clips
+            kwargs = {key: map_refs(value, values.real) for key, value in step.kwargs}
+            result = call(*map_refs(step.args, values.real), **kwargs)
+            values.define(self._name(node), result)
+        outputs = tuple(values.real(name) for name in self._outputs)
+        return (*outputs, *(values.codes[name] for name in self.handed_out))
+
+    def _name(self, node: Node) -> str:
+        results = self._coded.get(node.name, ())
+        return results[0] if len(results) == 1 else node.name
+
+    def parameter(self, name: str) -> Tensor:
+        """What a parameter's codes stand for, or the parameter itself."""
+        tensor: Tensor = getattr(self, self._stored[name])
+        if tensor.dtype != torch.int8 or name not in self._program[0].quantizers:
+            return tensor
+        quantizer = self._program[0].quantizers[name]
+        if not isinstance(quantizer.granularity, PerAxis):
+            return decoded(tensor, quantizer)
+        fmt, place = quantizer.format, self._stored[name]
+        numbers = (getattr(self, f"{place}_scale"), getattr(self, f"{place}_zero"), quantizer.granularity.axis, fmt.lo, fmt.hi, torch.int8)
+        found: Tensor = torch.ops.quantized_decomposed.dequantize_per_channel(tensor, *numbers)
+        return found
+
+
+class _Values:
+    """The values of one run."""
+
+    def __init__(self, network: Network) -> None:
+        self.codes: dict[str, Tensor] = {}
+        self._network = network
+        self._quantizers = network._program[0].quantizers
+        self._real: dict[str, Any] = {TRAINING: False, DEVICE: torch.device("cpu")}
+
+    def define(self, name: str, value: Any) -> None:
+        if name not in self._quantizers:
+            self._real[name] = value
+            return
+        quantizer = self._quantizers[name]
+        self.codes[name] = torch.ops.quantized_decomposed.quantize_per_tensor(value, *_numbers(quantizer))
+
+    def real(self, name: str) -> Any:
+        if name in self.codes:
+            return decoded(self.codes[name], self._quantizers[name])
+        return self._real[name] if name in self._real else self._network.parameter(name)
+
+
+def decoded(codes: Tensor, quantizer: Quantizer) -> Tensor:
+    """The op that decodes."""
+    found: Tensor = torch.ops.quantized_decomposed.dequantize_per_tensor(codes, *_numbers(quantizer))
+    return found
+
+
+def _numbers(quantizer: Quantizer) -> tuple[Any, ...]:
+    fmt = quantizer.format
+    return quantizer.scale[0], quantizer.zero_point[0], fmt.lo, fmt.hi, torch.int8
+
+
+def _literal(node: Node, form: Any) -> tuple[int, ...] | None:
+    """The sizes of a reshape with -1 for one that grows with the batch; None for other ops and where that does not say it."""
+    if op_of(node).onnx != "Reshape" or not isinstance(form, Form):
+        return None
+    growing = [size for size in form.sizes if not isinstance(size, int)]
+    if len(growing) > 1 or not all(isinstance(size, BatchSize) for size in growing) or 0 in form.sizes:
+        return None
+    return tuple(size if isinstance(size, int) else -1 for size in form.sizes)

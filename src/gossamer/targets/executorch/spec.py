@@ -1,0 +1,25 @@
+"""What XNNPACK's kernels compute in integers when ExecuTorch 1.5 hands a network over to them, read off its partitioner and files.
+
+It takes signed codes: values per tensor with a zero point, weights per output channel without one. Average pools, pads, sigmoids and
+products of two values stay float between codes.
+"""
+
+from __future__ import annotations
+
+from gossamer.numerics.formats import IntFormat
+from gossamer.plan.spec import TargetSpec
+
+NAME = "executorch"
+
+_SAME_SCALE = "MaxPool Reshape Transpose Slice".split()
+_COMPUTE = "Conv Gemm Add Mul AdaptiveAveragePool ReduceMean Concat".split()
+
+SPEC = TargetSpec(
+    name=NAME,
+    weight_formats=(IntFormat(bits=8, narrow=True),),
+    activation_formats=(IntFormat(bits=8),),
+    integer_ops=frozenset([*_COMPUTE, *_SAME_SCALE]),
+    same_scale_ops=frozenset(_SAME_SCALE),
+    absorbed_ops=frozenset({"Relu", "Clip"}),
+    requantization="xnnpack",
+)
