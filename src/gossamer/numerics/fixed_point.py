@@ -29,10 +29,10 @@ def multiply(values: Tensor, multiplier: Tensor | int, exponent: Tensor | int) -
     multiplier = torch.as_tensor(multiplier, dtype=torch.int64)
     exponent = torch.as_tensor(exponent, dtype=torch.int64)
     left, right = exponent.clamp_min(0), (-exponent).clamp_min(0)
-    return divide_by_power(_doubling_high(values << left, multiplier), right)
+    return divide_by_power(doubling_high(values << left, multiplier), right)
 
 
-def _doubling_high(values: Tensor, multiplier: Tensor) -> Tensor:
+def doubling_high(values: Tensor, multiplier: Tensor) -> Tensor:
     """(values * multiplier + half) / 2^31, towards zero."""
     product = values * multiplier
     nudged = product + torch.where(product >= 0, 2**30, 1 - 2**30)

@@ -55,7 +55,7 @@ def _hands_out(site: Site, quantizers: Mapping[str, Quantizer], node: Node, resu
         return len(coded) == len(results) and all(quantizers[value] == source for value in results)
     if not coded:
         return name in site.spec.float_result_ops and results == (node.name,)
-    if results[0] != node.name:
+    if results[0] != node.name or name in site.spec.absorbed_ops:
         limits = clip_limits(site.graph.by_name[results[0]])
         return limits is not None and clips_like(quantizers[results[0]], *limits)
     return True

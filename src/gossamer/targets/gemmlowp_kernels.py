@@ -9,6 +9,9 @@ from torch import Tensor
 
 from gossamer.numerics.affine import Quantizer
 from gossamer.numerics.fixed_point import mean_multiplier, multiply, quantize_multiplier
+from gossamer.numerics.resample import fixed_bilinear
+from gossamer.program.ops import op_of
+from gossamer.targets import code_tables, lite_kernels
 from gossamer.targets.float32_kernels import CodeCall, clamped, joined, layer_sums, pair_of, result_of
 from gossamer.targets.kernel_sets import KernelSet, kernel_sets
 
@@ -26,20 +29,38 @@ def layer(call: CodeCall) -> Tensor:
 
 
 def add(call: CodeCall) -> Tensor:
-    """Both at 20 more bits and one scale, then to the result's."""
+    """Sum or difference: both at 20 more bits and one scale, then to the result's."""
     (left, one), (right, two) = pair_of(call)
-    result = result_of(call)
+    return added(left, right, (one, two, result_of(call)), sign=-1 if op_of(call.node).onnx == "Sub" else 1)
+
+
+def added(left: Tensor, right: Tensor, quantizers: tuple[Quantizer, Quantizer, Quantizer], sign: int = 1) -> Tensor:
+    """Codes of left + sign * right."""
+    one, two, result = quantizers
     twice = 2.0 * max(one.scale[0], two.scale[0])
-    sums = _distance(left, one, 20, one.scale[0] / twice) + _distance(right, two, 20, two.scale[0] / twice)
+    sums = _distance(left, one, 20, one.scale[0] / twice) + sign * _distance(right, two, 20, two.scale[0] / twice)
     return clamped(multiply(sums, *quantize_multiplier(twice / (2**20 * result.scale[0]))), result)
 
 
 def mul(call: CodeCall) -> Tensor:
     """Product of two values, position by position."""
     (left, one), (right, two) = pair_of(call)
-    result = result_of(call)
+    return multiplied(left, right, (one, two, result_of(call)))
+
+
+def multiplied(left: Tensor, right: Tensor, quantizers: tuple[Quantizer, Quantizer, Quantizer]) -> Tensor:
+    """Codes of left * right."""
+    one, two, result = quantizers
     products = (left.long() - one.zero_point[0]) * (right.long() - two.zero_point[0])
     return clamped(multiply(products, *quantize_multiplier(one.scale[0] * two.scale[0] / result.scale[0])), result)
+
+
+def matmul(call: CodeCall) -> Tensor:
+    """Matrix product of two values."""
+    (left, one), (right, two) = (call.inputs[name] for name in call.node.uses[:2])
+    names, result = call.node.uses[:2], result_of(call)
+    sums = call.run({names[0]: left.double() - one.zero_point[0], names[1]: right.double() - two.zero_point[0]}).long()
+    return clamped(multiply(sums, *quantize_multiplier(one.scale[0] * two.scale[0] / result.scale[0])), result)
 
 
 def convert(codes: Tensor, source: Quantizer, result: Quantizer) -> Tensor:
@@ -78,11 +99,35 @@ def _scaled(sums: Tensor, factors: Sequence[float], shape: Sequence[int]) -> Ten
     return multiply(sums, multipliers, exponents)
 
 
+def clamp(call: CodeCall) -> Tensor:
+    """A clamp of its own: other codes, which clip."""
+    return convert(*call.first, result_of(call))
+
+
+def hard_sigmoid(call: CodeCall) -> Tensor:
+    """An addition of 3 whose result's codes clip at 0 and 6, and a product with 1/6."""
+    return lite_kernels.hard_sigmoid(call, added, multiplied)
+
+
 gemmlowp |= {
     "Conv": layer,
     "Gemm": layer,
+    "MatMul": matmul,
     "Add": add,
+    "Sub": add,
     "Mul": mul,
+    "AveragePool": lite_kernels.average_pool,
+    "Softmax": lite_kernels.softmax,
+    "HardSwish": lite_kernels.table(code_tables.hard_swish),
+    "Elu": lite_kernels.table(code_tables.elu),
+    "Gelu": lite_kernels.table(code_tables.gelu, approximate="approximate"),
+    "Relu": clamp,
+    "Clip": clamp,
+    "HardSigmoid": hard_sigmoid,
+    "Sigmoid": lite_kernels.table(code_tables.fixed_sigmoid),
+    "Tanh": lite_kernels.table(code_tables.fixed_tanh),
+    "LeakyRelu": lite_kernels.table(code_tables.fixed_leaky_relu, slope="negative_slope"),
+    "Resize": lite_kernels.resize(fixed_bilinear),
     "Concat": concat,
     "AdaptiveAveragePool": mean,
     "ReduceMean": mean,

@@ -7,7 +7,11 @@ import math
 import torch
 from torch import Tensor
 
+from gossamer.numerics import integer
 from gossamer.numerics.affine import Quantizer
+from gossamer.numerics.resample import float_bilinear
+from gossamer.program.ops import op_of
+from gossamer.targets import code_tables, lite_kernels
 from gossamer.targets.float32_kernels import CodeCall, clamped, joined, pair_of, result_of
 from gossamer.targets.kernel_sets import FLOAT32_HALF_EVEN, kernel_sets
 
@@ -15,13 +19,18 @@ xnnpack = kernel_sets.add("xnnpack", source="XNNPACK as LiteRT 2.3.0 ships it; f
 
 
 def add(call: CodeCall) -> Tensor:
-    """Both factors as whole multiples of 2^-shift, the larger one with 20 bits behind its first; halves are rounded up."""
+    """Sum or difference: both factors as whole multiples of 2^-shift, the larger one with 20 bits behind its first; halves are rounded up."""
     (left, one), (right, two) = pair_of(call)
-    result = result_of(call)
+    return added(left, right, (one, two, result_of(call)), sign=-1 if op_of(call.node).onnx == "Sub" else 1)
+
+
+def added(left: Tensor, right: Tensor, quantizers: tuple[Quantizer, Quantizer, Quantizer], sign: int = 1) -> Tensor:
+    """Codes of left + sign * right."""
+    one, two, result = quantizers
     factors = [torch.tensor(part.scale[0]).div(torch.tensor(result.scale[0])) for part in (one, two)]
     shift = 20 - (math.frexp(max(float(factor) for factor in factors))[1] - 1)
     whole = [int(torch.tensor(math.ldexp(float(factor), shift)).round()) for factor in factors]
-    sums = (left.long() - one.zero_point[0]) * whole[0] + (right.long() - two.zero_point[0]) * whole[1] + (1 << (shift - 1))
+    sums = (left.long() - one.zero_point[0]) * whole[0] + sign * (right.long() - two.zero_point[0]) * whole[1] + (1 << (shift - 1))
     return clamped(sums >> shift, result)
 
 
@@ -45,4 +54,26 @@ def concat(call: CodeCall) -> Tensor:
     return joined(call, convert)
 
 
-xnnpack |= {"Add": add, "Concat": concat, "Quantize": quantize}
+def clamp(call: CodeCall) -> Tensor:
+    """A clamp of its own: other codes, which clip."""
+    return convert(*call.first, result_of(call))
+
+
+def hard_sigmoid(call: CodeCall) -> Tensor:
+    """An addition of 3 whose result's codes clip at 0 and 6, and a product with 1/6."""
+    return lite_kernels.hard_sigmoid(call, added, integer.multiply_codes)
+
+
+xnnpack |= {
+    "Add": add,
+    "Sub": add,
+    "Relu": clamp,
+    "Clip": clamp,
+    "HardSigmoid": hard_sigmoid,
+    "Tanh": FLOAT32_HALF_EVEN["Sigmoid"],
+    "LeakyRelu": lite_kernels.table(code_tables.short_leaky_relu, slope="negative_slope"),
+    "Elu": lite_kernels.table(code_tables.elu),
+    "Resize": lite_kernels.resize(float_bilinear),
+    "Concat": concat,
+    "Quantize": quantize,
+}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import inf
 
 import numpy as np
 import torch
 
 from gossamer.program.clamps import clip_limits
+from gossamer.targets.lite_kernels import SIXTH, THREE, ZERO_TO_SIX
 from gossamer.targets.tflite.layout import Laid
 from gossamer.targets.tflite.lowering import Call, aligned, lowerings
 
@@ -44,6 +46,8 @@ _OPTIONS = {
 def _unary(call: Call) -> Laid:
     code = _UNARY[call.row.onnx]
     laid = call.laid(next(iter(call.args)))
+    if call.integer and code == "RELU":
+        return _clipped(call, laid)
     return _same_place(call, laid, code, _OPTIONS.get(code, ""))
 
 
@@ -71,10 +75,17 @@ def cast(call: Call) -> Laid:
     return laid if have == want else _same_place(call, laid, "CAST", "CastOptions")
 
 
+def _clipped(call: Call, laid: Laid) -> Laid:
+    """Other codes, which clip."""
+    return _same_place(call, laid, "QUANTIZE", "QuantizeOptions")
+
+
 @lowerings.add("Clip")
 def clip(call: Call) -> Laid:
     """ReLU6 and any other limits."""
     laid = call.laid(next(iter(call.args)))
+    if call.integer:
+        return _clipped(call, laid)
     limits = clip_limits(call.node)
     if limits is None:
         raise call.unsupported(f"{call.node.op} with computed limits")
@@ -125,9 +136,20 @@ def silu(call: Call) -> Laid:
 def hard_sigmoid(call: Call) -> Laid:
     """relu6(x + 3) / 6."""
     laid = call.laid("self")
+    if call.integer:
+        return _coded_hard_sigmoid(call, laid)
     shape = call.values.draft.tensors[laid.tensor].shape
     lifted = call.step("ADD", (laid.tensor, call.number(3.0)), shape, "AddOptions", fusedActivationFunction=3)  # RELU6
     return _same_place(call, Laid(lifted, laid.order, laid.columns), "MUL", "MulOptions", (call.number(1 / 6),), fusedActivationFunction=0)
+
+
+def _coded_hard_sigmoid(call: Call, laid: Laid) -> Laid:
+    """The same on codes: those of the sum clip."""
+    draft = call.values.draft
+    three, sixth = (draft.constant(np.asarray(127, np.int8), "factor", quantizer) for quantizer in (THREE, SIXTH))
+    lifted = draft.add(replace(draft.tensors[laid.tensor], name=f"{call.node.name}/add", quantizer=ZERO_TO_SIX))
+    draft.op("ADD", (laid.tensor, three), (lifted,), "AddOptions", fusedActivationFunction=0)
+    return _same_place(call, Laid(lifted, laid.order, laid.columns), "MUL", "MulOptions", (sixth,), fusedActivationFunction=0)
 
 
 @lowerings.add("Reciprocal")

@@ -71,19 +71,18 @@ def resize(call: Call) -> Laid:
     """Nearest and bilinear, over height and width."""
     nearest = "nearest" in call.node.op
     source = next(iter(call.args))
-    if len(call.shape(source)) != 4 or not (nearest or "bilinear2d" in call.node.op) or "exact" in call.node.op or "aa" in call.node.op:
+    if len(call.shape(source)) != 4 or not (nearest or "bilinear2d" in call.node.op) or "aa" in call.node.op:
         raise call.unsupported(call.node.op)
     have, want = call.shape(source)[2:], call.out_shape[2:]
     factors = call.get("scale_factors")
     if factors and any(round(h * factor) != w or h * factor != w for h, w, factor in zip(have, want, factors, strict=True)):
         raise call.unsupported(f"{call.node.op} by factors that do not give whole sizes")
     corners = bool(call.get("align_corners", False))
-    if nearest and any(w % h and h % w for h, w in zip(have, want, strict=True)):
-        raise call.unsupported(f"{call.node.op} by a factor that is not whole")
     laid = call.in_order(call.laid(source), call.shape(source), channels_last(4))
     inputs = (laid.tensor, call.ints(want))
     if nearest:
-        return call.op("RESIZE_NEAREST_NEIGHBOR", inputs, channels_last(4), "ResizeNearestNeighborOptions")
+        middle = "exact" in call.node.op
+        return call.op("RESIZE_NEAREST_NEIGHBOR", inputs, channels_last(4), "ResizeNearestNeighborOptions", halfPixelCenters=middle)
     return call.op("RESIZE_BILINEAR", inputs, channels_last(4), "ResizeBilinearOptions", alignCorners=corners, halfPixelCenters=not corners)
 
 

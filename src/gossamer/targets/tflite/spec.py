@@ -1,4 +1,9 @@
-"""What LiteRT's XNNPACK kernels compute in integers."""
+"""What LiteRT's XNNPACK kernels compute in integers.
+
+LiteRT's own kernels know more ops on codes, but between a conversion to floats and one back XNNPACK is faster. Measured with LiteRT 2.3.0 on one
+thread, in ms: average pool of 56 x 56 x 64, 2 x 2, 0.60 and 0.03; softmax of 4 x 197 x 197 0.91 and 0.36; hard swish of 56 x 56 x 64 2.2 and 0.02,
+which as a sum and two products on codes is no slower. Its products of two matrices of codes round once for some sizes and twice for others.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +12,9 @@ from gossamer.plan.spec import TargetSpec
 
 NAME = "litert"
 
-_SAME_SCALE = "MaxPool Reshape Transpose Slice Split Select Unbind Pad".split()
-_COMPUTE = "Conv Gemm Add Mul AdaptiveAveragePool ReduceMean Concat Sigmoid".split()
+_SAME_SCALE = "MaxPool Resize Reshape Transpose Slice Split Select Unbind Pad".split()
+_FUNCTIONS = "Relu Clip Sigmoid Tanh HardSigmoid LeakyRelu Elu".split()
+_COMPUTE = ["Conv", "Gemm", "Add", "Sub", "Mul", "AdaptiveAveragePool", "ReduceMean", "Concat", *_FUNCTIONS]
 
 SPEC = TargetSpec(
     name=NAME,
@@ -20,4 +26,5 @@ SPEC = TargetSpec(
     float_result_ops=frozenset(),
     requantization="xnnpack",
     gate_ops=frozenset({"Sigmoid"}),
+    signed_gate_ops=frozenset({"Tanh"}),
 )

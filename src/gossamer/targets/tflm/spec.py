@@ -1,4 +1,4 @@
-"""What LiteRT for Microcontrollers computes in integers with its reference kernels: as LiteRT, but for sigmoids and the rounding."""
+"""What LiteRT for Microcontrollers computes in integers with its reference kernels: more than LiteRT's, and rounded otherwise."""
 
 from __future__ import annotations
 
@@ -8,4 +8,13 @@ from gossamer.targets.tflite.spec import SPEC as LITERT
 
 NAME = "tflm"
 
-SPEC = replace(LITERT, name=NAME, integer_ops=LITERT.integer_ops - {"Sigmoid"}, gate_ops=frozenset(), requantization="gemmlowp")
+_MORE = frozenset({"AveragePool", "HardSwish", "MatMul", "Softmax"})
+
+SPEC = replace(
+    LITERT,
+    name=NAME,
+    integer_ops=LITERT.integer_ops | _MORE,
+    same_scale_ops=LITERT.same_scale_ops | {"AveragePool"},
+    gate_ops=LITERT.gate_ops | {"Softmax"},
+    requantization="gemmlowp",
+)

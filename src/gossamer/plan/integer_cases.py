@@ -1,0 +1,90 @@
+"""Which cases of an op have a kernel on codes: for each op in question, why a node must stay float, or ""."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from gossamer.program.clamps import clip_limits
+from gossamer.program.graph import Node
+from gossamer.program.ops import bind, op_of
+
+if TYPE_CHECKING:
+    from gossamer.plan.placement import Site
+
+
+def _why_float_pair(site: Site, node: Node) -> str:
+    names = [name for name in node.uses if site.is_float(name)]
+    if len(names) != 2:
+        return f"{op_of(node).onnx} with a number has no integer kernel"
+    alpha = bind(node).get("alpha", 1)
+    return "" if alpha == 1 else f"it multiplies the second value by {alpha} first"
+
+
+def _why_float_mean(site: Site, node: Node) -> str:
+    bound = bind(node)
+    shape, axes = site.shape(node.uses[0]), bound.get("dim")
+    axes = [axes] if isinstance(axes, int) else axes
+    fits = len(shape) == 4 and axes is not None and sorted(axis % 4 for axis in axes) == [2, 3]
+    return "" if fits else "only the mean over height and width has an integer kernel"
+
+
+def _why_float_adaptive(site: Site, node: Node) -> str:
+    have, want = site.shape(node.uses[0]), site.shape(node.name)
+    even = len(have) == 4 and all(h % w == 0 for h, w in zip(have[2:], want[2:], strict=True)) and have != want
+    if even and want[2:] != (1, 1) and "AveragePool" in site.spec.same_scale_ops:
+        return "its kernel takes windows, as those of AvgPool2d"
+    return "" if even else "its bins overlap, or it pools nothing"
+
+
+def _why_float_average(site: Site, node: Node) -> str:
+    bound = bind(node)
+    if bound.get("divisor_override") is not None:
+        return "it divides by a number of its own"
+    if bound["ceil_mode"] and any(bound["padding"]):
+        return "ceil mode with padding is computed in float"
+    return _why_float_pool(site, node)
+
+
+def _why_float_clamp(site: Site, node: Node) -> str:
+    limits = clip_limits(node)
+    around = limits is not None and (limits[0] is None or limits[0] <= 0) and (limits[1] is None or limits[1] >= 0)
+    return "" if around else "only a clamp to numbers around 0 is the same as a range of codes"
+
+
+def _why_float_elu(site: Site, node: Node) -> str:
+    bound = bind(node)
+    plain = (bound["alpha"], bound["scale"], bound["input_scale"]) == (1, 1, 1)
+    return "" if plain else "its kernel has no factors"
+
+
+def _why_float_resize(site: Site, node: Node) -> str:
+    known = "nearest2d" in node.op or ("bilinear2d" in node.op and "aa" not in node.op)
+    return "" if known else "only resizing an image to the nearest pixel or between two has an integer kernel"
+
+
+def _why_float_pool(site: Site, node: Node) -> str:
+    return "" if len(site.shape(node.uses[0])) == 4 else "only pooling over height and width has an integer kernel"
+
+
+def _why_float_pad(site: Site, node: Node) -> str:
+    bound = bind(node)
+    constant = bound.get("mode", "constant") == "constant"
+    return "it pads with a number other than 0" if constant and bound["value"] else ""
+
+
+CHECKS: dict[str, Callable[[Site, Node], str]] = {
+    "Add": _why_float_pair,
+    "Sub": _why_float_pair,
+    "Mul": _why_float_pair,
+    "MatMul": _why_float_pair,
+    "ReduceMean": _why_float_mean,
+    "AdaptiveAveragePool": _why_float_adaptive,
+    "AveragePool": _why_float_average,
+    "MaxPool": _why_float_pool,
+    "Pad": _why_float_pad,
+    "Relu": _why_float_clamp,
+    "Clip": _why_float_clamp,
+    "Elu": _why_float_elu,
+    "Resize": _why_float_resize,
+}

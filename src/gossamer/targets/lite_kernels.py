@@ -1,0 +1,77 @@
+"""Kernels on codes of the LiteRT family, and what its kernel sets are made with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gossamer.numerics import fixed_functions
+from gossamer.numerics.affine import Quantizer
+from gossamer.numerics.formats import IntFormat, PerTensor
+from gossamer.program.ops import bind
+from gossamer.targets.float32_kernels import CodeCall, Kernel, clamped, pass_on, result_of
+
+Pairwise = Callable[[Tensor, Tensor, tuple[Quantizer, Quantizer, Quantizer]], Tensor]
+
+
+def table(function: Callable[..., Tensor], **numbers: str) -> Kernel:
+    """The kernel of a function of one code; `numbers`: its further parameters -> arguments of the op."""
+
+    def kernel(call: CodeCall) -> Tensor:
+        bound = bind(call.node)
+        codes, source = call.first
+        return function(codes, source, result_of(call), **{name: bound[argument] for name, argument in numbers.items()})
+
+    return kernel
+
+
+def softmax(call: CodeCall) -> Tensor:
+    """Along one axis, in fixed point."""
+    codes, source = call.first
+    axis = bind(call.node)["dim"]
+    shares = fixed_functions.softmax(codes.to(torch.int64).movedim(axis, -1), source.scale[0])
+    return clamped(shares.movedim(-1, axis), result_of(call))
+
+
+def average_pool(call: CodeCall) -> Tensor:
+    """Means of codes as they are, halves away from 0; result and input have the same codes."""
+    codes, source = call.first
+    bound = bind(call.node)
+    padding = bound["padding"]
+    whole = codes.to(torch.float64)
+    if bound["count_include_pad"] and any(padding):  # a border that counts is made of codes of 0.0
+        height, width = padding if len(padding) == 2 else (*padding, *padding)
+        whole, padding = F.pad(whole, (width, width, height, height), value=source.zero_point[0]), 0
+    sizes = (bound["kernel_size"], bound["stride"] or bound["kernel_size"], padding, bound["ceil_mode"], True, 1)
+    sums, counts = (F.avg_pool2d(part, *sizes).to(torch.int64) for part in (whole, torch.ones_like(whole)))
+    half = counts // 2
+    return torch.div(sums + torch.where(sums > 0, half, -half), counts, rounding_mode="trunc").to(torch.float32)
+
+
+def resize(bilinear: Callable[..., Tensor]) -> Kernel:
+    """Nearest picks codes; bilinear mixes them."""
+
+    def kernel(call: CodeCall) -> Any:
+        if "bilinear" not in call.node.op:
+            return pass_on(call)
+        codes, _ = call.first
+        size = call.run({call.node.uses[0]: codes}).shape[2:]
+        return bilinear(codes.to(torch.int64), tuple(size), align_corners=bind(call.node)["align_corners"]).to(torch.float32)
+
+    return kernel
+
+
+THREE = Quantizer(IntFormat(bits=8), PerTensor(), (float(torch.tensor(3 / 127)),), (0,))  # 3.0 is its code 127
+SIXTH = Quantizer(IntFormat(bits=8), PerTensor(), (float(torch.tensor(1 / 6 / 127)),), (0,))  # 1/6 is its code 127
+ZERO_TO_SIX = Quantizer(IntFormat(bits=8), PerTensor(), (float(torch.tensor(6 / 255)),), (-128,))
+
+
+def hard_sigmoid(call: CodeCall, added: Pairwise, multiplied: Pairwise) -> Tensor:
+    """clamp(x + 3, 0, 6) / 6 by a target's sum and product; the codes of the sum clip."""
+    codes, source = call.first
+    lifted = added(codes, torch.full((), 127), (source, THREE, ZERO_TO_SIX))
+    return multiplied(lifted, torch.full((), 127.0), (ZERO_TO_SIX, SIXTH, result_of(call)))
