@@ -32,6 +32,7 @@ from torch import Tensor, nn
 import gossamer as gs
 from gossamer.numerics.distance import sqnr_db
 from gossamer.plan.edits import ScaleChannels, ScaleInput
+from gossamer.plan.scheme import BlockScheme
 from gossamer.targets.measure import measure_latency
 from gossamer.targets.onnx.run import open_session
 from zoo import timm_model
@@ -62,7 +63,7 @@ def blocks(program: gs.Program, data: Any, method: str) -> gs.Plan:
     """Weights alone; "nearest" is without data."""
     if method == "nearest":
         return gs.plan_weight_quantization(program)
-    return gs.plan_weight_quantization(program, calibration=data, equalization="none" if method == "gptq" else method)
+    return gs.plan_weight_quantization(program, calibration=data, scheme=BlockScheme(equalization="none" if method == "gptq" else method))
 
 
 def minilm(methods: Sequence[str], plan: Callable[[gs.Program, Any, str], gs.Plan]) -> Case:

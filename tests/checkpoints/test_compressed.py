@@ -12,6 +12,7 @@ from gossamer.checkpoints.compressed import load_compressed
 from gossamer.checkpoints.settings import CodeSettings
 from gossamer.checkpoints.stream import MANIFEST, compress_checkpoint
 from gossamer.errors import ConfigError, FileError, PlanError
+from gossamer.plan.scheme import BlockScheme
 from gossamer.plan.weight_only import plan_weight_quantization
 from gossamer.program.capture import capture
 
@@ -71,7 +72,7 @@ def test_a_module_loaded_from_it_computes_what_the_planned_program_computes(tmp_
     compress_checkpoint(source, tmp_path / "out", CodeSettings(weights, 32, ranges), memory_bytes=40_000)
     inputs = torch.randn(16, 100)
     program = capture(model, inputs[:2])
-    plan = plan_weight_quantization(program, weights=weights, ranges=ranges, round_inputs=weights == "int8")
+    plan = plan_weight_quantization(program, weights=weights, scheme=BlockScheme(ranges=ranges), round_inputs=weights == "int8")
     planned = apply(program, plan)
     checkpoint = load_compressed(tmp_path / "out")
     assert planned.quantizers == {name: checkpoint.quantizer(name) for name in ("0.weight", "2.weight")}

@@ -77,16 +77,29 @@ def test_values_are_off_by_one_step_at_most_and_zero_stays(count, shift, bits):
 
 
 def test_what_stays_float_is_listed(program):
-    plan = plan_dynamic_quantization(program, skip=["5"])
+    plan = plan_dynamic_quantization(program, rules={"5": "float"})
     reasons = {item.where: item.reason for item in plan.frozen}
-    assert reasons["5"] == "skipped as asked (5)"
+    assert reasons["5"] == "kept float as asked (5)"
     assert "products are computed in float" in reasons["0"]
 
 
 def test_bad_arguments(program):
-    with pytest.raises(PlanError, match="skip names '9', which is no layer of this network"):
-        plan_dynamic_quantization(program, skip=["9"])
+    with pytest.raises(PlanError, match="rules name '9', which is no layer of this network"):
+        plan_dynamic_quantization(program, rules={"9": "float"})
     with pytest.raises(ConfigError, match="weights must be a format that onnxruntime computes with"):
         plan_dynamic_quantization(program, weights="uint8")
     with pytest.raises(PlanError, match="quantized already"):
         plan_dynamic_quantization(apply(program, plan_dynamic_quantization(program)))
+
+
+def test_rules_mix_formats_in_one_file(program, tmp_path):
+    rules = {"0": "int4", "5": "float", "7": "fp16"}
+    plan = Plan.from_json(plan_dynamic_quantization(program, rules=rules).to_json())
+    quantized = apply(program, plan)
+    found = {name: quantizer.format.name for name, quantizer in quantized.quantizers.items()}
+    assert found == {"0.weight": "int4", "3.weight": "int8", "7.weight": "fp16"}
+    artifact = gs.export(quantized, tmp_path / "m.onnx")
+    report = gs.verify(artifact, reference=program, data=(samples(), program(samples()).argmax(1)))
+    assert report.problems == ()
+    with pytest.raises(ConfigError, match=r"the format of '5' must be .*nearest is"):
+        plan_dynamic_quantization(program, rules={"5": "uint4"})

@@ -18,7 +18,7 @@ from gossamer.plan.edits import QuantizeValue, ScaleChannels, ScaleInput
 from gossamer.plan.equalization import EqualizationJob, equalizations, plan_equalization
 from gossamer.plan.plan import Plan
 from gossamer.plan.quantization import plan_quantization
-from gossamer.plan.scheme import Scheme
+from gossamer.plan.scheme import BlockScheme, Scheme
 from gossamer.plan.weight_only import plan_weight_quantization
 from gossamer.program.capture import capture
 from gossamer.targets.export import export
@@ -182,7 +182,7 @@ def test_auto_is_never_worse_on_its_own_data(spread):
 
 def test_awq_for_weights_in_blocks(outliers, samples):
     plain = plan_weight_quantization(outliers, calibration=samples[:64], round_inputs=False)
-    aware = plan_weight_quantization(outliers, calibration=samples[:64], round_inputs=False, equalization="awq")
+    aware = plan_weight_quantization(outliers, calibration=samples[:64], round_inputs=False, scheme=BlockScheme(equalization="awq"))
     assert any(isinstance(edit, ScaleChannels) for edit in aware.edits)
     assert fidelity(outliers, aware, samples[64:]) > fidelity(outliers, plain, samples[64:]) + 0.5
     with torch.no_grad():
@@ -247,7 +247,7 @@ def test_the_runtime_computes_what_the_plan_says(outliers, samples, method, tmp_
 def test_weights_in_blocks_on_the_runtime(samples, tmp_path):
     torch.manual_seed(0)
     program = capture(PostNorm().eval(), samples[:2])
-    plan = plan_weight_quantization(program, calibration=samples[:64], equalization="awq")
+    plan = plan_weight_quantization(program, calibration=samples[:64], scheme=BlockScheme(equalization="awq"))
     assert any(isinstance(edit, ScaleInput) for edit in plan.edits)
     check_on_runtime(program, apply(program, plan), samples, tmp_path)
 
@@ -271,7 +271,7 @@ def test_errors(outliers, samples):
     with pytest.raises(ConfigError, match="did you mean 'smoothquant'"):
         plan_quantization(outliers, samples, scheme=Scheme(equalization="smoothquants"))
     with pytest.raises(ConfigError, match="calibration must be given for equalization='awq'"):
-        plan_weight_quantization(outliers, equalization="awq")
+        plan_weight_quantization(outliers, scheme=BlockScheme(equalization="awq"))
     with pytest.raises(ConfigError, match="looks at weights alone"):
         plan_equalization(outliers, "smoothquant")
     quantized = apply(outliers, plan_quantization(outliers, samples))

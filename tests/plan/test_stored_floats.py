@@ -102,7 +102,7 @@ def test_float_layers_between_codes_keep_their_weights(op, samples, tmp_path):
 
 
 def test_the_programs_own_codes_are_those_of_torch(program):
-    small = apply(program, plan_weight_quantization(program, weights="bf16", skip=["first", "up"]))
+    small = apply(program, plan_weight_quantization(program, weights="bf16", rules={"first": "float", "up": "float"}))
     assert set(small.quantizers) == {"mix.weight", "head.weight"}
     rounded = {name: program.state[name].detach().bfloat16().float() for name in small.quantizers}
     reference = program.with_graph(program.graph, {**program.state, **{name: nn.Parameter(value) for name, value in rounded.items()}})
@@ -123,10 +123,10 @@ def test_embeddings_are_stored_so_too(tmp_path):
 
 
 def test_bad_requests(program, samples):
-    with pytest.raises(PlanError, match="skip names 'heads', which is no layer of this network; did you mean 'head'?"):
-        plan_weight_quantization(program, weights="fp16", skip=["heads"])
+    with pytest.raises(PlanError, match="rules name 'heads', which is no layer of this network; did you mean 'head'?"):
+        plan_weight_quantization(program, weights="fp16", rules={"heads": "float"})
     with pytest.raises(PlanError, match="no layer whose weight could be stored with fewer bits"):
-        plan_weight_quantization(program, weights="fp16", skip=["*"])
+        plan_weight_quantization(program, weights="fp16", rules={"*": "float"})
     with pytest.raises(ConfigError, match="format must be one of fp16, bf16"):
         plan_quantization(program, samples, rules={"head": "fp32"})
     large = program.copy()

@@ -14,6 +14,7 @@ from gossamer.numerics.formats import IntFormat, PerBlock, parse_format
 from gossamer.numerics.hqq import lp_error
 from gossamer.numerics.ranges import choose_block_quantizer, in_blocks, weight_range_methods
 from gossamer.plan.plan import Plan
+from gossamer.plan.scheme import BlockScheme
 from gossamer.plan.weight_only import plan_weight_quantization
 from gossamer.program.ops.own import dynamic_quantize
 
@@ -122,8 +123,8 @@ def test_what_stays_float_is_listed():
     plan = plan_weight_quantization(program)
     assert [item.where for item in plan.frozen] == ["head"]
     assert "also used by tokens" in plan.frozen[0].reason
-    skipped = plan_weight_quantization(gs.capture(network(), samples(2)), skip=["4"])
-    assert [(item.where, item.reason) for item in skipped.frozen] == [("4", "skipped as asked (4)")]
+    skipped = plan_weight_quantization(gs.capture(network(), samples(2)), rules={"4": "float"})
+    assert [(item.where, item.reason) for item in skipped.frozen] == [("4", "kept float as asked (4)")]
 
 
 @settings(max_examples=30)
@@ -166,8 +167,7 @@ def test_rounded_inputs_are_off_by_half_a_step_at_most(length, block):
         ({"weights": "int3"}, ConfigError, r"weights must be a format that onnxruntime computes with \(the nearest is 'int4'\)"),
         ({"block": 48}, ConfigError, "block must be one of 16, 32, 64, 128, 256, what onnxruntime has kernels for; got 48"),
         ({"weights": "int8", "round_inputs": False}, ConfigError, "round_inputs must be True with int8"),
-        ({"ranges": "hq"}, ConfigError, "weight range method must be a registered weight range method .did you mean 'hqq'?"),
-        ({"skip": ["5"]}, PlanError, "skip names '5', which is no layer of this network"),
+        ({"rules": {"5": "float"}}, PlanError, "rules name '5', which is no layer of this network"),
     ],
 )
 def test_bad_arguments(program, given, error, message):
@@ -175,11 +175,16 @@ def test_bad_arguments(program, given, error, message):
         plan_weight_quantization(program, **given)
 
 
+def test_unknown_range_method():
+    with pytest.raises(ConfigError, match=r"weight range method must be a registered weight range method .did you mean 'hqq'?"):
+        BlockScheme(ranges="hq")
+
+
 @pytest.mark.parametrize("weights", ["int4", "uint4"])
 def test_every_range_method_reaches_the_file(program, weights, tmp_path):
     x, quantized = samples(), {}
     for method in weight_range_methods.names():
-        plan = plan_weight_quantization(program, weights=weights, ranges=method, round_inputs=False)
+        plan = plan_weight_quantization(program, weights=weights, scheme=BlockScheme(ranges=method), round_inputs=False)
         assert Plan.from_json(plan.to_json()) == plan
         quantized[method] = apply(program, plan)
         gs.export(quantized[method], tmp_path / "m.onnx")
@@ -202,3 +207,24 @@ def test_nothing_to_quantize():
     program = gs.capture(nn.Sequential(nn.Conv2d(3, 4, 3)).eval(), torch.zeros(2, 3, 8, 8))
     with pytest.raises(PlanError, match="no linear layer whose weight can have codes of its own: 0, only matrix products"):
         plan_weight_quantization(program)
+
+
+@pytest.mark.parametrize("weights", ["int4", "fp16"])
+def test_rules_mix_formats_in_one_file(program, weights, tmp_path):
+    rules = {"0": "int8", "2": "bf16"} if weights == "int4" else {"0": "int8", "2": "float"}
+    plan = Plan.from_json(plan_weight_quantization(program, weights=weights, rules=rules).to_json())
+    quantized = apply(program, plan)
+    found = {name: quantizer.format.name for name, quantizer in quantized.quantizers.items()}
+    assert found == {"0.weight": "int8", "4.weight": weights} | ({"2.weight": "bf16"} if weights == "int4" else {})
+    artifact = gs.export(quantized, tmp_path / "m.onnx")
+    x = samples()
+    assert difference(run_file(artifact.path, x), quantized(x)) < 2e-3
+    report = gs.verify(artifact, reference=program, data=(x, program(x).argmax(1)))
+    assert report.problems == ()
+
+
+def test_rules_for_formats_that_the_target_lacks(program):
+    with pytest.raises(ConfigError, match=r"the format of '0' must be a format that onnxruntime computes with .*nearest is 'int4'"):
+        plan_weight_quantization(program, rules={"0": "int3"})
+    with pytest.raises(PlanError, match=r"no linear layer .*: 0, kept float as asked \(\*\)"):
+        plan_weight_quantization(program, rules={"*": "float"})

@@ -22,20 +22,20 @@ from gossamer.program.program import Program
 
 @dataclass(frozen=True, eq=False)
 class BlockCoding:
-    """How weights in blocks round: format, weights per block, range method, and bits to which inputs are rounded, 0 for none."""
+    """How weights in blocks round: formats by node, weights per block, range method, and bits to which inputs are rounded, 0 for none."""
 
-    fmt: IntFormat
+    formats: Mapping[str, IntFormat]
     block: int
     ranges: str
     input_bits: int
 
-    def quantizer(self, weight: Tensor) -> Quantizer:
+    def quantizer(self, node: str, weight: Tensor) -> Quantizer:
         """Scales of the blocks of each row."""
-        return choose_block_quantizer(weight, self.fmt, self.ranges, size=self.block)
+        return choose_block_quantizer(weight, self.formats[node], self.ranges, size=self.block)
 
     def weight(self, node: str, weight: Tensor) -> Tensor:
         """Nearest codes, one scale for each block of a row."""
-        return fake_quantize(weight, self.quantizer(weight))
+        return fake_quantize(weight, self.quantizer(node, weight))
 
     def columns(self, columns: Tensor) -> Tensor:
         """Rounded as the kernels round what they read while they run."""
@@ -45,8 +45,8 @@ class BlockCoding:
 
     def quantized(self, program: Program, layers: Sequence[Layer]) -> Program:
         """The program with codes for the weights of these layers; inputs are not rounded."""
-        weights: Mapping[str, Tensor] = {layer.weight: program.state[layer.weight].detach() for layer in layers}
-        return program.with_graph(program.graph, quantizers={name: self.quantizer(weight) for name, weight in weights.items()})
+        coded = {layer.weight: self.quantizer(layer.node, program.state[layer.weight].detach()) for layer in layers}
+        return program.with_graph(program.graph, quantizers=coded)
 
 
 def equalize_blocks(

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from gossamer.errors import PlanError, nearest
-from gossamer.numerics.formats import FloatFormat, Format, IntFormat
+from gossamer.numerics.formats import FloatFormat, Format, IntFormat, parse_any_format
 from gossamer.plan.scheme import pick_format
 from gossamer.plan.spec import TargetSpec
 from gossamer.program.graph import Node, Ref
 from gossamer.program.ops import bind, op_of
-from gossamer.program.ops.kinds import Convolution, Linear
+from gossamer.program.ops.kinds import Convolution, Embedding, Linear
 from gossamer.program.program import Program
 
 FLOAT = "float"
@@ -24,6 +24,20 @@ class Choice:
 
     format: str
     rule: str = ""
+
+    @property
+    def what(self) -> str:
+        """What asks for the format, for messages."""
+        return f"the format of {self.rule!r}" if self.rule else "weights"
+
+    @property
+    def why_float(self) -> str:
+        """Why the layer must not run on codes; "" where it may."""
+        if self.format == FLOAT:
+            return f"kept float as asked ({self.rule})"
+        if isinstance(parse_any_format(self.format), FloatFormat):
+            return f"stored as {self.format} as asked ({self.rule}), computed in float32"
+        return ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,20 +65,20 @@ def layer_formats(program: Program, rules: Mapping[str, str], weights: str, spec
     kept_float: dict[str, str] = {}
     for name, choice in layer_choices(program, rules, weights).items():
         if choice.format == FLOAT:
-            kept_float[name] = f"kept float as asked ({choice.rule})"
+            kept_float[name] = choice.why_float
             continue
         known: tuple[Format, ...] = (*spec.weight_formats, *spec.float_formats)
-        fmt = pick_format(choice.format, known, f"the format of {choice.rule!r}", spec.name)
+        fmt = pick_format(choice.format, known, choice.what, spec.name)
         if isinstance(fmt, FloatFormat):
             stored[name] = fmt
-            kept_float[name] = f"stored as {fmt.name} as asked ({choice.rule}), computed in float32"
+            kept_float[name] = choice.why_float
         else:
             codes[name] = fmt
     return LayerFormats(codes, stored, kept_float)
 
 
-def layer_choices(program: Program, rules: Mapping[str, str], default: str) -> dict[str, Choice]:
-    """The choice for each convolution and linear layer, by node.
+def layer_choices(program: Program, rules: Mapping[str, str], default: str, *, tables: bool = False) -> dict[str, Choice]:
+    """The choice for each convolution and linear layer, by node; with `tables` for each embedding, too.
 
     rules  format by name of a layer, "*" in a name matches anything; the first rule that matches a layer decides.
 
@@ -73,7 +87,8 @@ def layer_choices(program: Program, rules: Mapping[str, str], default: str) -> d
     """
     used: dict[str, bool] = {}
     choices: dict[str, Choice] = {}
-    layers = [node for node in program.graph.nodes if isinstance(op_of(node).kind, (Linear, Convolution))]
+    kinds = (Linear, Convolution, Embedding) if tables else (Linear, Convolution)
+    layers = [node for node in program.graph.nodes if isinstance(op_of(node).kind, kinds)]
     for node in layers:
         matching = [pattern for pattern in rules if fnmatchcase(layer_name(node), pattern)]
         for place, pattern in enumerate(matching):

@@ -39,6 +39,25 @@ class Scheme:
         weight_range_methods.entry(self.weight_ranges)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockScheme:
+    """How plan_weight_quantization finds scales and codes.
+
+    ranges        how the range of a block is chosen, a name in numerics.ranges.weight_range_methods: "mse" (least error, norm 2.4),
+                  "hqq" (most errors small, a few may be large; Badri & Shaji 2023) or "min-max"
+    equalization  how scale moves between channels first, a name in plan.equalization.equalizations: "awq" (weights that meet large
+                  values become larger, so that they lose less; needs calibration), "auto" or "none"
+
+    Raises: ConfigError for a range method that does not exist (suggests the nearest).
+    """
+
+    ranges: str = "mse"
+    equalization: str = "none"
+
+    def __post_init__(self) -> None:
+        weight_range_methods.entry(self.ranges)
+
+
 F = TypeVar("F", bound=Format)
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from gossamer.errors import DataError, PlanError, nearest
+from gossamer.errors import DataError, PlanError
 from gossamer.numerics.affine import Quantizer, from_range
-from gossamer.numerics.formats import FloatFormat, PerAxis, PerTensor
+from gossamer.numerics.formats import FloatFormat, Format, PerAxis, PerTensor
 from gossamer.plan.edits import Edit, FoldBatchNorm, QuantizeValue
 from gossamer.plan.plan import Frozen, Plan
-from gossamer.plan.rules import layer_name
+from gossamer.plan.rules import FLOAT, Choice, layer_name
+from gossamer.plan.scheme import pick_format
+from gossamer.plan.spec import TargetSpec
 from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
 from gossamer.program.graph import Node, Ref
 from gossamer.program.ops import bind, op_of
@@ -23,32 +24,34 @@ from gossamer.program.program import Program
 SCALED_BITS = 8  # formats of so few bits reach only a small range, and get a scale for each position of axis 0
 
 
-def plan_stored_floats(program: Program, target: str, fmt: FloatFormat, skip: Collection[str]) -> Plan:
-    """Store the weights of linear layers, convolutions and embeddings in a floating-point format; `skip` names layers that stay.
+def plan_stored_floats(program: Program, spec: TargetSpec, choices: Mapping[str, Choice]) -> Plan:
+    """Store the weights of linear layers, convolutions and embeddings in floating-point formats.
 
-    Raises: PlanError for a network without such layers, for a name in `skip` that does not exist (suggests the nearest), and for a
-    weight beyond the format's largest number.
+    choices  of rules.layer_choices, with tables; none of them of integers
+
+    Raises: PlanError for a network without such layers, and for a weight beyond the format's largest number; ConfigError for a format
+    that the target does not store (names the nearest).
     """
     folds = foldable_batch_norms(program)
     prepared = fold_batch_norms(program.copy().eval(), folds)
     wanted: dict[str, FloatFormat] = {}
     frozen: list[Frozen] = []
+    known: tuple[Format, ...] = (*spec.float_formats, *spec.block_formats)
     layers = [node for node in prepared.graph.nodes if isinstance(op_of(node).kind, (Linear, Convolution, Embedding))]
-    for pattern in skip:
-        if not any(fnmatchcase(layer_name(node), pattern) for node in layers):
-            raise PlanError(f"skip names {pattern!r}, which is no layer of this network; {nearest(pattern, map(layer_name, layers))}")
     for node in layers:
-        asked = [pattern for pattern in skip if fnmatchcase(layer_name(node), pattern)]
-        if asked:
-            frozen.append(Frozen(layer_name(node), f"skipped as asked ({asked[0]})"))
+        choice = choices[node.name]
+        if choice.format == FLOAT:
+            frozen.append(Frozen(layer_name(node), choice.why_float))
         elif not _stored(prepared, node):
             frozen.append(Frozen(layer_name(node), "its weight is computed, not stored"))
         else:
+            fmt = pick_format(choice.format, known, choice.what, spec.name)
+            assert isinstance(fmt, FloatFormat)
             wanted[node.name] = fmt
     if not wanted:
         raise PlanError("the network has no layer whose weight could be stored with fewer bits; export it as it is.")
     edits: tuple[Edit, ...] = (*(FoldBatchNorm(name) for name in folds), *stored_weights(prepared, wanted))
-    return Plan(edits, program.digest, weights_digest=program.weights_digest(), target=target, frozen=tuple(frozen))
+    return Plan(edits, program.digest, weights_digest=program.weights_digest(), target=spec.name, frozen=tuple(frozen))
 
 
 def stored_weights(program: Program, formats: Mapping[str, FloatFormat]) -> Iterator[QuantizeValue]:

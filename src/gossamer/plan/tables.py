@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from fnmatch import fnmatchcase
 
 import torch
 
@@ -21,7 +20,7 @@ SMALLEST = 2**15  # numbers in a table that is worth the two operators that read
 def table_edits(program: Program, spec: TargetSpec, skip: Collection[str] = ()) -> Iterator[Edit]:
     """Codes for the tables of a float program that only embeddings read; one scale for each row, from its largest number.
 
-    `skip` names modules whose tables stay float; "*" in a name matches anything. Nothing for a target that has no such formats.
+    skip  embedding nodes whose tables have no codes. Nothing for a target that has no such formats.
     """
     if not spec.table_formats:
         return
@@ -32,6 +31,6 @@ def table_edits(program: Program, spec: TargetSpec, skip: Collection[str] = ()) 
     for name, nodes in tables.items():
         weight = program.state.get(name)
         alone = len(program.graph.users[name]) == len(nodes) and name not in program.graph.outputs
-        asked = any(fnmatchcase(node.module or node.name, pattern) for node in nodes for pattern in skip)
+        asked = any(node.name in skip for node in nodes)
         if weight is not None and alone and not asked and weight.dtype == torch.float32 and weight.numel() >= SMALLEST:
             yield QuantizeValue(name, choose_weight_quantizer(weight.detach(), spec.table_formats[0], "min-max"))

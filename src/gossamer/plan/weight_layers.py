@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gossamer.batches import as_batches
-from gossamer.errors import DataError, PlanError, nearest
+from gossamer.errors import DataError
 from gossamer.numerics.affine import Quantizer, quantize
 from gossamer.numerics.moments import Moments
 from gossamer.numerics.packing import pack_steps
@@ -19,35 +18,29 @@ from gossamer.plan.calibrate import calibrate
 from gossamer.plan.edits import Edit, QuantizeValue, RoundWeight
 from gossamer.plan.placement import Layer, Placement
 from gossamer.plan.plan import Frozen
+from gossamer.plan.rules import Choice, layer_name
 from gossamer.program.graph import Node, Ref
 from gossamer.program.ops import bind, op_of
 from gossamer.program.ops.kinds import Convolution, Linear
 from gossamer.program.program import Program
 
 
-def weighted_layers(program: Program, skip: Collection[str], *, convolutions: bool) -> tuple[tuple[Layer, ...], tuple[Frozen, ...]]:
-    """Linear layers (and convolutions, if asked for) with a weight of their own, and the layers that stay float.
+def weighted_layers(program: Program, choices: Mapping[str, Choice], *, convolutions: bool) -> tuple[tuple[Layer, ...], tuple[Frozen, ...]]:
+    """Linear layers (and convolutions, if asked for) with a weight of their own that may have codes, and the layers that stay float.
 
-    Raises: PlanError for a name in `skip` that no layer has.
+    choices  of rules.layer_choices
     """
-    matched: dict[str, bool] = dict.fromkeys(skip, False)
     layers, frozen = [], []
     for node in program.graph.nodes:
         if not isinstance(op_of(node).kind, (Linear, Convolution)):
             continue
-        name = node.module or node.name
-        asked = [pattern for pattern in skip if fnmatchcase(name, pattern)]
-        matched.update(dict.fromkeys(asked, True))
-        reason = f"skipped as asked ({asked[0]})" if asked else _why_float(program, node, convolutions=convolutions)
+        name = layer_name(node)
+        reason = choices[node.name].why_float or _why_float(program, node, convolutions=convolutions)
         if reason:
             frozen.append(Frozen(name, reason))
         else:
             bound = bind(node)
             layers.append(Layer(node.name, bound["input"].name, bound["weight"].name, bound["bias"] and bound["bias"].name))
-    for pattern, found in matched.items():
-        if not found:
-            known = {node.module for node in program.graph.nodes if isinstance(op_of(node).kind, (Linear, Convolution)) and node.module}
-            raise PlanError(f"skip names {pattern!r}, which is no layer of this network; {nearest(pattern, known)}")
     return tuple(layers), tuple(frozen)
 
 

@@ -10,6 +10,8 @@ from gossamer.numerics.formats import PerBlock
 from gossamer.plan.calibrate import Calibration
 from gossamer.plan.placement import Placement, has_weight
 from gossamer.plan.plan import Plan
+from gossamer.plan.rules import FLOAT, layer_name
+from gossamer.plan.scheme import BlockScheme
 from gossamer.plan.spec import specs
 from gossamer.plan.weight_only import plan_weight_quantization
 from gossamer.program.ops import bind
@@ -22,8 +24,8 @@ from gossamer.search.diagnosis.patient import Patient
 
 _WHOLE = {  # name -> what differs from the plan as it is; all use data
     "rounding with data": {},
-    "ranges: hqq, rounding with data": {"ranges": "hqq"},
-    "equalization: awq, rounding with data": {"equalization": "awq"},
+    "ranges: hqq, rounding with data": {"scheme": BlockScheme(ranges="hqq")},
+    "equalization: awq, rounding with data": {"scheme": BlockScheme(equalization="awq")},
 }
 _SMALLER = 16
 
@@ -41,11 +43,11 @@ def block_cures(original: Program, quantized: Program, items: Sequence[Item], ba
     """Rounding by data, other ranges, scale moved, smaller blocks, and each of the worst weights kept float."""
     formats = [(name, size) for name, size in _blocks(quantized).values()]
     name, size = max(set(formats), key=formats.count)
-    skip = tuple(_uncoded(quantized))
+    kept = dict.fromkeys(_uncoded(quantized), FLOAT)
     round_inputs = any(node.op in ROUNDED for node in quantized.graph.nodes)
 
     def made(**changes: object) -> Callable[[Plan], Plan]:
-        settings = {"weights": name, "block": size, "round_inputs": round_inputs, "skip": skip, **changes}
+        settings = {"weights": name, "block": size, "round_inputs": round_inputs, "rules": kept, **changes}
         return lambda _: plan_weight_quantization(original, quantized.target, calibration=batches, **settings)  # type: ignore[arg-type]
 
     for title, changes in _WHOLE.items():
@@ -54,7 +56,8 @@ def block_cures(original: Program, quantized: Program, items: Sequence[Item], ba
         yield Candidate("", f"blocks of {_SMALLER}, rounding with data", made(block=_SMALLER), replaces=True)
     for item in items:
         if item.kind == WEIGHT and item.name in _blocks(quantized):
-            yield Candidate(item.name, KEEP_FLOAT, made(skip=(*skip, item.layer)), replaces=True)
+            readers = [layer_name(quantized.graph.by_name[node]) for node in item.nodes]
+            yield Candidate(item.name, KEEP_FLOAT, made(rules={**kept, **dict.fromkeys(readers, FLOAT)}), replaces=True)
 
 
 def _blocks(program: Program) -> dict[str, tuple[str, int]]:
@@ -70,4 +73,4 @@ def _uncoded(program: Program) -> Iterator[str]:
     """Layers whose weights have no codes."""
     for node in program.graph.nodes:
         if has_weight(node) and bind(node)["weight"].name in program.state and bind(node)["weight"].name not in program.quantizers:
-            yield node.module or node.name
+            yield layer_name(node)
