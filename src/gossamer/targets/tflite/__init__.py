@@ -1,8 +1,7 @@
 """The .tflite file and LiteRT, its runtime on phones and CPUs. Importing this needs neither flatbuffers nor ai-edge-litert."""
 
 from gossamer.targets.target import Target, add_target
-from gossamer.targets.tflite.emit import emit
-from gossamer.targets.tflite.ends import emit_coded
+from gossamer.targets.tflite.emit import emit, emit_coded
 from gossamer.targets.tflite.run import open_file
 from gossamer.targets.tflite.spec import SPEC
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gossamer.numerics.affine import Quantizer
+from gossamer.targets.tflite.note import Note
 
 Array = npt.NDArray[Any]
 
@@ -84,6 +85,16 @@ class Draft:
             inputs, outputs = ([new.get(number, -1) for number in group] for group in (op.inputs, op.outputs))
             slim.op(op.code, inputs, outputs, op.options, **op.fields)
         return slim, new
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A whole network as operators: the tensors it takes and hands out, and how they and all values with codes are stored."""
+
+    draft: Draft
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    note: Note
 
 
 class _Names:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ from gossamer.targets.tflite import lower_movement as lower_movement
 from gossamer.targets.tflite import lower_norm as lower_norm
 from gossamer.targets.tflite import lower_pointwise as lower_pointwise
 from gossamer.targets.tflite import lower_pool as lower_pool
-from gossamer.targets.tflite.draft import Draft, DraftTensor
+from gossamer.targets.tflite.draft import Draft, DraftTensor, Written
+from gossamer.targets.tflite.ends import code_ends
 from gossamer.targets.tflite.flat import to_bytes
 from gossamer.targets.tflite.fuse import fuse_activations
 from gossamer.targets.tflite.layout import Laid, channels_last, identity, stored
@@ -45,20 +46,16 @@ def emit(program: Program, path: Path) -> None:
     write_bytes(Path(path), to_tflite(program))
 
 
-def to_tflite(program: Program) -> bytes:
+def emit_coded(program: Program, path: Path, io: str) -> None:
+    """Like `emit`, with "int8" or "uint8" codes instead of floats at the ends; check_ends says which programs have them."""
+    write_bytes(Path(path), to_tflite(program, io=io))
+
+
+def to_tflite(program: Program, *, io: str = "float") -> bytes:
     """The bytes of the file. Batch norms of a float program are folded where possible."""
     written = draft_of(program, fuse=True)
-    return to_bytes(written.draft, written.inputs, written.outputs, written.note)
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """A whole network as operators: the tensors it takes and hands out, and how they and all values with codes are stored."""
-
-    draft: Draft
-    inputs: tuple[int, ...]
-    outputs: tuple[int, ...]
-    note: Note
+    written = written if io == "float" else code_ends(written, [spec.name for spec in program.inputs], io)
+    return to_bytes(written.draft, written.inputs, written.outputs, written.note, lean=program.target == "tflm")
 
 
 def draft_of(program: Program, *, fuse: bool = False) -> Written:

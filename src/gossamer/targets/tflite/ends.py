@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from gossamer.files import write_bytes
-from gossamer.program.program import Program
 from gossamer.targets.target import end_codes
-from gossamer.targets.tflite.draft import Draft, DraftOp
-from gossamer.targets.tflite.emit import Written, draft_of
-from gossamer.targets.tflite.flat import to_bytes
+from gossamer.targets.tflite.draft import Draft, DraftOp, Written
 
 
-def emit_coded(program: Program, path: Path, io: str) -> None:
-    """Like `emit`, with "int8" or "uint8" codes instead of floats at the ends; check_ends says which programs have them."""
-    written = code_ends(draft_of(program, fuse=True), program, io)
-    write_bytes(Path(path), to_bytes(written.draft, written.inputs, written.outputs, written.note))
-
-
-def code_ends(written: Written, program: Program, io: str) -> Written:
+def code_ends(written: Written, inputs_named: Sequence[str], io: str) -> Written:
     """The same network with "int8" or "uint8" codes instead of floats at its ends; the tensors there say what codes stand for.
 
     Each float input is coded right away and each output is decoded last: those operators go, or become a move by 128.
@@ -28,7 +18,7 @@ def code_ends(written: Written, program: Program, io: str) -> Written:
     draft.tensors, draft.ops = list(written.draft.tensors), list(written.draft.ops)
     inputs = [_input(draft, number, io) for number in written.inputs]
     outputs = [_output(draft, number, io) for number in written.outputs]
-    names = {number: spec.name for number, spec in zip(inputs, program.inputs, strict=True)}
+    names = dict(zip(inputs, inputs_named, strict=True))
     names |= {number: draft.tensors[number].name for number in written.note.values if number not in names}
     live, kept = draft.live([*inputs, *outputs], names)
     note = replace(written.note, values={kept[number]: order for number, order in written.note.values.items() if number in kept})

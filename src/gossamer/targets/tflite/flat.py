@@ -27,15 +27,19 @@ def schema() -> ModuleType:
         raise MissingRuntime("litert", "writing .tflite files", "pip install ai-edge-litert") from error
 
 
-def to_bytes(draft: Draft, inputs: Sequence[int], outputs: Sequence[int], said: Note) -> bytes:
-    """The file, with what it says of itself in its metadata."""
+def to_bytes(draft: Draft, inputs: Sequence[int], outputs: Sequence[int], said: Note, *, lean: bool = False) -> bytes:
+    """The file, with what it says of itself in its metadata.
+
+    lean  leave out what the interpreter for microcontrollers does not read, and LiteRT does: a zero point for each channel of a
+          weight, 8 bytes each; the scales of biases, which follow from those of input and weight; which axes may grow
+    """
     names = schema()
     model = names.ModelT()
     model.version, model.description = 3, "written by gossamer"
     model.buffers = [names.BufferT()]
     graph = names.SubGraphT()
     graph.name, graph.inputs, graph.outputs = "main", list(inputs), list(outputs)
-    graph.tensors = [_tensor(names, model, tensor) for tensor in draft.tensors]
+    graph.tensors = [_tensor(names, model, tensor, lean) for tensor in draft.tensors]
     codes = sorted({op.code for op in draft.ops})
     model.operatorCodes = [_operator_code(names, code) for code in codes]
     graph.operators = [_operator(names, codes.index(op.code), op) for op in draft.ops]
@@ -89,19 +93,20 @@ def _signature(names: ModuleType, draft: Draft, inputs: Sequence[int], outputs: 
     return made
 
 
-def _tensor(names: ModuleType, model: Any, tensor: DraftTensor) -> Any:
+def _tensor(names: ModuleType, model: Any, tensor: DraftTensor, lean: bool) -> Any:
     made = names.TensorT()
-    made.name, made.shape, made.type = tensor.name.encode(), list(tensor.shape), getattr(names.TensorType, _TYPES[tensor.dtype])
-    if tensor.batched is not None:
-        made.shapeSignature = [-1 if axis == tensor.batched else size for axis, size in enumerate(tensor.shape)]
+    made.name, made.type = tensor.name.encode(), getattr(names.TensorType, _TYPES[tensor.dtype])
+    made.shape = np.asarray(tensor.shape, np.int32)
+    if tensor.batched is not None and not lean:
+        made.shapeSignature = np.asarray([-1 if axis == tensor.batched else size for axis, size in enumerate(tensor.shape)], np.int32)
     made.buffer = 0
     if tensor.data is not None:
         made.buffer = len(model.buffers)
         model.buffers.append(_buffer(names, tensor.data.reshape(-1).view(np.uint8)))
-    if tensor.quantizer is not None:
+    if tensor.quantizer is not None and not (lean and tensor.dtype == "int32"):
         coding = names.QuantizationParametersT()
         scale, zero = np.asarray(tensor.quantizer.scale, np.float32), np.asarray(tensor.quantizer.zero_point, np.int64)
-        coding.scale, coding.zeroPoint = scale, zero
+        coding.scale, coding.zeroPoint = scale, zero[:1] if lean and not zero.any() else zero
         coding.quantizedDimension = tensor.axis
         made.quantization = coding
     return made
