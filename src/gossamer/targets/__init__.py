@@ -8,4 +8,5 @@ from gossamer.targets import openvino as openvino
 from gossamer.targets import tensorrt as tensorrt
 from gossamer.targets import tflite as tflite
 from gossamer.targets import tflm as tflm
+from gossamer.targets import torch_compile as torch_compile
 from gossamer.targets import xnnpack_kernels as xnnpack_kernels

@@ -9,7 +9,7 @@ Source: NVIDIA TensorRT 10.15 documentation, "Working with Quantized Types" ("Q/
 from __future__ import annotations
 
 from gossamer.numerics.formats import FLOAT_FORMATS, IntFormat
-from gossamer.plan.spec import TargetSpec, specs
+from gossamer.plan.spec import TargetSpec
 
 NAME = "tensorrt"
 
@@ -33,4 +33,3 @@ SPEC = TargetSpec(
     fused_ops=frozenset({"Relu", "Clip", "Add"}),
     transparent_ops=frozenset("MaxPool Reshape Transpose Slice".split()),
 )
-specs.add(NAME, source="documentation of NVIDIA TensorRT 10.15; not measured")(SPEC)
