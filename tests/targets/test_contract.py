@@ -13,7 +13,7 @@ from gossamer.targets.target import targets
 from toy_target import registered_toy
 
 
-@pytest.fixture(params=[*targets.names(), "toy"])
+@pytest.fixture(scope="module", params=[*targets.names(), "toy"])
 def target(request):
     if request.param != "toy":
         yield targets[request.param]
@@ -29,10 +29,10 @@ def network():
     return gs.capture(model, samples[:2]), samples
 
 
-@pytest.fixture
-def artifact(target, network, tmp_path):
+@pytest.fixture(scope="module")
+def artifact(target, network, tmp_path_factory):
     try:
-        written = gs.export(network[0], tmp_path / f"net{target.suffix}", target.spec.name)
+        written = gs.export(network[0], tmp_path_factory.mktemp("contract") / f"net{target.suffix}", target.spec.name)
         target.open(written.path, threads=1)
     except MissingRuntime as error:
         pytest.skip(str(error))

@@ -6,6 +6,8 @@ its result is coded right behind it. Nothing here is traced twice or decided by 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from gossamer.numerics.affine import Quantizer, dequantize, quantize
 from gossamer.numerics.formats import PerAxis
+from gossamer.numerics.integer import accumulator_scales, bias_to_codes
 from gossamer.plan.coded import coded_nodes
 from gossamer.plan.placement import has_weight, inference_graph
 from gossamer.program.execute import DEVICE, TRAINING, Step, schedule
@@ -53,8 +56,25 @@ class Network(nn.Module):
         self.calls = nn.ModuleList(calls)
         self._stored: dict[str, str] = {}
         coded_weights = {bind(node)["weight"].name for node in self.nodes if node.name in self._coded and has_weight(node)}
+        self._biases = dict(self._coded_biases(program))
         for number, (name, tensor) in enumerate(program.state.items()):
-            self._store(name, f"state{number}", tensor.detach(), program.quantizers.get(name), name in coded_weights)
+            users = graph.users.get(name, ())
+            if name in graph.outputs or not users or any((user.name, name) not in self._biases for user in users):
+                self._store(name, f"state{number}", tensor.detach(), program.quantizers.get(name), name in coded_weights)
+
+    def _coded_biases(self, program: Program) -> Iterator[tuple[tuple[str, str], str]]:
+        """(layer, its bias) -> a copy for each layer on codes that holds what the bias's int32 codes stand for.
+
+        XNNPACK codes biases in float32, one code off here and there; what a code stands for comes out as that code.
+        """
+        for number, node in enumerate(self.nodes):
+            bias = bind(node)["bias"] if node.name in self._coded and has_weight(node) else None
+            if bias is not None:
+                source, weight = program.quantizers[node.uses[0]], program.quantizers[bind(node)["weight"].name]
+                scales = accumulator_scales(source, weight, torch.empty(1, 1)).reshape(-1)
+                codes = bias_to_codes(program.state[bias.name], scales)
+                self.register_buffer(f"bias{number}", (codes * scales.double()).float())
+                yield (node.name, bias.name), f"bias{number}"
 
     def _store(self, name: str, place: str, tensor: Tensor, quantizer: Quantizer | None, coded: bool) -> None:
         self._stored[name] = place
@@ -76,9 +96,9 @@ class Network(nn.Module):
         for node, step, call in zip(self.nodes, self._steps, self.calls, strict=True):
             if node.name in values.codes:
                 continue  # an activation that the op before it absorbed: the range of its codes clips
-            kwargs = {key: map_refs(value, values.real) for key, value in step.kwargs}
-            result = call(*map_refs(step.args, values.real), **kwargs)
-            values.define(self._name(node), result)
+            read = partial(values.read, node.name)
+            kwargs = {key: map_refs(value, read) for key, value in step.kwargs}
+            values.define(self._name(node), call(*map_refs(step.args, read), **kwargs))
         outputs = tuple(values.real(name) for name in self._outputs)
         return (*outputs, *(values.codes[name] for name in self.handed_out))
 
@@ -120,6 +140,11 @@ class _Values:
         if name in self.codes:
             return decoded(self.codes[name], self._quantizers[name])
         return self._real[name] if name in self._real else self._network.parameter(name)
+
+    def read(self, node: str, name: str) -> Any:
+        """What a node reads under a name."""
+        place = self._network._biases.get((node, name))
+        return self.real(name) if place is None else getattr(self._network, place)
 
 
 def decoded(codes: Tensor, quantizer: Quantizer) -> Tensor:
