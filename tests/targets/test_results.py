@@ -7,7 +7,8 @@ import pytest
 
 from gossamer.errors import DataError
 from gossamer.plan.budget import Budget
-from gossamer.targets.results import Report, Row, aligned, check_limits
+from gossamer.targets.limits import check_limits
+from gossamer.targets.results import Report, Row, aligned
 from reports import a_report
 
 

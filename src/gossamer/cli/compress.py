@@ -39,6 +39,7 @@ from gossamer.pipeline.quantized_training import WHEN, Qat
 from gossamer.pipeline.result import Result
 from gossamer.pipeline.settings import Settings
 from gossamer.plan.budget import Budget
+from gossamer.plan.chips import chips
 from gossamer.plan.constraints import Constraints
 from gossamer.plan.equalization import equalizations
 from gossamer.plan.rounding import roundings
@@ -74,6 +75,9 @@ def compress(
     min_speedup: Annotated[float | None, typer.Option(help="Latency of the original / latency of the artifact.")] = None,
     min_size_ratio: Annotated[float | None, typer.Option(help="Size of the original's file / size of the artifact.")] = None,
     max_latency_ms: Annotated[float | None, typer.Option(help="Latency of a batch on this machine.")] = None,
+    board: Annotated[
+        str, typer.Option(help=f"A chip whose flash and RAM must suffice: {', '.join(chips.names())}.", show_default=False)
+    ] = "",
     metric: MetricOption = "top1",
     output: PickOption = None,
     criterion: Annotated[str, typer.Option(help=CRITERION_HELP, show_default=False)] = _DEFAULT.criterion,
@@ -109,7 +113,9 @@ def compress(
     Without a budget (--max-drop, --min-speedup, ...) the network is only quantized. An interrupted run goes on where it
     was when the same command is run again.
     """
-    budget = Budget(max_drop_points=max_drop, min_speedup=min_speedup, min_size_ratio=min_size_ratio, max_latency_ms=max_latency_ms)
+    budget = Budget(
+        max_drop_points=max_drop, min_speedup=min_speedup, min_size_ratio=min_size_ratio, max_latency_ms=max_latency_ms, board=board
+    )
     settings = Settings(
         target=target,
         epochs=epochs,

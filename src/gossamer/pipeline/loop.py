@@ -33,7 +33,8 @@ from gossamer.search.diagnosis.diagnose import diagnose
 from gossamer.search.diagnosis.findings import Diagnosis
 from gossamer.search.ratio import Tried, next_ratio
 from gossamer.targets.export import export
-from gossamer.targets.results import Report, check_limits
+from gossamer.targets.limits import check_limits
+from gossamer.targets.results import Report
 
 PLANNED_ONLY = "Where accuracy went is told of the planned codes, before they were trained."
 DIAGNOSED_SAMPLES = 32  # enough to rank tensors in a report
@@ -184,7 +185,10 @@ def _predictor(job: Job, trials: Sequence[Trial], scores: Callable[[], Scores]) 
         saved = (last.compressed.params - params) * _bytes_per_parameter(last)
         size_bytes = last.compressed.size_bytes - saved
         latency_ms = last.compressed.latency_ms * (macs / max(last.compressed.macs, 1)) ** 0.8  # latency falls slower than MACs
-        guess = replace(last.compressed, size_bytes=max(int(size_bytes), 1), latency_ms=latency_ms, params=params, macs=macs)
+        ram_bytes = int(last.compressed.ram_bytes * (macs / max(last.compressed.macs, 1)) ** 0.5)  # values have one width, MACs two
+        guess = replace(
+            last.compressed, size_bytes=max(int(size_bytes), 1), latency_ms=latency_ms, params=params, macs=macs, ram_bytes=ram_bytes
+        )
         checked = check_limits(budget, last.original, guess, last.drop_points)
         return all(limit.met for limit in checked if limit.name not in ACCURACY)
 

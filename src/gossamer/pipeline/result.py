@@ -94,8 +94,10 @@ class Result:
         """
         folder = Path(folder)
         copies = {
-            **{path.name: path for path in self.original.files},
-            **{path.name: path for path in self.artifact.files},  # files that both have are for the artifact
+            **{path.relative_to(self.original.path.parent).as_posix(): path for path in self.original.files},
+            **{
+                path.relative_to(self.artifact.path.parent).as_posix(): path for path in self.artifact.files
+            },  # what both have is for the artifact
             "original.gossamer": self.original.path.parent / "original.gossamer",
             "model.gossamer": self.best.folder / "model.gossamer",
             "pruned.gossamer": self.best.folder / "pruned.gossamer",

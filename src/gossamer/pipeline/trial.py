@@ -26,7 +26,8 @@ from gossamer.program.program import Program
 from gossamer.progress import OnProgress
 from gossamer.search.tournament import tournament
 from gossamer.targets.export import export
-from gossamer.targets.results import Report, check_limits
+from gossamer.targets.limits import check_limits
+from gossamer.targets.results import Report
 from gossamer.targets.target import Artifact, targets
 from gossamer.targets.value_errors import value_errors
 from gossamer.targets.verify import verify

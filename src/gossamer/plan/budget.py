@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from gossamer.errors import ConfigError
+from gossamer.plan.chips import chips
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +19,9 @@ class Budget:
     max_latency_ms   per batch, on this machine
     max_size_bytes   of the artifact file
     max_peak_memory_bytes  that inputs and results take at once, for one input
+    max_ram_bytes    that a chip needs for values, inputs and outputs (targets that plan a chip's memory)
     macs, params     share that may stay, in (0, 1]
+    board            a name in gossamer.plan.chips: its flash and its RAM must suffice (targets that write for chips)
 
     plan_pruning predicts macs, params, max_size_bytes (of parameters and buffers) and max_peak_memory_bytes; the others must be measured.
     """
@@ -28,13 +32,15 @@ class Budget:
     max_latency_ms: float | None = None
     max_size_bytes: int | None = None
     max_peak_memory_bytes: int | None = None
+    max_ram_bytes: int | None = None
     macs: float | None = None
     params: float | None = None
+    board: str = ""
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is None:
+            if value is None or field.name == "board":
                 continue
             if not isinstance(value, (int, float)) or isinstance(value, bool) or value != value:
                 raise ConfigError(f"Budget.{field.name}", value, "a number")
@@ -44,6 +50,13 @@ class Budget:
             elif value < 0 or (value == 0 and field.name != "max_drop_points"):
                 raise ConfigError(f"Budget.{field.name}", value, "positive")
 
-    def to_json(self) -> dict[str, float]:
-        """The limits that are set."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
+        if self.board:
+            chips.entry(self.board)
+
+    def limits(self) -> dict[str, float]:
+        """The limits that are set, but for the board's."""
+        return {key: value for key, value in asdict(self).items() if value is not None and key != "board"}
+
+    def to_json(self) -> dict[str, Any]:
+        """All that is set, as keyword arguments."""
+        return {**self.limits(), **({"board": self.board} if self.board else {})}

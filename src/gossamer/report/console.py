@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from gossamer.report.content import Content
 from gossamer.report.diagnosis_console import diagnosis_view
 from gossamer.report.page import candidate_row, layer_rows
+from gossamer.targets.chip import BOARD_HEADER, LAYER_HEADER
+from gossamer.targets.energy import energy_facts
 from gossamer.targets.results import Report
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ def console_view(document: Mapping[str, Any]) -> RenderableType:
         parts.append(Text(": ".join(text for text in (content.model, content.statement) if text)))
     parts.append(result_table(content.report))
     parts += [Text(fact) for fact in (*content.report.facts()[:2], *content.report.notes)]
+    parts += [Text(fact) for fact in energy_facts(content.report.original.energy, content.report.compressed.energy)]
+    parts += chip_view(content.report)
     parts += _budget(content.report)
     parts += _candidates(content)
     parts += _layers(content)
@@ -44,6 +48,21 @@ def console_view(document: Mapping[str, Any]) -> RenderableType:
 def result_table(report: Report) -> Table:
     """The table of a report alone, for `gossamer verify`."""
     return _table(None, ("", "before", "after", "ratio"), report.rows())
+
+
+def chip_view(report: Report) -> list[RenderableType]:
+    """Sizes, instructions by step, and estimates for boards; nothing for targets that do not write for chips."""
+    from rich.text import Text
+
+    if report.chip is None:
+        return []
+    steps = report.chip.layer_rows()
+    shown = sorted(steps, key=lambda row: -int(row[2].replace(",", "")))[:MOST_LAYERS]
+    return [
+        *(Text(fact) for fact in report.chip.facts()),
+        _table("boards", BOARD_HEADER, report.chip.board_rows()),
+        _table("steps, most instructions first", LAYER_HEADER, shown),
+    ]
 
 
 def _budget(report: Report) -> list[RenderableType]:

@@ -12,6 +12,8 @@ from gossamer.report.charts import accuracy_latency_chart
 from gossamer.report.content import Candidate, Content, LayerChange
 from gossamer.report.diagnosis import section
 from gossamer.report.templates import render
+from gossamer.targets.chip import BOARD_HEADER, LAYER_HEADER
+from gossamer.targets.energy import energy_facts
 from gossamer.targets.results import Measurement, Report, count
 
 _DASH = "-"
@@ -63,6 +65,11 @@ def render_page(content: Content) -> str:
         layers=layer_rows(content.layers),
         with_errors=any(layer.error_db is not None for layer in content.layers),
         facts=verification_facts(report),
+        **(
+            {}
+            if report.chip is None
+            else {"boards": (BOARD_HEADER, report.chip.board_rows()), "steps": (LAYER_HEADER, report.chip.layer_rows())}
+        ),
         **({} if content.diagnosis is None else section(content.diagnosis)),
     )
 
@@ -149,5 +156,6 @@ def verification_facts(report: Report) -> list[tuple[str, str]]:
         ("seed", str(report.seed)),
         ("time taken", f"{report.seconds:.1f} s"),
         *(("note", note) for note in report.notes),
+        *(("energy", fact) for fact in energy_facts(report.original.energy, report.compressed.energy)),
     ]
     return [(name, text) for name, text in facts if text]

@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 from gossamer.errors import DataError, GossamerError
 from gossamer.numerics.intervals import Interval
 from gossamer.plan.budget import Budget
+from gossamer.targets.chip import ChipReport
+from gossamer.targets.energy import Energy, energy_facts
+from gossamer.targets.limits import Limit, check_limits
 
 FORMAT = 1
 SPARSE = 0.15  # zeros more than in the original, as a share, from which on they are shown
@@ -27,6 +30,8 @@ class Measurement:
     peak_memory_bytes  of activations for one input, counted on the graph
     sparsity           share of zeros among the numbers of weights (two and more axes) in the file
     download_bytes     of the file when packed (deflate); 0 where it was not measured
+    ram_bytes          that values, inputs and outputs take on a chip; 0 for targets that plan no chip's memory
+    energy             of one inference: estimated from counts, and measured where the machine has a counter
     """
 
     accuracy: float
@@ -40,6 +45,8 @@ class Measurement:
     peak_memory_bytes: int
     sparsity: float = 0.0
     download_bytes: int = 0
+    ram_bytes: int = 0
+    energy: Energy = field(default_factory=Energy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,47 +85,6 @@ class Row(NamedTuple):
     ratio: str
 
 
-class Limit(NamedTuple):
-    """One limit of a budget against what was measured."""
-
-    name: str
-    limit: float
-    measured: float
-    met: bool
-
-    @property
-    def rule(self) -> str:
-        """ "at least 2.5" or "at most 0.5"."""
-        return f"{'at least' if self.name.startswith('min_') else 'at most'} {self.limit:,.6g}"
-
-    @property
-    def sentence(self) -> str:
-        """What failed, and by how much."""
-        return f"The budget is missed: {self.name} is {self.limit:,.6g}, measured {self.measured:,.6g}."
-
-
-def check_limits(budget: Budget | None, original: Measurement, compressed: Measurement, drop_points: float) -> tuple[Limit, ...]:
-    """Every limit that the budget sets, in its order; none without a budget. `macs` and `params` are shares that stay."""
-    measured = {
-        "max_drop_points": drop_points,
-        "min_speedup": original.latency_ms / compressed.latency_ms,
-        "min_size_ratio": original.size_bytes / compressed.size_bytes,
-        "max_latency_ms": compressed.latency_ms,
-        "max_size_bytes": float(compressed.size_bytes),
-        "max_peak_memory_bytes": float(compressed.peak_memory_bytes),
-        "macs": compressed.macs / max(original.macs, 1),
-        "params": compressed.params / max(original.params, 1),
-    }
-    limits = {} if budget is None else budget.to_json()
-    return tuple(Limit(name, limit, measured[name], _holds(name, limit, measured[name])) for name, limit in limits.items())
-
-
-def _holds(name: str, limit: float, value: float) -> bool:
-    """Equality holds, also after rounding in the last bits of a metric's difference."""
-    slack = 1e-9 * max(1.0, abs(limit))
-    return value >= limit - slack if name.startswith("min_") else value <= limit + slack
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """Original against compressed, both measured in one run from their files on the target's runtime.
@@ -135,6 +101,7 @@ class Report:
                          other programs
     layer_sparsity       share of zeros of each weight in the compressed file
     notes                what users of the compressed file must know, one sentence each
+    chip                 what a chip will make of the compressed file, for targets that write for chips
     """
 
     original: Measurement
@@ -161,6 +128,7 @@ class Report:
     versions: Mapping[str, str] = field(default_factory=dict)
     layer_sparsity: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    chip: ChipReport | None = None
 
     @property
     def sparse(self) -> bool:
@@ -233,9 +201,14 @@ class Report:
                 f"{after.peak_memory_bytes:,}",
                 _ratio(before.peak_memory_bytes, after.peak_memory_bytes),
             ),
+            *self._ram_rows(),
             *self._sparsity_rows(),
             Row("drop", "", f"{self.drop_points:.2f} points [{low:.2f}, {high:.2f}]", ""),
         )
+
+    def _ram_rows(self) -> tuple[Row, ...]:
+        before, after = self.original.ram_bytes, self.compressed.ram_bytes
+        return (Row("ram_bytes", f"{before:,}", f"{after:,}", _ratio(before, after)),) if after else ()
 
     def _sparsity_rows(self) -> tuple[Row, ...]:
         before, after = self.original, self.compressed
@@ -262,6 +235,8 @@ class Report:
             *([f"{100 * self.compressed.sparsity:.0f} % of the weights are zero. {NOT_FASTER}"] if self.sparse else []),
             *([] if self.steady else ["The machine was too busy for steady times; measure latency again when it is idle."]),
             *self.notes,
+            *energy_facts(self.original.energy, self.compressed.energy),
+            *(() if self.chip is None else self.chip.facts()),
             *(["The budget is met."] if self.budget is not None and self.budget_met else []),
             *self.problems,
         )
@@ -340,6 +315,7 @@ def _report(data: Mapping[str, Any]) -> Report:
         versions={str(key): str(value) for key, value in data.get("versions", {}).items()},
         layer_sparsity={str(key): _number(value) for key, value in data.get("layer_sparsity", {}).items()},
         notes=tuple(map(str, data.get("notes", ()))),
+        chip=None if data.get("chip") is None else ChipReport.from_dict(data["chip"]),
     )
 
 
@@ -356,6 +332,8 @@ def _measurement(data: Mapping[str, Any]) -> Measurement:
         peak_memory_bytes=int(data["peak_memory_bytes"]),
         sparsity=_number(data.get("sparsity", 0.0)),
         download_bytes=int(data.get("download_bytes", 0)),
+        ram_bytes=int(data.get("ram_bytes", 0)),
+        energy=Energy.from_dict(data.get("energy", {})),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +16,7 @@ from gossamer.numerics.formats import IntFormat
 from gossamer.plan.spec import TargetSpec, specs
 from gossamer.program.program import Program
 from gossamer.registry import Registry
+from gossamer.targets.chip import ChipReport
 from gossamer.targets.findings import Finding
 
 
@@ -53,6 +54,8 @@ class Target:
     `notes(program)` tells what users of the file must know, in sentences, where there is anything.
     `beside(path)` names the files that were written with the one at `path`, such as a header.
     `size(path)` measures the bytes that a file takes where it runs, where that is not its own size, such as compiled C.
+    `ram(path)` plans the bytes that values, inputs and outputs take on a chip; `inspect(path, arrays, board)` compiles the file for a chip's
+    core and runs the first sample on its emulator; both where the target writes for chips. `board` may be "".
     `package` is the distribution that brings the runtime, where it is not called like the target; `install` the command.
     `lint(path)` checks a file against the runtime's documented rules, where such are known.
     `stands_in()` says in a sentence what runs the files where the runtime cannot, for parity and accuracy alone; "" where it can.
@@ -68,6 +71,8 @@ class Target:
     emit_coded: Callable[[Program, Path, str], None] | None = None
     beside: Callable[[Path], tuple[Path, ...]] | None = None
     size: Callable[[Path], int] | None = None
+    ram: Callable[[Path], int] | None = None
+    inspect: Callable[[Path, Sequence[np.ndarray], str], ChipReport] | None = None
     open_values: OpenValues | None = None
     package: str = ""
     install: str = ""
@@ -160,6 +165,12 @@ class Artifact:
         """Bytes of the file; of what is compiled from it where it is a source. Raises MissingRuntime without the tools for that."""
         measure = targets[self.target].size
         return self.path.stat().st_size if measure is None else measure(self.path)
+
+    @property
+    def ram_bytes(self) -> int:
+        """Bytes that values, inputs and outputs take on a chip; 0 where the target plans no chip's memory."""
+        measure = targets[self.target].ram
+        return 0 if measure is None else measure(self.path)
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ from gossamer.plan.budget import Budget
 from gossamer.program.program import Program
 from gossamer.progress import OnProgress, Progress, silent
 from gossamer.targets.coded_ends import as_bare, open_artifact
+from gossamer.targets.energy import Energy, estimate_energy, find_counter, measure_energy
 from gossamer.targets.export import export
+from gossamer.targets.limits import check_limits
 from gossamer.targets.measure import Latencies, machine, measure_latency, not_measured, versions_of
 from gossamer.targets.metrics import Comparison, Metric, Outputs, compare_accuracy, metric_name
 from gossamer.targets.parity import check_parity, parity_problems, samples_to_compare
-from gossamer.targets.results import Measurement, Parity, Report, check_limits
+from gossamer.targets.results import Measurement, Parity, Report
 from gossamer.targets.target import Artifact, Runner, Target, targets
 
 Array = npt.NDArray[Any]
@@ -78,8 +81,12 @@ def verify(
         timed = not targets[artifact.target].stand_in
         bare = {name: as_bare(runner, *arrays) for name, runner in runners.items()}
         latencies = measure_latency(bare, arrays) if timed else not_measured(bare)
+        energy = _energies(original, artifact, bare, arrays)
+        board = "" if budget is None else budget.board
+        inspect = targets[artifact.target].inspect
+        chip = None if inspect is None else inspect(artifact.path, [array[:1] for array in arrays], board)
         zeros = {ORIGINAL: original.sparsity(), COMPRESSED: artifact.sparsity()}
-        before, after = _measurements(accuracy, latencies, zeros, original, artifact)
+        before, after = _measurements(accuracy, latencies, zeros, energy, original, artifact)
     limits = check_limits(budget, before, after, accuracy.drop_points)
     return Report(
         original=before,
@@ -106,6 +113,7 @@ def verify(
         versions=_versions(targets[artifact.target]),
         layer_sparsity={name: share for name, share in zeros[COMPRESSED].items() if name},
         notes=artifact.notes,
+        chip=chip,
     )
 
 
@@ -133,6 +141,22 @@ def _check_budget(name: str, budget: Budget | None) -> None:
     target = targets[name]
     if budget is not None and (budget.min_speedup or budget.max_latency_ms) and target.stand_in:
         raise MissingRuntime(target.runtime, f"a budget with a limit on latency on {name}", target.install_command)
+    if budget is not None and (budget.board or budget.max_ram_bytes) and target.inspect is None:
+        fitting = ", ".join(entry.name for entry in targets if entry.value.inspect is not None)
+        raise ConfigError(
+            "budget", budget.board or budget.max_ram_bytes, f"without board and max_ram_bytes for {name}; {fitting} write for chips"
+        )
+
+
+def _energies(original: Artifact, artifact: Artifact, runners: Mapping[str, Runner], arrays: Sequence[Array]) -> dict[str, Energy]:
+    """Estimates, and measurements where this machine has a counter and the runtime runs on it, not on an emulated chip."""
+    found = {ORIGINAL: estimate_energy(original.program), COMPRESSED: estimate_energy(artifact.program)}
+    target, counter = targets[artifact.target], find_counter()
+    if counter is None or target.stand_in or target.inspect is not None:
+        return found
+    calls = {name: partial(runner.run, *arrays) for name, runner in runners.items()}
+    measured = measure_energy(calls, counter, len(arrays[0]))
+    return {name: replace(energy, measured_mj=measured[name], counter=counter.name) for name, energy in found.items()}
 
 
 @contextmanager
@@ -202,7 +226,12 @@ def _parity(artifact: Artifact, original: Artifact, runners: dict[str, Runner], 
 
 
 def _measurements(
-    accuracy: Comparison, latencies: Latencies, zeros: Mapping[str, Mapping[str, float]], original: Artifact, artifact: Artifact
+    accuracy: Comparison,
+    latencies: Latencies,
+    zeros: Mapping[str, Mapping[str, float]],
+    energy: Mapping[str, Energy],
+    original: Artifact,
+    artifact: Artifact,
 ) -> tuple[Measurement, Measurement]:
     def measurement(found: float, interval: Interval, name: str, of: Artifact) -> Measurement:
         cost = of.program.cost()
@@ -218,6 +247,8 @@ def _measurements(
             peak_memory_bytes=cost.peak_memory_bytes,
             sparsity=zeros[name].get("", 0.0),
             download_bytes=of.download_bytes,
+            ram_bytes=of.ram_bytes,
+            energy=energy[name],
         )
 
     return (

@@ -5,7 +5,7 @@ from functools import partial
 
 from gossamer.targets.cortex_m import cmsis
 from gossamer.targets.cortex_m.emit import beside, emit
-from gossamer.targets.cortex_m.run import COMPILER, INSTALL, flash_bytes, notes, open_file, toolchain_version
+from gossamer.targets.cortex_m.run import COMPILER, INSTALL, flash_bytes, inspect, notes, open_file, ram_bytes, toolchain_version
 from gossamer.targets.cortex_m.spec import SPEC
 from gossamer.targets.target import Target, add_target
 
@@ -24,6 +24,8 @@ TARGET = Target(
     notes=notes,
     beside=beside,
     size=flash_bytes,
+    ram=ram_bytes,
+    inspect=inspect,
     package=COMPILER,
     install=INSTALL,
     find_version=toolchain_version,

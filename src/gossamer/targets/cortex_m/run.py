@@ -21,7 +21,9 @@ import torch
 from gossamer.errors import ConfigError, DataError, FileError, MissingRuntime
 from gossamer.numerics.affine import Quantizer, dequantize
 from gossamer.numerics.formats import IntFormat, PerTensor
+from gossamer.plan.chips import chips
 from gossamer.program.program import Program
+from gossamer.targets.chip import ChipLayer, ChipReport
 from gossamer.targets.cortex_m.boards import Board, boards, linker_script
 from gossamer.targets.cortex_m.emit import c_name, read_note
 from gossamer.targets.cortex_m.kernels import runtime_file
@@ -139,6 +141,42 @@ def measure_memory(path: Path, core: str = CORE) -> Memory:
 def flash_bytes(path: Path) -> int:
     """Code and constants of the network for a Cortex-M4."""
     return measure_memory(path).flash_bytes
+
+
+def io_bytes(path: Path) -> int:
+    """Of the inputs and outputs, which callers hold."""
+    note = read_note(path)
+    return sum(prod(port["shape"]) * np.dtype(port["dtype"]).itemsize for port in (*note["inputs"], *note["outputs"]))
+
+
+def ram_bytes(path: Path) -> int:
+    """Of values, inputs and outputs."""
+    return int(read_note(path)["arena_bytes"]) + io_bytes(path)
+
+
+def inspect(path: Path, arrays: Sequence[Array], board: str = "") -> ChipReport:
+    """What the core of a named board, or a Cortex-M4, makes of the network: sizes, and instructions of each step for the first sample.
+
+    Raises: ConfigError for an unknown board; otherwise as open_file.
+    """
+    core = chips[board].core if board else CORE
+    note, memory = read_note(path), measure_memory(path, core)
+    counts = open_on(path, core).instructions(*arrays)
+    layers = [
+        ChipLayer(
+            name=step["name"], op=step["op"], instructions=count, constant_bytes=step["constant_bytes"], arena_bytes=step["arena_bytes"]
+        )
+        for step, count in zip(note["steps"], counts.values(), strict=True)
+    ]
+    return ChipReport(
+        core=core,
+        kernels=note["kernels"],
+        flash_bytes=memory.flash_bytes,
+        arena_bytes=memory.ram_bytes,
+        io_bytes=io_bytes(path),
+        layers=tuple(layers),
+        board=board,
+    )
 
 
 def notes(program: Program) -> tuple[str, ...]:
