@@ -126,10 +126,15 @@ def _high16(values: Tensor, factor: int) -> Tensor:
     return torch.div(nudged, 2**15, rounding_mode="trunc").clamp(-(2**15), 2**15 - 1)
 
 
+def softmax_factor(scale: float) -> tuple[int, int, int]:
+    """Multiplier and exponent that take distances of codes to five digits before the point, and the lowest distance that counts."""
+    multiplier, exponent = quantize_multiplier(min(scale * 2.0**26, 2.0**31 - 1))
+    return multiplier, exponent, -input_radius(5, exponent)
+
+
 def softmax(codes: Tensor, scale: float) -> Tensor:
     """Softmax along the last axis: the distances from the lowest code, in steps of 1/256."""
-    multiplier, exponent = quantize_multiplier(min(scale * 2.0**26, 2.0**31 - 1))
-    least = -input_radius(5, exponent)
+    multiplier, exponent, least = softmax_factor(scale)
     away = codes - codes.amax(-1, keepdim=True)
     counted = away >= least
     shares = exp_of_negative(multiply(away.clamp_min(least), multiplier, exponent), 5) * counted

@@ -99,7 +99,7 @@ def needed_files(statements: Sequence[str]) -> dict[str, bytes]:
         "LICENSE.txt": root / "cmsis_nn" / "LICENSE.txt",
     }
     headers = {f"{FOLDER}/{name}": path.read_bytes() for name, path in others.items()}
-    return {**own_files(), _GLUE: runtime_file(_GLUE), **dict(sorted(found.items())), **headers}
+    return {**own_files(statements), _GLUE: runtime_file(_GLUE), **dict(sorted(found.items())), **headers}
 
 
 CMSIS = Kernels(f"CMSIS-NN {VERSION}", _GLUE, FOLDER, write, scratch, needed_files)

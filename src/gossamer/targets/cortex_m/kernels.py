@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
+from gossamer.targets.cortex_m.code_writers import written_as_table
 from gossamer.targets.cortex_m.statements import Writing, writers
 from gossamer.targets.tflite.draft import Draft, DraftOp
 
 OWN = ("gossamer_kernels.c", "gossamer_kernels.h")
+_WHERE_CALLED = ("gossamer_codes.c", "gossamer_floats.c")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +44,17 @@ def write_portable(writing: Writing) -> str:
     """The statement of an operator with our own kernels. Raises UnsupportedOp where there is none."""
     if writing.op.code not in writers:
         raise writing.unsupported(writing.op.code)
+    if table := written_as_table(writing):
+        return table
     return writers[writing.op.code](writing)
 
 
-def own_files() -> dict[str, bytes]:
-    """Our kernels."""
-    return {name: runtime_file(name) for name in OWN}
+def own_files(statements: Sequence[str]) -> dict[str, bytes]:
+    """Our kernels: those of layers, and what else the statements call."""
+    called = {name for statement in statements for name in re.findall(r"\bgs_\w+", statement)}
+    found = {name: runtime_file(name) for name in (*OWN, *_WHERE_CALLED)}
+    made = {name: set(re.findall(r"^(?:void|float) (gs_\w+)", data.decode(), flags=re.MULTILINE)) for name, data in found.items()}
+    return {name: data for name, data in found.items() if name in OWN or called & made[name]}
 
 
-PORTABLE = Kernels("portable C", OWN[1], "", write_portable, lambda draft, op: 0, lambda statements: own_files())
+PORTABLE = Kernels("portable C", OWN[1], "", write_portable, lambda draft, op: 0, own_files)

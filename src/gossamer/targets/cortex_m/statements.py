@@ -18,7 +18,7 @@ from gossamer.targets.cortex_m.code import Network
 from gossamer.targets.tflite.draft import DraftOp, DraftTensor
 
 _SAME = 0  # of the .tflite format's paddings
-_BYTES = {"int8_t": 1, "int32_t": 4, "float": 4, "gs_factor": 8}
+_BYTES = {"int8_t": 1, "int16_t": 2, "int32_t": 4, "float": 4, "gs_factor": 8}
 _C = {"int8": "int8_t", "int32": "int32_t", "float32": "float"}
 
 
@@ -97,7 +97,7 @@ class Writing:
         """The name of an array in flash."""
         flat = data.reshape(-1)
         if data.dtype == np.float32:
-            values = ", ".join(_float(float(number)) for number in flat)
+            values = ", ".join(c_float(float(number)) for number in flat)
         else:
             values = ", ".join(map(str, flat.tolist()))
         return self.page.array(_C[data.dtype.name], values, flat.size)
@@ -121,7 +121,8 @@ def quantized_factors(numbers: list[float]) -> list[tuple[int, int]]:
     return [quantize_multiplier(number) for number in numbers]
 
 
-def _float(number: float) -> str:
+def c_float(number: float) -> str:
+    """A number as C writes it."""
     text = repr(float(np.float32(number)))
     return {"inf": "INFINITY", "-inf": "-INFINITY"}.get(text, f"{text}f" if any(c in text for c in ".e") else f"{text}.0f")
 
@@ -192,7 +193,7 @@ def _linear(writing: Writing) -> str:
     return f"gs_linear_s8({sizes}, {zeros(writing)}, {parts[0]}, {parts[1]}, {parts[2]}, {factors}, {writing.out});"
 
 
-def _repeat(writing: Writing) -> tuple[int, int, bool]:
+def repeated(writing: Writing) -> tuple[int, int, bool]:
     """Positions, how many of them the smaller operand has, and whether that is the first one."""
     sizes = [prod(writing.tensor(position).shape) for position in range(2)]
     count = prod(writing.result.shape)
@@ -210,13 +211,13 @@ def _repeat(writing: Writing) -> tuple[int, int, bool]:
 
 @writers.add("ADD")
 def _add(writing: Writing) -> str:
-    count, repeat, swapped = _repeat(writing)
+    count, repeat, swapped = repeated(writing)
     one, two = (1, 0) if swapped else (0, 1)
     a, b = writing.address(one), writing.address(two)
     if not writing.coded:
         return f"gs_add_f32({count}, {repeat}, {a}, {b}, {writing.out});"
     if repeat != count:
-        raise writing.unsupported("an addition of codes that repeat")
+        return combined(writing, 1)
     result = writing.result_quantizer
     twice = 2.0 * max(writing.quantizer(0).scale[0], writing.quantizer(1).scale[0])
     zeros = ", ".join(str(quantizer.zero_point[0]) for quantizer in (writing.quantizer(one), writing.quantizer(two), result))
@@ -224,9 +225,21 @@ def _add(writing: Writing) -> str:
     return f"gs_add_s8({count}, {zeros}, {', '.join(map(_factor, numbers))}, {a}, {b}, {writing.out});"
 
 
+def combined(writing: Writing, sign: int) -> str:
+    """a + sign * b of codes or floats, one of which may repeat."""
+    count, repeat, swapped = repeated(writing)
+    quantizers = writing.quantizer(0), writing.quantizer(1), writing.result_quantizer
+    twice = 2.0 * max(quantizers[0].scale[0], quantizers[1].scale[0])
+    scales = [quantizers[0].scale[0] / twice, quantizers[1].scale[0] / twice, twice / (2**20 * quantizers[2].scale[0])]
+    middles = writing.page.array("int8_t", ", ".join(str(quantizer.zero_point[0]) for quantizer in quantizers), 3)
+    repeats = f"{repeat}, {count}" if swapped else f"{count}, {repeat}"
+    parts = f"{middles}, {writing.factors(scales)}, {writing.address(0)}, {writing.address(1)}, {writing.out}"
+    return f"gs_combine_s8({count}, {repeats}, {sign}, {parts});"
+
+
 @writers.add("MUL")
 def _mul(writing: Writing) -> str:
-    count, repeat, swapped = _repeat(writing)
+    count, repeat, swapped = repeated(writing)
     one, two = (1, 0) if swapped else (0, 1)
     a, b = writing.address(one), writing.address(two)
     if not writing.coded:
@@ -302,7 +315,7 @@ def _join(writing: Writing) -> str:
 def _quantize(writing: Writing) -> str:
     count, result = prod(writing.result.shape), writing.result_quantizer
     if not writing.coded:
-        scale = _float(result.scale[0])
+        scale = c_float(result.scale[0])
         return f"gs_quantize_f32({count}, {scale}, {result.zero_point[0]}, {writing.address(0)}, {writing.out});"
     factor = _factor(writing.quantizer(0).scale[0] / result.scale[0])
     return f"gs_convert_s8({count}, {zeros(writing)}, {factor}, {writing.address(0)}, {writing.out});"
@@ -311,7 +324,7 @@ def _quantize(writing: Writing) -> str:
 @writers.add("DEQUANTIZE")
 def _dequantize(writing: Writing) -> str:
     source = writing.quantizer(0)
-    numbers = f"{prod(writing.result.shape)}, {_float(source.scale[0])}, {source.zero_point[0]}"
+    numbers = f"{prod(writing.result.shape)}, {c_float(source.scale[0])}, {source.zero_point[0]}"
     return f"gs_dequantize_s8({numbers}, {writing.address(0)}, {writing.out});"
 
 
@@ -325,6 +338,4 @@ writers.add("RELU6")(_clip("0.0f", "6.0f"))
 
 @writers.add("LOGISTIC")
 def _sigmoid(writing: Writing) -> str:
-    if writing.coded:
-        raise writing.unsupported("a sigmoid of codes")
     return f"gs_sigmoid_f32({prod(writing.result.shape)}, {writing.address(0)}, {writing.out});"

@@ -139,7 +139,8 @@ def hard_sigmoid(call: Call) -> Laid:
     if call.integer:
         return _coded_hard_sigmoid(call, laid)
     shape = call.values.draft.tensors[laid.tensor].shape
-    lifted = call.step("ADD", (laid.tensor, call.number(3.0)), shape, "AddOptions", fusedActivationFunction=3)  # RELU6
+    lifted = call.step("ADD", (laid.tensor, call.number(3.0)), shape, "AddOptions", fusedActivationFunction=0)
+    lifted = call.step("RELU6", (lifted,), shape)
     return _same_place(call, Laid(lifted, laid.order, laid.columns), "MUL", "MulOptions", (call.number(1 / 6),), fusedActivationFunction=0)
 
 

@@ -3,20 +3,6 @@
 #include <math.h>
 #include <string.h>
 
-/* value * multiplier * 2^(shift - 31), rounded to 31 bits and after the shift again, halves away from zero. */
-static inline int32_t scaled(int32_t value, gs_factor factor) {
-  int left = factor.shift > 0 ? factor.shift : 0;
-  int right = factor.shift > 0 ? 0 : -factor.shift;
-  int64_t product = (int64_t)(int32_t)((uint32_t)value << left) * factor.multiplier;
-  int64_t nudge = product >= 0 ? (INT64_C(1) << 30) : 1 - (INT64_C(1) << 30);
-  int32_t high = (int32_t)((product + nudge) / (INT64_C(1) << 31));
-  if (right == 0) return high;
-  if (right > 31) return 0;
-  int32_t mask = (int32_t)((INT64_C(1) << right) - 1);
-  int32_t threshold = (mask >> 1) + (high < 0);
-  return (high >> right) + ((high & mask) > threshold);
-}
-
 #if defined(__ARM_FEATURE_DSP) && __ARM_FEATURE_DSP && !(defined(__ARM_FEATURE_MVE) && __ARM_FEATURE_MVE)
 #include <arm_acle.h>
 #define GS_DSP 1
@@ -70,7 +56,7 @@ void gs_conv_s8(const gs_window *s, int8_t in_zero, int8_t out_zero, const int8_
     for (int x = 0; x < s->out_w; ++x) {
       for (int o = 0; o < s->out_c; ++o) {
         int32_t sum = window_sum(s, y, x, in_zero, in, weight + o * size, bias[o]);
-        *out++ = clamped(scaled(sum, factor[o]) + out_zero);
+        *out++ = clamped(gs_scaled(sum, factor[o]) + out_zero);
       }
     }
   }
@@ -124,7 +110,7 @@ void gs_depthwise_s8(const gs_window *s, int8_t in_zero, int8_t out_zero, const 
         } else {
           depthwise_shared(s, y, x, first, width, in_zero, in, weight, sums);
         }
-        for (int i = 0; i < width; ++i) *out++ = clamped(scaled(sums[i], factor[first + i]) + out_zero);
+        for (int i = 0; i < width; ++i) *out++ = clamped(gs_scaled(sums[i], factor[first + i]) + out_zero);
       }
     }
   }
@@ -136,7 +122,7 @@ void gs_linear_s8(int rows, int inputs, int outputs, int8_t in_zero, int8_t out_
     const int8_t *w = weight;
     for (int o = 0; o < outputs; ++o, w += inputs) {
       int32_t sum = dot(in, w, inputs, in_zero, bias[o]);
-      *out++ = clamped(scaled(sum, factor[o]) + out_zero);
+      *out++ = clamped(gs_scaled(sum, factor[o]) + out_zero);
     }
   }
 }
@@ -144,15 +130,15 @@ void gs_linear_s8(int rows, int inputs, int outputs, int8_t in_zero, int8_t out_
 void gs_add_s8(int count, int8_t a_zero, int8_t b_zero, int8_t out_zero, gs_factor a_factor, gs_factor b_factor, gs_factor factor,
                const int8_t *a, const int8_t *b, int8_t *out) {
   for (int i = 0; i < count; ++i) {
-    int32_t sum = scaled((a[i] - a_zero) * (1 << 20), a_factor) + scaled((b[i] - b_zero) * (1 << 20), b_factor);
-    out[i] = clamped(scaled(sum, factor) + out_zero);
+    int32_t sum = gs_scaled((a[i] - a_zero) * (1 << 20), a_factor) + gs_scaled((b[i] - b_zero) * (1 << 20), b_factor);
+    out[i] = clamped(gs_scaled(sum, factor) + out_zero);
   }
 }
 
 void gs_mul_s8(int count, int repeat, int8_t a_zero, int8_t b_zero, int8_t out_zero, gs_factor factor, const int8_t *a,
                const int8_t *b, int8_t *out) {
   for (int i = 0; i < count; ++i) {
-    out[i] = clamped(scaled((a[i] - a_zero) * (b[i % repeat] - b_zero), factor) + out_zero);
+    out[i] = clamped(gs_scaled((a[i] - a_zero) * (b[i % repeat] - b_zero), factor) + out_zero);
   }
 }
 
@@ -160,12 +146,12 @@ void gs_mean_s8(int positions, int channels, int8_t in_zero, int8_t out_zero, gs
   for (int c = 0; c < channels; ++c) {
     int32_t sum = 0;
     for (int i = 0; i < positions; ++i) sum += in[i * channels + c] - in_zero;
-    out[c] = clamped(scaled(sum, factor) + out_zero);
+    out[c] = clamped(gs_scaled(sum, factor) + out_zero);
   }
 }
 
 void gs_convert_s8(int count, int8_t in_zero, int8_t out_zero, gs_factor factor, const int8_t *in, int8_t *out) {
-  for (int i = 0; i < count; ++i) out[i] = clamped(scaled(in[i] - in_zero, factor) + out_zero);
+  for (int i = 0; i < count; ++i) out[i] = clamped(gs_scaled(in[i] - in_zero, factor) + out_zero);
 }
 
 void gs_conv_f32(const gs_window *s, const float *in, const float *weight, const float *bias, float *out) {

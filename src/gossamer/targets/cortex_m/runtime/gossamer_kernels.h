@@ -19,6 +19,29 @@ typedef struct {
   int32_t shift;
 } gs_factor;
 
+/* out[row][column] = the sum over k of a[row * a_row + k * a_inner] b[k * b_inner + column * b_column], `batches` times. */
+typedef struct {
+  int batches, rows, inner, columns, a_batch, b_batch, a_row, a_inner, b_inner, b_column;
+} gs_product;
+
+/* value / 2^bits, halves away from zero. */
+static inline int32_t gs_scaled_by_power(int32_t value, int bits) {
+  if (bits == 0) return value;
+  if (bits > 31) return 0;
+  int32_t mask = (int32_t)((INT64_C(1) << bits) - 1);
+  int32_t threshold = (mask >> 1) + (value < 0);
+  return (value >> bits) + ((value & mask) > threshold);
+}
+
+/* value * multiplier * 2^(shift - 31), rounded to 31 bits and after the shift again, halves away from zero. */
+static inline int32_t gs_scaled(int32_t value, gs_factor factor) {
+  int left = factor.shift > 0 ? factor.shift : 0;
+  int right = factor.shift > 0 ? 0 : -factor.shift;
+  int64_t product = (int64_t)(int32_t)((uint32_t)value << left) * factor.multiplier;
+  int64_t nudge = product >= 0 ? (INT64_C(1) << 30) : 1 - (INT64_C(1) << 30);
+  return gs_scaled_by_power((int32_t)((product + nudge) / (INT64_C(1) << 31)), right);
+}
+
 void gs_conv_s8(const gs_window *size, int8_t in_zero, int8_t out_zero, const int8_t *in, const int8_t *weight,
                 const int32_t *bias, const gs_factor *factor, int8_t *out);
 void gs_depthwise_s8(const gs_window *size, int8_t in_zero, int8_t out_zero, const int8_t *in, const int8_t *weight,
@@ -32,6 +55,23 @@ void gs_mul_s8(int count, int repeat, int8_t a_zero, int8_t b_zero, int8_t out_z
                const int8_t *b, int8_t *out);
 void gs_max_pool_s8(const gs_window *size, const int8_t *in, int8_t *out);
 void gs_mean_s8(int positions, int channels, int8_t in_zero, int8_t out_zero, gs_factor factor, const int8_t *in, int8_t *out);
+/* table: the result of each code, the lowest first. */
+void gs_lookup_s8(int count, const int8_t *table, const int8_t *in, int8_t *out);
+/* a + sign * b; each operand repeats after so many numbers. zeros, factors: of a, of b, of the result. */
+void gs_combine_s8(int count, int a_repeat, int b_repeat, int sign, const int8_t zeros[3], const gs_factor factors[3], const int8_t *a,
+                   const int8_t *b, int8_t *out);
+/* Means of what lies inside of the image; in and out have the same codes. */
+void gs_average_pool_s8(const gs_window *size, const int8_t *in, int8_t *out);
+void gs_matmul_s8(const gs_product *size, const int8_t zeros[3], gs_factor factor, const int8_t *a, const int8_t *b, int8_t *out);
+/* Results have the scale 1/256 and begin at -128; codes that are `least` below a row's largest count nothing. */
+void gs_softmax_s8(int rows, int columns, gs_factor factor, int least, const int8_t *in, int8_t *out);
+/* rows, columns: for each of out the two pixels of in around it, and the share of the second in steps of 1/1024. */
+void gs_resize_bilinear_s8(int out_h, int out_w, int in_w, int channels, const int16_t *rows, const int16_t *columns, const int8_t *in,
+                           int8_t *out);
+/* rows, columns: for each of out the pixel of in, which has `bytes` bytes. */
+void gs_pick(int out_h, int out_w, int in_w, int bytes, const int16_t *rows, const int16_t *columns, const void *in, void *out);
+/* out is filled in order, from numbers that lie `steps` bytes apart along each axis. */
+void gs_move(const int sizes[5], const int steps[5], int bytes, const void *in, void *out);
 void gs_convert_s8(int count, int8_t in_zero, int8_t out_zero, gs_factor factor, const int8_t *in, int8_t *out);
 
 void gs_conv_f32(const gs_window *size, const float *in, const float *weight, const float *bias, float *out);
@@ -43,6 +83,19 @@ void gs_max_pool_f32(const gs_window *size, const float *in, float *out);
 void gs_mean_f32(int positions, int channels, const float *in, float *out);
 void gs_clip_f32(int count, float low, float high, const float *in, float *out);
 void gs_sigmoid_f32(int count, const float *in, float *out);
+float gs_hard_swish(float x);
+float gs_elu(float x);
+float gs_gelu(float x);
+float gs_gelu_tanh(float x);
+void gs_apply_f32(int count, float (*function)(float), const float *in, float *out);
+void gs_leaky_relu_f32(int count, float slope, const float *in, float *out);
+void gs_subtract_f32(int count, int a_repeat, int b_repeat, const float *a, const float *b, float *out);
+void gs_average_pool_f32(const gs_window *size, const float *in, float *out);
+void gs_softmax_f32(int rows, int columns, const float *in, float *out);
+void gs_matmul_f32(const gs_product *size, const float *a, const float *b, float *out);
+/* rows, columns: for each of out the two pixels of in around it; down, across: the share of the second. */
+void gs_resize_bilinear_f32(int out_h, int out_w, int in_w, int channels, const int16_t *rows, const int16_t *columns, const float *down,
+                            const float *across, const float *in, float *out);
 void gs_quantize_f32(int count, float scale, int8_t zero, const float *in, int8_t *out);
 void gs_dequantize_s8(int count, float scale, int8_t zero, const int8_t *in, float *out);
 
