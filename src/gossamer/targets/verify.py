@@ -4,36 +4,28 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import torch
 from torch import Tensor
 
-from gossamer.batches import Batches, as_batches
-from gossamer.errors import ConfigError, DataError, MissingRuntime
-from gossamer.numerics.intervals import Interval
+from gossamer.batches import as_batches
+from gossamer.errors import ConfigError, MissingRuntime
 from gossamer.plan.budget import Budget
 from gossamer.program.program import Program
 from gossamer.progress import OnProgress, Progress, silent
-from gossamer.targets.coded_ends import as_bare, open_artifact
-from gossamer.targets.energy import Energy, estimate_energy, find_counter, measure_energy
+from gossamer.targets.coded_ends import open_artifact
 from gossamer.targets.export import export
 from gossamer.targets.limits import check_limits
-from gossamer.targets.measure import Latencies, machine, measure_latency, not_measured, versions_of
-from gossamer.targets.metrics import Comparison, Metric, Outputs, compare_accuracy, metric_name
+from gossamer.targets.measure import machine, versions_of
+from gossamer.targets.metrics import Metric, compare_accuracy, metric_name
+from gossamer.targets.pair import COMPRESSED, ORIGINAL, Pair, find_costs, measurements
 from gossamer.targets.parity import check_parity, parity_problems, samples_to_compare
-from gossamer.targets.results import Measurement, Parity, Report
-from gossamer.targets.target import Artifact, Runner, Target, targets
-
-Array = npt.NDArray[Any]
-ORIGINAL, COMPRESSED = "original", "compressed"
+from gossamer.targets.results import Parity, Report
+from gossamer.targets.samples import first_samples, outputs
+from gossamer.targets.target import Artifact, Target, targets
 
 
 def verify(
@@ -70,30 +62,24 @@ def verify(
     fixed = artifact.program.inputs[0].shape[0]
     batch = batch if fixed is None else fixed
     batches = as_batches(data, what="validation", batch_size=batch)
-    samples = _first_samples(artifact.program, batches, batch)
+    samples = first_samples(artifact.program, batches, batch)
     with _as_artifact(reference, artifact.target) as original:
-        runners = {ORIGINAL: open_artifact(original, threads=threads), COMPRESSED: open_artifact(artifact, threads=threads)}
+        pair = Pair(original, artifact, open_artifact(original, threads=threads), open_artifact(artifact, threads=threads))
         on_progress(Progress("verify", 0, 0, "parity with the simulation"))
-        parity, problems = _parity(artifact, original, runners, samples)
-        accuracy = compare_accuracy(metric, _outputs(artifact.program, batches, runners, on_progress), what="validation", seed=seed)
+        parity, problems = _parity(pair, samples)
+        accuracy = compare_accuracy(
+            metric, outputs(artifact.program, batches, pair.runners.values(), on_progress), what="validation", seed=seed
+        )
         on_progress(Progress("verify", 0, 0, "latency"))
-        arrays = [tensor.numpy() for tensor in samples]
-        timed = not targets[artifact.target].stand_in
-        bare = {name: as_bare(runner, *arrays) for name, runner in runners.items()}
-        latencies = measure_latency(bare, arrays) if timed else not_measured(bare)
-        energy = _energies(original, artifact, bare, arrays)
-        board = "" if budget is None else budget.board
-        inspect = targets[artifact.target].inspect
-        chip = None if inspect is None else inspect(artifact.path, [array[:1] for array in arrays], board)
-        zeros = {ORIGINAL: original.sparsity(), COMPRESSED: artifact.sparsity()}
-        before, after = _measurements(accuracy, latencies, zeros, energy, original, artifact)
+        found = find_costs(pair, [tensor.numpy() for tensor in samples], "" if budget is None else budget.board)
+        before, after = measurements(accuracy, found, pair)
     limits = check_limits(budget, before, after, accuracy.drop_points)
     return Report(
         original=before,
         compressed=after,
         size_ratio=before.size_bytes / after.size_bytes,
-        speedup=latencies.speedup(ORIGINAL, COMPRESSED),
-        paired_speedup=latencies.paired_speedup(ORIGINAL, COMPRESSED),
+        speedup=found.latencies.speedup(ORIGINAL, COMPRESSED),
+        paired_speedup=found.latencies.paired_speedup(ORIGINAL, COMPRESSED),
         drop_points=accuracy.drop_points,
         drop_interval=accuracy.drop_interval,
         parity=parity,
@@ -107,13 +93,13 @@ def verify(
         seconds=time.perf_counter() - start,
         samples=accuracy.samples,
         metric=name,
-        repeats=latencies.repeats if timed else 0,
-        steady=latencies.steady,
+        repeats=found.repeats,
+        steady=found.latencies.steady,
         machine=machine(),
         versions=_versions(targets[artifact.target]),
-        layer_sparsity={name: share for name, share in zeros[COMPRESSED].items() if name},
+        layer_sparsity={name: share for name, share in found.zeros[COMPRESSED].items() if name},
         notes=artifact.notes,
-        chip=chip,
+        chip=found.chip,
     )
 
 
@@ -148,17 +134,6 @@ def _check_budget(name: str, budget: Budget | None) -> None:
         )
 
 
-def _energies(original: Artifact, artifact: Artifact, runners: Mapping[str, Runner], arrays: Sequence[Array]) -> dict[str, Energy]:
-    """Estimates, and measurements where this machine has a counter and the runtime runs on it, not on an emulated chip."""
-    found = {ORIGINAL: estimate_energy(original.program), COMPRESSED: estimate_energy(artifact.program)}
-    target, counter = targets[artifact.target], find_counter()
-    if counter is None or target.stand_in or target.inspect is not None:
-        return found
-    calls = {name: partial(runner.run, *arrays) for name, runner in runners.items()}
-    measured = measure_energy(calls, counter, len(arrays[0]))
-    return {name: replace(energy, measured_mj=measured[name], counter=counter.name) for name, energy in found.items()}
-
-
 @contextmanager
 def _as_artifact(reference: Program | Artifact, target: str) -> Iterator[Artifact]:
     """The reference as a file; one written here is gone afterwards."""
@@ -169,89 +144,12 @@ def _as_artifact(reference: Program | Artifact, target: str) -> Iterator[Artifac
         yield export(reference, Path(folder) / f"original{targets[target].suffix}", target)
 
 
-def _first_samples(program: Program, batches: Batches, number: int) -> tuple[Tensor, ...]:
-    """The first `number` samples, from the start again where the data has fewer."""
-    parts: list[tuple[Tensor, ...]] = []
-    found = 0
-    for inputs, _ in batches:
-        parts.append(_checked(program, inputs))
-        found += len(inputs[0])
-        if found >= number:
-            break
-    position = torch.arange(number) % found
-    return tuple(torch.cat(column)[position].contiguous() for column in zip(*parts, strict=True))
-
-
-def _checked(program: Program, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Inputs on the CPU if they fit in all but the batch axis."""
-    if len(inputs) != len(program.inputs):
-        wanted = ", ".join(map(str, program.inputs))
-        raise DataError(f"the network takes {len(program.inputs)} inputs ({wanted}); the validation data gives {len(inputs)}.")
-    for spec, tensor in zip(program.inputs, inputs, strict=True):
-        replace(spec, shape=(None, *spec.shape[1:])).check(tensor)
-    return tuple(tensor.detach().cpu() for tensor in inputs)
-
-
-def _outputs(program: Program, batches: Batches, runners: dict[str, Runner], on_progress: OnProgress) -> Iterator[Outputs]:
-    """Outputs of both networks and the target, batch by batch."""
-    fixed = program.inputs[0].shape[0]
-    total = len(batches)
-    for done, (inputs, target) in enumerate(batches):
-        on_progress(Progress("verify", done, total, "accuracy"))
-        arrays = [tensor.numpy() for tensor in _checked(program, inputs)]
-        before, after = (run_batch(runners[name], arrays, fixed) for name in (ORIGINAL, COMPRESSED))
-        yield before, after, None if target is None else target.detach().cpu()
-    on_progress(Progress("verify", total, total, "accuracy"))
-
-
-def run_batch(runner: Runner, arrays: list[Array], fixed_batch: int | None) -> Tensor:
-    """The output for any number of samples; a runner of a fixed batch gets chunks, the last one filled up."""
-    number = len(arrays[0])
-    if fixed_batch is None or fixed_batch == number:
-        return torch.from_numpy(np.ascontiguousarray(runner.run(*arrays)))
-    position = np.arange(-(-number // fixed_batch) * fixed_batch) % number
-    chunks = position.reshape(-1, fixed_batch)
-    return torch.from_numpy(np.concatenate([runner.run(*(array[chunk] for array in arrays)) for chunk in chunks])[:number])
-
-
-def _parity(artifact: Artifact, original: Artifact, runners: dict[str, Runner], samples: tuple[Tensor, ...]) -> tuple[Parity, list[str]]:
+def _parity(pair: Pair, samples: tuple[Tensor, ...]) -> tuple[Parity, list[str]]:
     """The artifact's parity, and the problems of both: a wrong original would make every comparison worthless."""
-    number = samples_to_compare(artifact.program, len(samples[0]))
+    number = samples_to_compare(pair.artifact.program, len(samples[0]))
     few = tuple(tensor[:number] for tensor in samples)
-    parity = check_parity(artifact, runners[COMPRESSED], few)
-    problems = parity_problems(parity, artifact, "the artifact")
-    if original is not artifact:
-        problems += parity_problems(check_parity(original, runners[ORIGINAL], few), original, "the original")
+    parity = check_parity(pair.artifact, pair.runner, few)
+    problems = parity_problems(parity, pair.artifact, "the artifact")
+    if pair.original is not pair.artifact:
+        problems += parity_problems(check_parity(pair.original, pair.original_runner, few), pair.original, "the original")
     return parity, problems
-
-
-def _measurements(
-    accuracy: Comparison,
-    latencies: Latencies,
-    zeros: Mapping[str, Mapping[str, float]],
-    energy: Mapping[str, Energy],
-    original: Artifact,
-    artifact: Artifact,
-) -> tuple[Measurement, Measurement]:
-    def measurement(found: float, interval: Interval, name: str, of: Artifact) -> Measurement:
-        cost = of.program.cost()
-        return Measurement(
-            accuracy=found,
-            accuracy_interval=interval,
-            latency_ms=latencies.of[name].median_ms,
-            latency_p10_ms=latencies.of[name].p10_ms,
-            latency_p90_ms=latencies.of[name].p90_ms,
-            size_bytes=of.size_bytes,
-            macs=cost.macs,
-            params=cost.params,
-            peak_memory_bytes=cost.peak_memory_bytes,
-            sparsity=zeros[name].get("", 0.0),
-            download_bytes=of.download_bytes,
-            ram_bytes=of.ram_bytes,
-            energy=energy[name],
-        )
-
-    return (
-        measurement(accuracy.original, accuracy.original_interval, ORIGINAL, original),
-        measurement(accuracy.compressed, accuracy.compressed_interval, COMPRESSED, artifact),
-    )
