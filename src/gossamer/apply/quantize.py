@@ -21,8 +21,10 @@ from gossamer.plan.edits import (
     ScaleChannels,
     ScaleInput,
     ShiftBias,
+    SplitAttention,
     SplitGate,
 )
+from gossamer.program.attention import split_attention, whole_attention
 from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
 from gossamer.program.gates import gated_activations, split_gates
 from gossamer.program.graph import Graph, Node, Ref
@@ -50,7 +52,7 @@ def quantize_program(program: Program, edits: Sequence[Edit], target: str) -> Pr
 
 
 def restructure(program: Program, edits: Sequence[Edit]) -> Program:
-    """A copy with the edits made that leave a float network's outputs as they are: folded batch norms, split gates, scaled channels.
+    """A copy with the edits made that leave a float network's outputs as they are: folded batch norms, split gates and attention, scaled channels.
 
     Raises: PlanError for edits that name what the network does not have.
     """
@@ -62,7 +64,11 @@ def restructure(program: Program, edits: Sequence[Edit]) -> Program:
     gates = tuple(edit.node for edit in edits if isinstance(edit, SplitGate))
     if not set(gates) <= set(gated_activations(folded)):
         raise PlanError(f"the plan splits {sorted(gates)[0]!r}, which is no gated activation of this network.")
-    return scale_channels(split_gates(folded, gates), [edit for edit in edits if isinstance(edit, (ScaleChannels, ScaleInput))])
+    attention = tuple(edit.node for edit in edits if isinstance(edit, SplitAttention))
+    if not set(attention) <= set(whole_attention(folded)):
+        raise PlanError(f"the plan splits {sorted(attention)[0]!r}, which is no attention of this network that can be split.")
+    split = split_attention(split_gates(folded, gates), attention)
+    return scale_channels(split, [edit for edit in edits if isinstance(edit, (ScaleChannels, ScaleInput))])
 
 
 def check_float(program: Program) -> None:

@@ -78,6 +78,13 @@ class SplitGate:
 
 
 @dataclass(frozen=True, slots=True)
+class SplitAttention:
+    """Split the attention `node` into its two products, a mask and a softmax."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
 class ScaleChannels:
     """Multiply the channels of `value`, which a layer, a norm or an embedding makes, by `factors`, then add `shifts` ("" for none),
     and make all that reads them take that back, so that the network computes what it did. numerics.packing turns both into text.
@@ -152,6 +159,7 @@ Edit = (
     | StoreWeight
     | FoldBatchNorm
     | SplitGate
+    | SplitAttention
     | ScaleChannels
     | ScaleInput
     | QuantizeValue
@@ -169,6 +177,7 @@ _KINDS: dict[str, type[Any]] = {
         StoreWeight,
         FoldBatchNorm,
         SplitGate,
+        SplitAttention,
         ScaleChannels,
         ScaleInput,
         QuantizeValue,

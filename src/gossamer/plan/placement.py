@@ -49,6 +49,7 @@ class Placement:
 
     groups   values that share one quantizer, in order of execution
     gates    values in [0, 1] whose quantizer the target prescribes, and, in signed_gates, those in [-1, 1]
+    factors  values of products, where the target wants their zero points at 0
     integer  nodes that run on codes
     frozen   what stays float, and why
     """
@@ -59,6 +60,7 @@ class Placement:
     integer: frozenset[str]
     frozen: tuple[Frozen, ...]
     signed_gates: frozenset[str] = frozenset()
+    factors: frozenset[str] = frozenset()
 
 
 def place_quantizers(
@@ -88,6 +90,7 @@ def place_quantizers(
         layers=tuple(site.layer(node) for node in nodes if has_weight(node)),
         integer=frozenset(integer),
         frozen=tuple(_frozen(site, integer, coded, reasons)),
+        factors=frozenset(name for node in nodes if site.is_factored(node) for name in site.inputs(node)),
     )
 
 
@@ -139,6 +142,14 @@ class Site:
         """Whether a value is one float tensor."""
         meta = self.metas.get(name)
         return isinstance(meta, TensorMeta) and meta.dtype == torch.float32
+
+    def is_factored(self, node: Node) -> bool:
+        """Whether a node multiplies two values whose codes the target wants to have around 0, next to a layer or not."""
+        return self.spec.code_products and op_of(node).onnx == "MatMul"
+
+    def is_sole_part(self, node: Node) -> bool:
+        """Whether one value is all that comes of what a node reads: parts of a value keep codes of their own, made where they are read."""
+        return not isinstance(self.metas[node.name], tuple) and all(self.graph.sole_user(name) is not None for name in self.inputs(node))
 
     def is_state(self, arg: Any) -> bool:
         """Whether an argument is a parameter or buffer."""
@@ -204,9 +215,10 @@ def _spread(site: Site, reasons: dict[str, str]) -> tuple[set[str], set[str]]:
         growing = False
         for node in possible:
             inputs, results, name = site.inputs(node), site.results(node), op_of(node).onnx
-            reached = has_weight(node) or any(value in coded for value in inputs)
+            reached = has_weight(node) or site.is_factored(node) or any(value in coded for value in inputs)
             # a pool computes: behind a float layer it stays float, and what it hands on gets codes
-            backwards = name in site.spec.same_scale_ops - _POOLS and any(value in coded for value in results)
+            moves = name in site.spec.same_scale_ops - _POOLS and site.is_sole_part(node)
+            backwards = moves and any(value in coded for value in results)
             between = any(value in coded for value in results) and all(value in coded or value in handed for value in inputs)
             if node.name in integer or not inputs or not (reached or backwards or between):
                 continue

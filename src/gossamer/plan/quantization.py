@@ -14,7 +14,7 @@ from gossamer.numerics.formats import IntFormat, PerTensor
 from gossamer.numerics.ranges import choose_quantizer, fit_clamp
 from gossamer.numerics.spread import merge
 from gossamer.plan.calibrate import Calibration, calibrate
-from gossamer.plan.edits import Edit, FoldBatchNorm, QuantizeValue, SplitGate
+from gossamer.plan.edits import Edit, FoldBatchNorm, QuantizeValue, SplitAttention, SplitGate
 from gossamer.plan.equalization_static import StaticCoding, equalize_static
 from gossamer.plan.placement import Placement, place_quantizers
 from gossamer.plan.plan import Frozen, Plan
@@ -24,6 +24,7 @@ from gossamer.plan.scheme import Scheme, pick_format
 from gossamer.plan.spec import TargetSpec, specs
 from gossamer.plan.stored_floats import stored_weights
 from gossamer.plan.tables import table_edits
+from gossamer.program.attention import split_attention, whole_attention
 from gossamer.program.clamps import clip_limits
 from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
 from gossamer.program.gates import gated_activations, split_gates
@@ -130,7 +131,7 @@ def _activations(name: str | None, spec: TargetSpec) -> IntFormat:
 
 
 def _prepare(program: Program, spec: TargetSpec, kept_float: Mapping[str, str]) -> tuple[Program, tuple[Edit, ...]]:
-    """The network as it will be quantized: batch norms folded, gated activations split where that lets them run on codes."""
+    """The network as it will be quantized: batch norms folded, gated activations and attention split where that lets them run on codes."""
     folds = foldable_batch_norms(program)
     prepared = fold_batch_norms(program.copy().eval(), folds)
     edits: tuple[Edit, ...] = tuple(FoldBatchNorm(name) for name in folds)
@@ -140,6 +141,10 @@ def _prepare(program: Program, spec: TargetSpec, kept_float: Mapping[str, str]) 
         useful = tuple(name for name in gates if name in integer)
         prepared = split_gates(prepared, useful)
         edits += tuple(SplitGate(name) for name in useful)
+    if spec.code_products:
+        whole = whole_attention(prepared)
+        prepared = split_attention(prepared, whole)
+        edits += tuple(SplitAttention(name) for name in whole)
     return prepared, edits
 
 
@@ -155,7 +160,9 @@ def _value_quantizers(
             quantizer = Quantizer(gate, PerTensor(), (2.0 ** (signed - gate.bits),), (0 if signed else gate.lo,))
         else:
             spread = reduce(merge, (seen.spreads[name] for name in group.roots))
-            quantizer = choose_quantizer(spread, fmt, ranges, symmetric=symmetric, what=f"the value {group.roots[0]!r}")
+            factor = bool(placement.factors.intersection(group.values)) and spread.low < 0
+            kind = replace(fmt, signed=True) if factor else fmt
+            quantizer = choose_quantizer(spread, kind, ranges, symmetric=symmetric or factor, what=f"the value {group.roots[0]!r}")
             limits = _absorbed_limits(graph, placement, group.roots[0])
             quantizer = fit_clamp(quantizer, *limits) if limits is not None and len(group.roots) == 1 else quantizer
         quantizers.update(dict.fromkeys(group.values, quantizer))

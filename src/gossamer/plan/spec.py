@@ -44,6 +44,9 @@ class TargetSpec:
     coded_residuals     where a layer's float result is only added to another value, and the sum gets codes, that value needs codes, too
     fused_ops           float ops that run inside the kernel of the integer layer before them, so that nothing is lost there
     transparent_ops     ops that only move numbers, past which the target moves codes on its own
+    rows_only           linear layers on codes read matrices: inputs of more axes are made two around them
+    code_products       products of two values get codes even where no layer is next to them, and attention is split for their sake;
+                        what they read has its zero point at 0
     """
 
     name: str
@@ -76,6 +79,8 @@ class TargetSpec:
     coded_residuals: bool = False
     fused_ops: frozenset[str] = frozenset()
     transparent_ops: frozenset[str] = frozenset()
+    rows_only: bool = True
+    code_products: bool = False
 
 
 specs: Registry[TargetSpec] = Registry("target", home="gossamer.targets")

@@ -12,6 +12,7 @@ from gossamer.batches import as_batches
 from gossamer.errors import PlanError
 from gossamer.numerics.distance import decibels
 from gossamer.plan.plan import Plan
+from gossamer.program.attention import split_attention, whole_attention
 from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
 from gossamer.program.gates import gated_activations, split_gates
 from gossamer.program.program import Program
@@ -72,11 +73,12 @@ class _Energies:
 
 
 def aligned(reference: Program, quantized: Program) -> Program:
-    """The reference with the same batch norms folded and gates split, so that equal names mean equal values."""
+    """The reference with the same batch norms folded, gates and attention split, so that equal names mean equal values."""
     folds = tuple(name for name in foldable_batch_norms(reference) if name not in quantized.graph.by_name)
     folded = fold_batch_norms(reference, folds)
     split = tuple(name for name in gated_activations(folded) if name not in gated_activations(quantized))
-    return split_gates(folded, split)
+    whole = tuple(name for name in whole_attention(folded) if name not in whole_attention(quantized))
+    return split_attention(split_gates(folded, split), whole)
 
 
 def _any_batch(program: Program) -> bool:

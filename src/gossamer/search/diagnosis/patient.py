@@ -15,10 +15,11 @@ from gossamer.errors import PlanError
 from gossamer.numerics.affine import Quantizer, quantize
 from gossamer.numerics.packing import pack_steps
 from gossamer.plan.calibrate import Calibration, calibrate
-from gossamer.plan.edits import Edit, FoldBatchNorm, QuantizeValue, RoundWeight, ShiftBias, SplitGate
+from gossamer.plan.edits import Edit, FoldBatchNorm, QuantizeValue, RoundWeight, ShiftBias, SplitAttention, SplitGate
 from gossamer.plan.placement import Layer, Placement, has_weight, place_quantizers
 from gossamer.plan.plan import Plan
 from gossamer.plan.spec import TargetSpec, specs
+from gossamer.program.attention import ATTENTION
 from gossamer.program.cost import node_macs
 from gossamer.program.graph import Ref
 from gossamer.program.ops import bind, op_of
@@ -83,7 +84,9 @@ def rebuilt_plan(quantized: Program, original: Program) -> Plan:
     reference = aligned(original.copy().eval(), quantized)
     folds = [FoldBatchNorm(name) for name in original.graph.by_name if name not in reference.graph.by_name]
     gates = [
-        SplitGate(name) for name in original.graph.by_name if name in reference.graph.by_name and _was_split(original, reference, name)
+        (SplitAttention if original.graph.by_name[name].op == ATTENTION else SplitGate)(name)
+        for name in original.graph.by_name
+        if name in reference.graph.by_name and _was_split(original, reference, name)
     ]
     edits: list[Edit] = [*folds, *gates, *(QuantizeValue(name, quantizer) for name, quantizer in quantized.quantizers.items())]
     for name in quantized.quantizers:

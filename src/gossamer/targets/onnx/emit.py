@@ -180,10 +180,18 @@ class Walk:
     def _define(self, name: str, result: str | tuple[str, ...]) -> None:
         """Note the tensor of a value, with its codes where it has a quantizer."""
         quantizer = self.program.quantizers.get(name)
+        if quantizer is not None and isinstance(result, str) and self._passes_codes_on(name, quantizer):
+            self.coded[result] = quantizer
         if quantizer is not None and isinstance(result, str) and self.coded.get(result) != quantizer:
             result = self._real_again(name, result)
             result = self.define_codes(name, emit_codes(self.draft, result, name, quantizer), quantizer)
         self._tensors[name] = result
+
+    def _passes_codes_on(self, name: str, quantizer: Quantizer) -> bool:
+        """Whether a value is a moved one with the same codes, and the runtime moves codes on its own."""
+        node = self.program.graph.by_name.get(name)
+        moved = node is not None and op_of(node).onnx in self.spec.transparent_ops
+        return moved and node is not None and self.program.quantizers.get(node.uses[0]) == quantizer
 
     def _real_again(self, name: str, result: str) -> str:
         """What is to be coded; where it has other codes already, in the form in which the runtime keeps those."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from gossamer.numerics.affine import Quantizer
+from gossamer.numerics.formats import PerAxis
 from gossamer.program.forms import Size, product
 from gossamer.program.graph import Ref
 from gossamer.program.ops import bind
-from gossamer.targets.onnx.coding import code_bias, emit_codes, emit_real_by_channel
+from gossamer.targets.onnx.coding import code_bias, code_weight, emit_codes, emit_real_by_channel
 from gossamer.targets.onnx.lower_blocks import in_blocks, matmul_in_blocks
 from gossamer.targets.onnx.lower_dynamic import matmul_of_range, rounds_its_input
 from gossamer.targets.onnx.lowering import Call, lowerings
@@ -59,7 +61,7 @@ def conv_transpose(call: Call) -> str:
 
 @lowerings.add("Gemm")
 def linear(call: Call) -> str:
-    """input (*, I), weight (O, I). Quantized inputs of more than two axes are flattened, so that Gemm reads codes."""
+    """input (*, I), weight (O, I). Quantized inputs of more than two axes are flattened where the target's kernels read matrices."""
     source = call.tensor("input")
     form = call.form("input")
     if (blocks := in_blocks(call)) is not None:
@@ -73,11 +75,23 @@ def linear(call: Call) -> str:
         transposed = _transposed(call)
         result = call.op("MatMul", source, transposed)
         return result if call["bias"] is None else call.op("Add", result, call.tensor("bias"))
+    if quantized and not call.values.spec.rows_only:
+        return _linear_on_codes(call, source)
     flat: list[Size] = [product(form.sizes[:-1]), form.sizes[-1]]
     source_flat = _recoded(call, call.reshape(source, form.sizes, flat), call.values.coded.get(source), "in")
     result = call.op("Gemm", source_flat, call.tensor("weight"), *_bias(call, source_flat), transB=1)
     result = _recoded(call, result, call.values.result_quantizer(call.node), "out")
     return call.reshape(result, [flat[0], call.result.sizes[-1]], call.result.sizes)
+
+
+def _linear_on_codes(call: Call, source: str) -> str:
+    """A linear layer as a product of codes with as many axes as they have."""
+    name = _name(call, "weight")
+    values = call.values
+    quantizer = values.program.quantizers[name]
+    quantizer = replace(quantizer, granularity=PerAxis(1)) if isinstance(quantizer.granularity, PerAxis) else quantizer
+    result = call.op("MatMul", source, code_weight(values.draft, values.state[name].detach().T, f"{name}/t", quantizer))
+    return call.op("Add", result, *bias) if (bias := _bias(call, source)) else result
 
 
 @lowerings.add("MatMul")
