@@ -3,6 +3,7 @@
 Why: the target "torch" computes codes in float32, so it cannot show what a GPU's integer, FP8 and sparse units give. This does, layer by
 layer. Each kernel's result is first compared with the same codes multiplied in float64; only then is it timed, with CUDA events, in turns
 with float16 and float32 layers of the same size. Without a GPU nothing is measured and nothing is written.
+(A file called cuda.py beside other benchmarks would hide the package `cuda`, which torch imports.)
 
     python benchmarks/cuda_linears.py    writes benchmarks/results/cuda.json
 """
