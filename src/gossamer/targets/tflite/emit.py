@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +11,14 @@ import torch
 
 from gossamer.errors import UnsupportedOp
 from gossamer.files import write_bytes
-from gossamer.numerics.affine import Quantizer, dequantize, quantize
+from gossamer.numerics.affine import Quantizer
 from gossamer.plan.coded import coded_nodes
 from gossamer.plan.placement import inference_graph
-from gossamer.program.execute import DEVICE, TRAINING, run_steps, schedule
 from gossamer.program.fold import fold_batch_norms
 from gossamer.program.forms import Form, find_forms
 from gossamer.program.graph import Node
 from gossamer.program.ops import bind, op_of
-from gossamer.program.ops.kinds import Factory, Scalar
+from gossamer.program.ops.kinds import Scalar
 from gossamer.program.program import Program
 from gossamer.program.shapes import Meta, TensorMeta, infer_shapes
 from gossamer.targets.tflite import lower_compute as lower_compute
@@ -29,6 +27,7 @@ from gossamer.targets.tflite import lower_movement as lower_movement
 from gossamer.targets.tflite import lower_norm as lower_norm
 from gossamer.targets.tflite import lower_pointwise as lower_pointwise
 from gossamer.targets.tflite import lower_pool as lower_pool
+from gossamer.targets.tflite.constants import Constants
 from gossamer.targets.tflite.draft import Draft, DraftTensor, Written
 from gossamer.targets.tflite.ends import code_ends
 from gossamer.targets.tflite.flat import to_bytes
@@ -92,8 +91,7 @@ class Walk:
         self.input_orders: dict[str, tuple[int, ...]] = {}
         self.numbers: dict[str, int] = {}
         self._integer = coded_nodes(program)
-        self._state = program.state
-        self._constants: dict[str, torch.Tensor] = {}
+        self.constants = Constants(program, self.graph, self.metas, self.forms)
         self._real: dict[str, Laid] = {}
         self._codes: dict[str, Laid] = {}
         for spec in program.inputs:
@@ -103,7 +101,7 @@ class Walk:
         """Emit one node. Raises UnsupportedOp naming the op and its layer."""
         if node.name in self._codes or isinstance(op_of(node).kind, Scalar) or not isinstance(self.metas[node.name], (TensorMeta, tuple)):
             return
-        if self._folds(node):
+        if self.constants.take(node):
             return
         row = op_of(node)
         if row.onnx not in lowerings:
@@ -119,51 +117,49 @@ class Walk:
         else:
             (self._codes if results else self._real)[name] = laid
 
-    def _folds(self, node: Node) -> bool:
-        """Compute what depends on parameters alone now; it is a constant of the file."""
-        tensors = [name for name in node.uses if isinstance(self.metas[name], (TensorMeta, tuple))]
-        sizes = getattr(self.forms[node.name], "sizes", None)
-        if not tensors and not isinstance(op_of(node).kind, Factory):
-            return False
-        if any(name not in self._state and name not in self._constants for name in tensors):
-            return False
-        if sizes is None or not all(isinstance(size, int) for size in sizes):
-            return False
-        known: dict[str, Any] = {TRAINING: False, DEVICE: torch.device("cpu")}
-        known |= {name: self._numbers(name) if name in tensors else self.metas[name] for name in node.uses}
-        with torch.no_grad():
-            run_steps(schedule(replace(self.graph, nodes=(node,), outputs=(node.name,))), known)
-        self._constants[node.name] = known[node.name]
-        return True
-
-    def _numbers(self, name: str) -> torch.Tensor:
-        """Of a parameter, or of what was computed from parameters."""
-        if name in self._constants:
-            return self._constants[name]
-        numbers, quantizer = self._state[name].detach().cpu(), self.program.quantizers.get(name)
-        return numbers if quantizer is None else dequantize(quantize(numbers, quantizer), quantizer)
-
     def users(self, name: str) -> tuple[Node, ...]:
         """Nodes that read a value."""
         return tuple(self.graph.users.get(name, ()))
 
     def real(self, name: str) -> Laid:
         """The numbers of a value; where it has a quantizer, of what its codes stand for."""
-        if name not in self._real and (name in self._state or name in self._constants):
-            numbers = self._numbers(name).numpy()
-            self._real[name] = Laid(self.draft.constant(numbers, name), identity(numbers.ndim))
-        if name in self.program.quantizers and name not in self._state:
+        if name in self.program.quantizers and name not in self.program.state:
             return self._decoded(name)
+        return self._float(name)
+
+    def one_row(self, name: str) -> Laid:
+        """Like `real`; of a value that is the same for every sample, whatever the batch size, that one row."""
+        if not self.constants.follows_batch(name) or name in self.program.quantizers:
+            return self.real(name)
+        found = self.constants.row(name)
+        if found is None:
+            return self.real(name)
+        return Laid(self.draft.constant(found.numpy(), name), identity(found.dim()))
+
+    def _float(self, name: str) -> Laid:
+        if name not in self._real and name in self.constants:
+            numbers = self.constants.numbers(name).numpy()
+            self._real[name] = Laid(self.draft.constant(numbers, name), identity(numbers.ndim))
+        if name not in self._real:
+            self._real[name] = self._repeated(name)
         return self._real[name]
+
+    def _repeated(self, name: str) -> Laid:
+        """A row for every sample."""
+        row, node = self.constants.row(name), self.graph.by_name[name]
+        if row is None or row.dtype not in (torch.float32, torch.int32, torch.int64):
+            what = f"{node.op} with numbers that differ along the batch"
+            raise UnsupportedOp(what, node.where, needed="LiteRT", way_out=WAY_OUT)
+        number, rank = self.draft.constant(row.numpy(), name), row.dim()
+        dtype = str(row.dtype).removeprefix("torch.")
+        zeros = self.batch_of_zeros(rank)
+        zeros = zeros if dtype == "float32" else self._step("CAST", (zeros,), (1,) * rank, dtype, "CastOptions")
+        return Laid(self._step("ADD", (number, zeros), tuple(row.shape), dtype, "AddOptions", fusedActivationFunction=0), identity(rank))
 
     def codes(self, name: str) -> Laid:
         """The codes of a value; of one computed in float, coded once."""
         if name not in self._codes:
-            if name in self._constants:
-                self._real.setdefault(
-                    name, Laid(self.draft.constant(self._constants[name].numpy(), name), identity(self._constants[name].dim()))
-                )
-            self._codes[name] = self._converted("QUANTIZE", self._real[name], name, self.program.quantizers[name], "QuantizeOptions")
+            self._codes[name] = self._converted("QUANTIZE", self._float(name), name, self.program.quantizers[name], "QuantizeOptions")
         return self._codes[name]
 
     def batch_of_zeros(self, rank: int) -> int:

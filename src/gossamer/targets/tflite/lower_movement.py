@@ -14,6 +14,7 @@ from gossamer.program.ops import op_of
 from gossamer.targets.tflite.draft import DraftTensor
 from gossamer.targets.tflite.layout import Laid, channels_last, identity, permuted, reshaped, stored, without
 from gossamer.targets.tflite.lowering import Call, lowerings
+from gossamer.targets.tflite.whole import taken_whole
 
 
 @lowerings.add("Reshape")
@@ -274,7 +275,10 @@ def flip(call: Call) -> Laid:
 
 @lowerings.add("Index")
 def index(call: Call) -> Laid:
-    """One vector of constant places along one axis."""
+    """One vector of constant places along one axis; or everything as it is."""
+    whole = taken_whole(call)
+    if whole is not None:
+        return whole
     shape = call.shape("self")
     given = [(axis, places) for axis, places in enumerate(call["indices"]) if places is not None]
     places = call.array(given[0][1]) if len(given) == 1 else None

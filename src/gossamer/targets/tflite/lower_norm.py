@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod, sqrt
 
 import numpy as np
@@ -138,14 +139,36 @@ def attention(call: Call) -> Laid:
     q = call.step("MUL", (q, call.number(scale)), shapes[0], "MulOptions", fusedActivationFunction=0)
     sizes = (*shapes[0][:-1], shapes[1][-2])
     weights = call.step("BATCH_MATMUL", (q, k), sizes, "BatchMatMulOptions", adjX=False, adjY=True)
-    if call.get("attn_mask") is not None:
-        mask, shape = call.laid("attn_mask"), call.shape("attn_mask")
-        if call.values.metas[call.args["attn_mask"].name].dtype.is_floating_point is False or len(shape) != len(plain):  # type: ignore[union-attr]
-            raise call.unsupported(f"{call.node.op} with such a mask")
-        added = call.in_order(mask, shape, plain).tensor
-        weights = call.step("ADD", (weights, added), sizes, "AddOptions", fusedActivationFunction=0)
+    mask = None if call.get("attn_mask") is None else _mask(call, len(plain))
+    if mask is not None:
+        weights = call.step("ADD", (weights, _added(call, mask)), sizes, "AddOptions", fusedActivationFunction=0)
     shares = call.step("SOFTMAX", (weights,), sizes, "SoftmaxOptions", beta=1.0)
+    if mask is not None and call.values.draft.tensors[mask].dtype == "bool":  # where all is masked, shares are 0
+        shares = call.step("MUL", (shares, call.cast(mask, "float32")), sizes, "MulOptions", fusedActivationFunction=0)
     return call.op("BATCH_MATMUL", (shares, v), plain, "BatchMatMulOptions", adjX=False, adjY=False)
+
+
+def _mask(call: Call, rank: int) -> int:
+    """The mask with as many axes as the products."""
+    shape = call.shape("attn_mask")
+    number = call.in_order(call.one_row("attn_mask"), shape, identity(len(shape))).tensor
+    if len(shape) == rank:
+        return number
+    if call.values.draft.tensors[number].batched is not None:
+        raise call.unsupported(f"{call.node.op} with such a mask")
+    shape = (1,) * (rank - len(shape)) + shape
+    return call.step("RESHAPE", (number, call.ints(shape)), shape, "ReshapeOptions")
+
+
+def _added(call: Call, mask: int) -> int:
+    """What a mask adds to the products: itself, or for one of booleans 0 where it is true and the lowest number elsewhere."""
+    have = call.values.draft.tensors[mask]
+    if have.dtype != "bool":
+        return mask
+    made = call.values.draft.add(replace(have, name=f"{call.node.name}/mask", dtype="float32", data=None))
+    lowest = call.number(np.finfo(np.float32).min)
+    call.values.draft.op("SELECT_V2", (mask, call.number(0.0), lowest), (made,), "SelectV2Options")
+    return made
 
 
 def _constant(call: Call, array: Array) -> int:

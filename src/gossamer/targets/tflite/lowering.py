@@ -16,6 +16,7 @@ from gossamer.program.ops import Op, op_of
 from gossamer.program.program import Program
 from gossamer.program.shapes import Meta, TensorMeta
 from gossamer.registry import Registry
+from gossamer.targets.tflite.constants import Constants
 from gossamer.targets.tflite.draft import Array, Draft, DraftTensor
 from gossamer.targets.tflite.layout import Laid, identity, same_memory, stored
 
@@ -31,9 +32,14 @@ class Values(Protocol):
     draft: Draft
     metas: Mapping[str, Meta]  # at batch 1
     forms: Mapping[str, AnyForm]
+    constants: Constants
 
     def real(self, name: str) -> Laid:
         """The numbers of a value or parameter."""
+        ...
+
+    def one_row(self, name: str) -> Laid:
+        """Like `real`; of a value that is the same for every sample, whatever the batch size, that one row."""
         ...
 
     def codes(self, name: str) -> Laid:
@@ -108,6 +114,11 @@ class Call:
         if self.integer and name in self.values.program.quantizers and name not in self.values.program.state:
             return self.values.codes(name)
         return self.values.real(name)
+
+    def one_row(self, arg: Any) -> Laid:
+        """Like `laid`, for ops that broadcast: one row will do of a value that is the same for every sample."""
+        name = (self.args[arg] if isinstance(arg, str) else arg).name
+        return self.laid(arg) if self.integer else self.values.one_row(name)
 
     def array(self, arg: Any) -> Array | None:
         """The numbers of a float parameter, buffer or plain number; None for a computed value."""
@@ -199,7 +210,7 @@ def aligned(call: Call, *args: Any) -> tuple[list[int], tuple[int, ...]]:
     """Tensors of arguments that broadcast, in one common order, and that order: of the first that has as many axes as the result."""
     rank = len(call.out_shape)
     known = [call.args[arg] if isinstance(arg, str) else arg for arg in args]
-    values = [None if call.array(arg) is not None else call.laid(arg) for arg in known]
+    values = [None if call.array(arg) is not None else call.one_row(arg) for arg in known]
     full = [
         laid.order
         for laid, arg in zip(values, known, strict=True)
