@@ -45,6 +45,8 @@ from gossamer.plan.equalization import equalizations
 from gossamer.plan.rounding import roundings
 from gossamer.plan.scheme import Scheme
 from gossamer.report.console import console_view
+from gossamer.search.precision_settings import PrecisionBudget, PrecisionSearch
+from gossamer.search.sensitivity import sensitivities
 
 WORK = "work"
 _DEFAULT = Settings()
@@ -56,6 +58,10 @@ OutOption = Annotated[Path, typer.Option("-o", "--out", metavar="OUT", help="Fol
 CRITERION_HELP = (
     f"How channels are ranked: {', '.join(criteria.names())}, or tournament (the best of them). "
     "Default: taylor with labelled training data, else l2."
+)
+WEIGHT_BUDGET_HELP = (
+    'What mixed must keep to: a cost ("5 bits" a weight, "300 kB", "1.8x" as fast as float, "2 ms", or several: "300 kB, 1.8x") or a damage '
+    '("40 dB", "0.01 nats" of KL). Default: 6 bits.'
 )
 QAT_HELP = (
     f"Train through the rounding: {', '.join(WHEN)}; auto: where the file with planned codes loses more accuracy than --max-drop "
@@ -85,8 +91,15 @@ def compress(
     skip: LayersOption = None,
     only: Annotated[list[str] | None, typer.Option(help="Remove channels of these layers only; may be repeated.")] = None,
     weight_format: Annotated[
-        str, typer.Option(help="Format of weights in codes: int8, int7 (for processors without VNNI), int4 ...")
+        str, typer.Option(help="Format of weights in codes: int8, int7 (for processors without VNNI), int4 ... or mixed: by layer.")
     ] = _DEFAULT.weights,
+    weight_budget: Annotated[str | None, typer.Option(help=WEIGHT_BUDGET_HELP, show_default=False)] = None,
+    weight_choices: Annotated[
+        str | None, typer.Option(help="Formats that mixed takes from. Default: int4,int8,float.", show_default=False)
+    ] = None,
+    sensitivity: Annotated[
+        str | None, typer.Option(help=f"How mixed finds what a format damages: {', '.join(sensitivities.names())}.", show_default=False)
+    ] = None,
     activation_format: Annotated[
         str | None,
         typer.Option(help="Format of values in codes: uint8, uint4 ... Default: what the target likes best.", show_default=False),
@@ -123,6 +136,7 @@ def compress(
         mode=mode,
         constraints=Constraints(skip=tuple(skip or ()), only=tuple(only or ())),
         weights=weight_format,
+        precision=_precision(weight_budget, weight_choices, sensitivity),
         activations=activation_format,
         qat=Qat(when=qat, epochs=qat_epochs),
         scheme=Scheme(rounding=rounding, ranges=ranges, equalization=equalization),
@@ -139,6 +153,16 @@ def compress(
     source = replace(source, notes=(*source.notes, *named.notes))
     result = compress_into(out, named, source, budget, settings, metric=find_metric(metric), output=picked(output), fresh=fresh)
     return lambda: report_result(result, out, json=json)
+
+
+def _precision(budget: str | None, formats: str | None, sensitivity: str | None) -> PrecisionSearch | None:
+    """What formats by layer are chosen by; None where nothing is said about it."""
+    given: dict[str, Any] = {} if sensitivity is None else {"sensitivity": sensitivity}
+    if budget is not None:
+        given["budget"] = PrecisionBudget.parse(budget)
+    if formats is not None:
+        given["formats"] = tuple(name.strip() for name in formats.split(","))
+    return PrecisionSearch(**given) if given else None
 
 
 def compress_into(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,7 @@ class Result:
         share = f"removing {self.best.removed_ratio:.0%} of the channels" if self.best.removed_ratio else "keeping all channels"
         qat = self.best.qat
         trained = "" if qat is None else f" {qat.sentence[0].upper()}{qat.sentence[1:]}"
+        trained = self._formats + trained
         if self.report.passed and self.report.budget == Budget():
             return f"Quantized, all channels kept: no budget was given.{trained}"
         if self.report.passed:
@@ -85,6 +87,8 @@ class Result:
             "layers": layer_rows(self.original.program, self.best),
             "frozen": [*self._frozen(), *({"where": "data", "reason": note} for note in self.notes)],
         }
+        if self.best.precision is not None:
+            document["precision"] = self.best.precision
         return document | ({} if self.diagnosis is None else {"diagnosis": self.diagnosis.to_dict()})
 
     def save(self, folder: str | Path) -> Path:
@@ -110,6 +114,15 @@ class Result:
 
     def __str__(self) -> str:
         return f"{self.report}\n{self.statement}"
+
+    @property
+    def _formats(self) -> str:
+        """The formats by layer, counted."""
+        precision = self.best.precision
+        if precision is None:
+            return ""
+        counts = Counter(precision["rules"].values())
+        return f" Weights by layer: {', '.join(f'{count} x {name}' for name, count in counts.items())}, {precision['bits']:.2f} bits each."
 
     def _candidate(self, trial: Trial) -> Mapping[str, Any]:
         report = trial.report

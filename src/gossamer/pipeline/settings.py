@@ -14,8 +14,9 @@ from gossamer.plan.equalization import equalizations
 from gossamer.plan.pruning import MODES
 from gossamer.plan.rounding import roundings
 from gossamer.plan.scheme import Scheme
+from gossamer.search.precision_settings import PrecisionSearch
 
-TOURNAMENT = "tournament"
+TOURNAMENT, MIXED = "tournament", "mixed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +29,9 @@ class Settings:
                 calibration data decide, see gossamer.search.tournament
     mode        how groups are compared, see plan_pruning: "global", "layerwise" or "isomorphic"
     constraints what pruning must leave; with multiple 1, widths are rounded to what the target's kernels like
-    weights     format of weights in codes, such as "int8" or "int4"
+    weights     format of weights in codes, such as "int8" or "int4"; "mixed" for a format for each layer
+    precision   what formats by layer keep to and are chosen from, where weights is "mixed"; None for the defaults of PrecisionSearch.
+                Latency is measured with `batch` and `threads`
     activations format of values, such as "uint4"; None for the one that the target likes best
     scheme      how ranges, scales and codes are found, see plan_quantization
     qat         when and how candidates are trained through their rounding
@@ -43,6 +46,7 @@ class Settings:
     mode: str = "global"
     constraints: Constraints = field(default_factory=Constraints)
     weights: str = "int8"
+    precision: PrecisionSearch | None = None
     activations: str | None = None
     scheme: Scheme = field(default_factory=Scheme)
     qat: Qat = field(default_factory=Qat)
@@ -60,13 +64,22 @@ class Settings:
             raise ConfigError("mode", self.mode, f"one of {', '.join(MODES)}")
         if self.criterion and self.criterion != TOURNAMENT:
             criteria.entry(self.criterion)
-        parse_any_format(self.weights)
+        if self.weights != MIXED:
+            parse_any_format(self.weights)
+            if self.precision is not None:
+                raise ConfigError("precision", self.precision.to_json(), f"None unless weights is {MIXED!r}")
         if self.activations is not None:
             parse_any_format(self.activations)
         roundings.entry(self.scheme.rounding)
         equalizations.entry(self.scheme.equalization)
 
+    @property
+    def precision_search(self) -> PrecisionSearch:
+        """What formats by layer are chosen by."""
+        return replace(self.precision or PrecisionSearch(), batch=self.batch, threads=self.threads)
+
     def to_json(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        plain = {name: value for name, value in asdict(replace(self, qat=Qat())).items() if name != "qat"}
-        return {**plain, "constraints": self.constraints.to_json(), "qat": self.qat.to_json()}
+        plain = asdict(replace(self, qat=Qat(), precision=None))
+        precision = self.precision_search.to_json() if self.weights == MIXED else None
+        return {**plain, "constraints": self.constraints.to_json(), "qat": self.qat.to_json(), "precision": precision}

@@ -13,12 +13,12 @@ from gossamer.batches import Batches, as_batches
 from gossamer.data.source import Data
 from gossamer.errors import DataError, TrainingError
 from gossamer.files import read_json, write_json
+from gossamer.pipeline.coding import plan_codes
 from gossamer.pipeline.quantized_training import QatOutcome, train_quantized
 from gossamer.pipeline.settings import TOURNAMENT, Settings
 from gossamer.plan.budget import Budget
 from gossamer.plan.plan import Plan
 from gossamer.plan.pruning import plan_pruning
-from gossamer.plan.quantization import plan_quantization
 from gossamer.plan.score import Scores, score
 from gossamer.plan.spec import specs
 from gossamer.program.bundle import load, save
@@ -79,6 +79,12 @@ class Trial:
         return apply(self.pruned, self.plans["quantization"])
 
     @property
+    def precision(self) -> dict[str, Any] | None:
+        """The formats by layer and what they were chosen by, as plain data; None where all layers have one format."""
+        path = self.folder / "precision.json"
+        return dict(read_json(path, "choice of formats")) if path.exists() else None
+
+    @property
     def qat(self) -> QatOutcome | None:
         """What training through the rounding did; None where it was not tried."""
         path = self.folder / "qat.json"
@@ -110,20 +116,14 @@ def run_trial(job: Job, removed_ratio: float, folder: Path, scores: Callable[[],
     program, settings = job.program, job.settings
     pruning = plan_removal(program, scores(), removed_ratio, settings) if removed_ratio else Plan((), program.digest)
     pruned = _recover(job, apply(program, pruning), pruning, folder) if pruning.edits else program
-    quantization = plan_quantization(
-        pruned,
-        calibration(job.data),
-        settings.target,
-        weights=settings.weights,
-        activations=settings.activations,
-        scheme=settings.scheme,
-        on_progress=job.on_progress,
-    )
+    quantization, precision = plan_codes(pruned, calibration(job.data), settings, job.on_progress)
     quantized, report = _proven(job, apply(pruned, quantization), folder)
     save(pruned, folder / "pruned.gossamer")
     save(quantized, folder / "model.gossamer")
     pruning.save(folder / "pruning.json")
     quantization.save(folder / "quantization.json")
+    if precision is not None:
+        write_json(folder / "precision.json", precision.to_json())
     write_json(folder / "errors.json", value_errors(quantized, pruned, calibration(job.data), plan=quantization))
     write_json(done, report.to_dict())  # last: a folder with a report is a finished trial
     return Trial(removed_ratio, report, folder)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,7 +17,6 @@ from gossamer.numerics.formats import FloatFormat, IntFormat, parse_any_format
 from gossamer.plan.placement import has_weight
 from gossamer.plan.quantization import plan_quantization
 from gossamer.plan.rules import FLOAT, layer_name
-from gossamer.plan.scheme import Scheme
 from gossamer.plan.spec import TargetSpec
 from gossamer.plan.stored_floats import stored_weights
 from gossamer.program.execute import Step
@@ -25,6 +24,7 @@ from gossamer.program.graph import Node, Ref
 from gossamer.program.ops import bind
 from gossamer.program.program import Program
 from gossamer.progress import OnProgress, Progress
+from gossamer.registry import Registry
 from gossamer.search.diagnosis.damage import DamageMeter
 from gossamer.search.diagnosis.findings import Damage
 from gossamer.search.diagnosis.measure import samples_at_once
@@ -35,7 +35,9 @@ from gossamer.search.diagnosis.twin import Replay, float_twin, sample_chunks, st
 class Sensitivity:
     """One layer at one format, everything else float. `layers`: names that rules use; more than one where they share a weight.
 
+    damage      measured, or estimated, as the method has it
     size_bytes  of the weight in the target's file, with its scales
+    latency_ms  of the layer alone on the target; None where it was not measured
     """
 
     layers: tuple[str, ...]
@@ -43,10 +45,11 @@ class Sensitivity:
     damage: Damage
     size_bytes: int
     weights: int
+    latency_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Unit:
+class Unit:
     """Layers that get one format: those of one name or of one weight."""
 
     layers: tuple[str, ...]
@@ -54,57 +57,97 @@ class _Unit:
     weights: tuple[str, ...]
 
 
-@dataclass(eq=False)
-class _Trial:
-    """A unit at a format: what changes in the float network, and what that was found to do."""
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A unit at a format, and what it changes in the float network: weights and biases, rounded values; steps: what lies behind."""
 
-    unit: _Unit
+    unit: Unit
     format: str
     state: Mapping[str, Tensor]
     values: Mapping[str, Quantizer]
     steps: tuple[Step, ...]
-    meter: DamageMeter = field(default_factory=DamageMeter)
 
     def outputs(self, replay: Replay) -> tuple[Tensor, ...]:
         coded = {name: fake_quantize(replay.values[name], quantizer) for name, quantizer in self.values.items()}
         return replay.rerun({**self.state, **coded}, self.steps)
 
 
-def sensitivity_table(
-    program: Program, batches: Batches, spec: TargetSpec, formats: Sequence[str], scheme: Scheme, samples: int, on_progress: OnProgress
-) -> tuple[Sensitivity, ...]:
-    """Each layer that may run on codes at each format, layer by layer in order of execution, formats as given.
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Each unit at each format, layer by layer in order of execution, formats as given.
 
-    An integer format also rounds what the layer reads. Damage is measured on the first `samples` samples.
-    Raises: like plan_quantization.
+    twin     the float network as it is quantized: batch norms folded, scale moved
+    planned  the whole network at each integer format
+    """
+
+    twin: Program
+    planned: Mapping[str, Program]
+    trials: tuple[Trial, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What a method finds damages by: the first `samples` samples."""
+
+    batches: Batches
+    samples: int
+    on_progress: OnProgress
+
+    def parts(self, program: Program) -> list[tuple[Tensor, ...]]:
+        """The samples in parts whose values fit into memory."""
+        parts = sample_chunks(program, self.batches, self.samples, samples_at_once(program))
+        return [tuple(tensor.to(program.device) for tensor in inputs) for inputs in parts]
+
+
+Method = Callable[[Candidates, Evidence], Sequence[Damage]]
+sensitivities: Registry[Method] = Registry("sensitivity method", home="gossamer.search.curvature")
+
+
+def candidates(
+    program: Program, batches: Batches, spec: TargetSpec, formats: Sequence[str], settings: Mapping[str, Any], on_progress: OnProgress
+) -> Candidates:
+    """Plan each integer format for all layers, and take the layers one by one. `settings` are plan_quantization's others.
+
+    An integer format also rounds what a layer reads. Raises: like plan_quantization.
     """
     planned = {}
     for place, name in enumerate(formats):
         if name != FLOAT and isinstance(parse_any_format(name), IntFormat):
             on_progress(Progress("plan formats", place, len(formats), name))
-            plan = plan_quantization(program, batches, spec.name, weights=name, scheme=scheme)
+            plan = plan_quantization(program, batches, spec.name, weights=name, **settings)
             planned[name] = apply(program, plan), plan
     if not planned:
         raise PlanError("mixed precision needs at least one integer format among its formats; name one, such as int8.")
     quantized, plan = next(iter(planned.values()))
     twin = float_twin(quantized, program, plan)
-    trials = [
-        _trial(unit, name, twin, {key: pair[0] for key, pair in planned.items()}, quantized)
-        for unit in _units(quantized)
-        for name in formats
-    ]
-    parts = list(sample_chunks(twin, batches, samples, samples_at_once(twin)))
+    networks = {key: pair[0] for key, pair in planned.items()}
+    trials = tuple(_trial(unit, name, twin, networks, quantized) for unit in _units(quantized) for name in formats)
+    return Candidates(twin, networks, trials)
+
+
+@sensitivities.add("kl", source="Cai et al. 2020 (ZeroQ), arXiv:2001.00281; differs: on codes rounded as in the final network")
+def measured_damages(found: Candidates, evidence: Evidence) -> Sequence[Damage]:
+    """Run the float network with one layer at one format."""
+    parts, trials, meters = evidence.parts(found.twin), found.trials, [DamageMeter() for _ in found.trials]
     with torch.inference_mode():
         for done, inputs in enumerate(parts):
-            replay = Replay(twin, tuple(tensor.to(twin.device) for tensor in inputs))
-            for place, trial in enumerate(trials):
-                on_progress(Progress("sensitivity", done * len(trials) + place, len(parts) * len(trials), trial.unit.layers[0]))
-                trial.meter.add(replay.outputs, trial.outputs(replay))
-    on_progress(Progress("sensitivity", 1, 1))
-    return tuple(_row(trial, twin, spec) for trial in trials)
+            replay = Replay(found.twin, inputs)
+            for place, (trial, meter) in enumerate(zip(trials, meters, strict=True)):
+                evidence.on_progress(Progress("sensitivity", done * len(trials) + place, len(parts) * len(trials), trial.unit.layers[0]))
+                meter.add(replay.outputs, trial.outputs(replay))
+    evidence.on_progress(Progress("sensitivity", 1, 1))
+    return [meter.damage() for meter in meters]
 
 
-def _units(quantized: Program) -> Iterator[_Unit]:
+def table_rows(
+    found: Candidates, damages: Sequence[Damage], spec: TargetSpec, latencies: Sequence[float] | None
+) -> tuple[Sensitivity, ...]:
+    """The table: one row for each trial."""
+    times: Sequence[float | None] = latencies if latencies is not None else [None] * len(damages)
+    return tuple(_row(trial, damage, time, found.twin, spec) for trial, damage, time in zip(found.trials, damages, times, strict=True))
+
+
+def _units(quantized: Program) -> Iterator[Unit]:
     """Layers whose weights have integer codes, grouped."""
     nodes = [node for node in quantized.graph.nodes if has_weight(node) and _weight(node) in quantized.quantizers]
     left = list(nodes)
@@ -117,7 +160,7 @@ def _units(quantized: Program) -> Iterator[_Unit]:
                 break
             names, weights = grown
         left = [node for node in left if node not in members]
-        yield _Unit(tuple(sorted(names)), tuple(members), tuple(sorted(weights)))
+        yield Unit(tuple(sorted(names)), tuple(members), tuple(sorted(weights)))
 
 
 def _weight(node: Node) -> str:
@@ -125,7 +168,7 @@ def _weight(node: Node) -> str:
     return weight.name if isinstance(weight, Ref) else ""
 
 
-def _trial(unit: _Unit, name: str, twin: Program, planned: Mapping[str, Program], first: Program) -> _Trial:
+def _trial(unit: Unit, name: str, twin: Program, planned: Mapping[str, Program], first: Program) -> Trial:
     state: dict[str, Tensor] = {}
     values: dict[str, Quantizer] = {}
     if name in planned:
@@ -143,14 +186,14 @@ def _trial(unit: _Unit, name: str, twin: Program, planned: Mapping[str, Program]
         assert isinstance(fmt, FloatFormat)
         for edit in stored_weights(twin, {node.name: fmt for node in unit.nodes}):
             state[edit.value] = fake_quantize(twin.state[edit.value].detach(), edit.quantizer)
-    return _Trial(unit, name, state, values, steps_behind(twin, (*state, *values)))
+    return Trial(unit, name, state, values, steps_behind(twin, (*state, *values)))
 
 
-def _row(trial: _Trial, twin: Program, spec: TargetSpec) -> Sensitivity:
+def _row(trial: Trial, damage: Damage, latency_ms: float | None, twin: Program, spec: TargetSpec) -> Sensitivity:
     tensors = [twin.state[name] for name in trial.unit.weights]
     numbers = sum(tensor.numel() for tensor in tensors)
     size = sum(weight_bytes(tensor, trial.format, spec) for tensor in tensors)
-    return Sensitivity(trial.unit.layers, trial.format, trial.meter.damage(), size, numbers)
+    return Sensitivity(trial.unit.layers, trial.format, damage, size, numbers, latency_ms)
 
 
 def weight_bytes(weight: Tensor, name: str, spec: TargetSpec) -> int:

@@ -27,7 +27,7 @@ class DamageMeter:
             one, other = one.detach().to("cpu", torch.float64), other.detach().to("cpu", torch.float64)
             self._signal += float(one.square().sum())
             self._noise += float((one - other).square().sum())
-        first, second = _with_classes(true[0]), _with_classes(got[0])
+        first, second = with_classes(true[0]), with_classes(got[0])
         if first is not None and second is not None:
             positions = first.numel() // first.shape[1]
             self._divergence += positions * float(distillation(second, first, 1.0))
@@ -39,7 +39,7 @@ class DamageMeter:
         return Damage(max(decibels(self._signal, self._noise), _WORST_DB), kl)
 
 
-def _with_classes(outputs: Tensor) -> Tensor | None:
+def with_classes(outputs: Tensor) -> Tensor | None:
     """Outputs with classes along axis 1: scores (N, C), maps (N, C, H, W), sequences (N, T, C); None for anything else."""
     outputs = outputs.detach().movedim(-1, 1) if outputs.dim() == 3 else outputs.detach()
     fits = outputs.dim() in (2, 3, 4) and outputs.shape[1] > 1 and outputs.is_floating_point()

@@ -126,7 +126,7 @@ class Diagnosis:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON, without the plan, which is saved by itself. Infinite figures become None."""
         data = {name: value for name, value in asdict(_without_plan(self)).items() if name != "plan"}
-        return {"format": FORMAT, **_plain(data)}
+        return {"format": FORMAT, **finite(data)}
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Diagnosis:
@@ -165,11 +165,12 @@ def _without_plan(diagnosis: Diagnosis) -> Diagnosis:
     return replace(diagnosis, plan=None)
 
 
-def _plain(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Plain data in which infinite figures are None."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
