@@ -22,6 +22,8 @@ from gossamer.targets.executorch.spec import NAME, SPEC
 
 MOST_SAMPLES = 64  # in a call, where the batch size is free: memory for what lies between delegates is planned for this many
 _MODULE = "calls."
+# what a pass that cannot go on raises; torch.fx's pass manager turns most of it into a bare Exception
+_FAILURES = (Exception, RuntimeError, NotImplementedError, ValueError, KeyError, TypeError, AssertionError)
 
 
 def emit(program: Program, path: Path) -> None:
@@ -56,13 +58,17 @@ def to_pte(program: Program, *, hand_out: bool = False) -> Written:
                 compile_config=exir.EdgeCompileConfig(_check_ir_validity=False),
             )
             _check(program, network, lowered.exported_program().graph)
-            finished = lowered.to_executorch()
-        except (RuntimeError, NotImplementedError, ValueError, KeyError, TypeError) as error:  # whatever one of its passes runs into
+            data = bytes(lowered.to_executorch().buffer)
+        except Exception as error:
+            if isinstance(error, GossamerError) or type(error) not in _FAILURES:
+                raise
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise GossamerError(
                 f"ExecuTorch cannot lower this network ({reason}); export to another target, such as onnxruntime."
             ) from error
-        return Written(bytes(finished.buffer), network.handed_out)
+        left = [node for node, op in _left(network, lowered.exported_program().graph) if node is not None and not _is_coding(op)]
+        _try(program, data, left)
+        return Written(data, network.handed_out)
 
 
 def _export(program: Program, network: Network) -> Any:
@@ -90,6 +96,20 @@ def _check(program: Program, network: Network, graph: Any) -> None:
                 needed=NAME,
                 way_out="rewrite that line, or export to another target, such as onnxruntime",
             )
+
+
+def _try(program: Program, data: bytes, left: list[Node]) -> None:
+    """Run the file once: portable kernels tell only then which forms of an op they have. Raises UnsupportedOp."""
+    try:
+        part("runtime").Runtime.get().load_program(data).load_method("forward").execute([spec.example(2) for spec in program.inputs])
+    except RuntimeError as error:
+        suspects = ", ".join(f"{node.op} at {node.where}" for node in left[:3])
+        raise UnsupportedOp(
+            left[0].op if left else "a delegated op",
+            left[0].where if left else "",
+            needed=f"working {NAME}",
+            way_out=f"a trial run failed, and these are what XNNPACK did not take: {suspects or 'none'}; export to another target, such as onnxruntime",
+        ) from error
 
 
 def _left(network: Network, graph: Any) -> Iterator[tuple[Node | None, str]]:

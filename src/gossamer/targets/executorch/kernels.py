@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -43,7 +44,16 @@ def kernels_of(path: Path) -> tuple[Kernel, ...]:
             for kernel in _delegated(bytes(program.backend_delegate_data[delegate.processed.index].data))
         ]
         calls = [call.instr_args for chain in plan.chains for call in chain.instructions]
-    except (OSError, ValueError, KeyError, IndexError, RuntimeError, AttributeError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        IndexError,
+        RuntimeError,
+        AttributeError,
+        TypeError,
+        struct.error,
+    ) as error:  # whatever offsets lead to
         raise FileError(path, f"cannot be read as a .pte file ({error})", "export it again") from error
     ops = [plan.operators[call.op_index] for call in calls if hasattr(call, "op_index")]
     return (*found, *(Kernel(op.name.partition("::")[2], PORTABLE) for op in ops if not op.name.startswith("executorch_prim")))

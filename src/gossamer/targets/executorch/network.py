@@ -57,6 +57,8 @@ class Network(nn.Module):
         self._stored: dict[str, str] = {}
         coded_weights = {bind(node)["weight"].name for node in self.nodes if node.name in self._coded and has_weight(node)}
         self._biases = dict(self._coded_biases(program))
+        joins = (node for node in self.nodes if node.name in self._coded and op_of(node).onnx == "Concat")
+        self._joins = {node.name: program.quantizers[self._name(node)] for node in joins}
         for number, (name, tensor) in enumerate(program.state.items()):
             users = graph.users.get(name, ())
             if name in graph.outputs or not users or any((user.name, name) not in self._biases for user in users):
@@ -144,7 +146,17 @@ class _Values:
     def read(self, node: str, name: str) -> Any:
         """What a node reads under a name."""
         place = self._network._biases.get((node, name))
-        return self.real(name) if place is None else getattr(self._network, place)
+        if place is not None:
+            return getattr(self._network, place)
+        shared = self._network._joins.get(node)
+        return self.real(name) if shared is None or name not in self.codes else self._recoded(name, shared)
+
+    def _recoded(self, name: str, shared: Quantizer) -> Tensor:
+        """In the codes of a join's result, as XNNPACK's joins demand of all that they read."""
+        real: Tensor = self.real(name)
+        if self._quantizers[name] == shared:
+            return real
+        return decoded(torch.ops.quantized_decomposed.quantize_per_tensor(real, *_numbers(shared)), shared)
 
 
 def decoded(codes: Tensor, quantizer: Quantizer) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from gossamer.numerics.formats import IntFormat
 from gossamer.plan.spec import TargetSpec
+from gossamer.targets.executorch import arithmetic
 
 NAME = "executorch"
 
@@ -21,5 +22,5 @@ SPEC = TargetSpec(
     integer_ops=frozenset([*_COMPUTE, *_SAME_SCALE]),
     same_scale_ops=frozenset(_SAME_SCALE),
     absorbed_ops=frozenset({"Relu", "Clip"}),
-    requantization="xnnpack",
+    requantization=arithmetic.NAME,
 )
