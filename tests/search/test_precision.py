@@ -54,8 +54,8 @@ def program(samples):
     return capture(net, samples[:2])
 
 
-def choose(program, data, /, *, budget, target="onnxruntime", **search):
-    return choose_precision(program, data, target, search=PrecisionSearch(budget=budget, **search))
+def choose(program, data, /, *, budget, target="onnxruntime", table=None, **search):
+    return choose_precision(program, data, target, search=PrecisionSearch(budget=budget, **search), table=table)
 
 
 def uniform(program, samples, name):
@@ -169,3 +169,15 @@ def test_floats_for_storage_are_among_the_choices(program, samples):
     assert "float" not in found.rules.values()
     assert stored_bits("fp16", specs["onnxruntime"]) == 16
     assert [stored_bits(f"int{bits}", specs["onnxruntime"]) for bits in range(2, 9)] == [2, 4, 4, 8, 8, 8, 8]
+
+
+def test_another_budget_needs_no_second_table(program, samples, mixed):
+    stages = []
+    search = PrecisionSearch(budget=PrecisionBudget(max_bits=8), formats=("int4", "int8"), samples=32)
+    again = choose_precision(program, samples, search=search, table=mixed.table, on_progress=lambda progress: stages.append(progress.stage))
+    assert "sensitivity" not in stages
+    assert again.table == mixed.table
+    assert mixed.bits < again.bits <= 8
+    assert again.damage.kl < mixed.damage.kl
+    with pytest.raises(ConfigError, match="table must be one of the formats int8, int4 for each layer"):
+        choose(program, samples, budget=PrecisionBudget(max_bits=8), formats=("int8", "int4"), table=())

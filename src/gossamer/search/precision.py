@@ -11,6 +11,7 @@ from typing import Any
 from gossamer.apply.engine import apply
 from gossamer.batches import as_batches
 from gossamer.errors import ConfigError, PlanError
+from gossamer.numerics.formats import IntFormat, parse_any_format
 from gossamer.plan.quantization import plan_quantization
 from gossamer.plan.rules import FLOAT
 from gossamer.plan.scheme import Scheme
@@ -97,6 +98,7 @@ def choose_precision(
     search: PrecisionSearch,
     activations: str | None = None,
     scheme: Scheme | None = None,
+    table: tuple[Sensitivity, ...] | None = None,
     on_progress: OnProgress = silent,
 ) -> Precision:
     """Choose a format for each layer of a float program that the target can run on codes.
@@ -104,6 +106,7 @@ def choose_precision(
     calibration  like that of plan_quantization; damage is found on its first `search.samples` samples, without labels
     search       limits, formats to choose from, and how damage is found
     activations, scheme  like those of plan_quantization
+    table        of an earlier choice for the same network and settings (`precision.table`), so that another budget costs no second one
 
     Each layer's damage at each format is found alone, and where latency is limited its time on the target's runtime; the choices that
     are best if both add up come from dynamic programming; a few of them are then planned and measured as a whole, and the best
@@ -113,32 +116,52 @@ def choose_precision(
     Source: Dong et al. 2020 (HAWQ-V2), arXiv:1911.03852, and Cai et al. 2020 (ZeroQ), arXiv:2001.00281 (sensitivity by KL of one
     quantized layer); differs: candidates are verified jointly.
     """
-    spec, method = specs[target], sensitivities[search.sensitivity]
+    spec, budget = specs[target], search.budget
     evidence = Evidence(as_batches(calibration, what="calibration"), search.samples, on_progress)
     settings = {"activations": activations, "scheme": scheme or Scheme()}
-    found = candidates(program, evidence.batches, spec, search.formats, settings, on_progress)
-    damages = method(found, evidence)
+
+    def planned(**formats: Any) -> Program:
+        return apply(program, plan_quantization(program, evidence.batches, target, **formats, **settings))  # type: ignore[arg-type]
+
     with ExitStack() as stack:
-        watch = stack.enter_context(stopwatch(program, target, search.batch, search.threads)) if search.budget.on_latency else None
-        latencies = None if watch is None else watch.layers_ms(found, search.batch, evidence)
-        table = table_rows(found, damages, spec, latencies)
-        choice = _Search(table, len(search.formats), search.budget, spec, None if watch is None else _base(watch, found, table))
+        watch = stack.enter_context(stopwatch(program, target, search.batch, search.threads)) if budget.on_latency else None
+        if table is None:
+            table = _table(
+                candidates(program, evidence.batches, spec, search.formats, settings, on_progress), search, spec, watch, evidence
+            )
+        _check_table(table, search)
+        first = next(name for name in search.formats if name != FLOAT and isinstance(parse_any_format(name), IntFormat))
+        times = None if watch is None else _times(watch, planned(weights=first), [row for row in table if row.format == first])
+        choice = _Search(table, len(search.formats), budget, spec, times)
 
         def measure(rules: dict[str, str]) -> tuple[Damage, float | None]:
             on_progress(Progress("measure a choice", len(choice.tried), MOST_TRIED))
             if set(rules.values()) == {FLOAT}:
                 return Damage(math.inf, None), None if watch is None else watch.float_ms
-            changed = apply(program, plan_quantization(program, evidence.batches, target, rules=rules, **settings))  # type: ignore[arg-type]
+            changed = planned(rules=rules)
             damage = outputs_damage(changed, program, evidence.batches, search.samples)
             return damage, None if watch is None else watch.network_ms(changed)
 
         return choice.smallest(measure) if choice.limit is not None else choice.best(measure)
 
 
-def _base(watch: Stopwatch, found: Candidates, table: Sequence[Sensitivity]) -> tuple[float, float]:
-    """The float network's latency, and what a network takes beside its layers: from the first integer format for all of them."""
-    name, network = next(iter(found.planned.items()))
-    return watch.float_ms, watch.network_ms(network) - sum(row.latency_ms or 0.0 for row in table if row.format == name)
+def _table(
+    found: Candidates, search: PrecisionSearch, spec: TargetSpec, watch: Stopwatch | None, evidence: Evidence
+) -> tuple[Sensitivity, ...]:
+    damages = sensitivities[search.sensitivity](found, evidence)
+    return table_rows(found, damages, spec, None if watch is None else watch.layers_ms(found, search.batch, evidence))
+
+
+def _check_table(table: tuple[Sensitivity, ...], search: PrecisionSearch) -> None:
+    if not table or tuple(row.format for row in table) != search.formats * (len(table) // len(search.formats)):
+        raise ConfigError("table", [row.format for row in table][:4], f"one of the formats {', '.join(search.formats)} for each layer")
+    if search.budget.on_latency and any(row.latency_ms is None for row in table):
+        raise ConfigError("table", "one without latencies", "None, so that they are measured, where the budget limits them")
+
+
+def _times(watch: Stopwatch, network: Program, rows: Sequence[Sensitivity]) -> tuple[float, float]:
+    """The float network's latency, and what a network takes beside its layers: found on one with one format for all of them."""
+    return watch.float_ms, watch.network_ms(network) - sum(row.latency_ms or 0.0 for row in rows)
 
 
 class _Search:
