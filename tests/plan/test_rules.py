@@ -6,9 +6,11 @@ from torch import nn
 
 from gossamer.apply.engine import apply
 from gossamer.errors import ConfigError, PlanError
+from gossamer.plan.dynamic import plan_dynamic_quantization
 from gossamer.plan.plan import Plan
 from gossamer.plan.quantization import plan_quantization
 from gossamer.plan.rules import Choice, layer_choices
+from gossamer.plan.weight_only import plan_weight_quantization
 from gossamer.program.capture import capture
 from gossamer.targets.export import export
 from gossamer.targets.onnx.optimized import layers_in_float
@@ -117,3 +119,62 @@ def test_layers_kept_float_stay_exact(program, samples):
     assert {name for name in quantized.quantizers if name.endswith("weight")} == {"stem.weight"}
     with pytest.raises(PlanError, match="no layer that onnxruntime computes in integers.*kept float as asked"):
         plan_quantization(program, samples, rules={"*": "float"})
+
+
+def test_rules_about_values(program, samples, tmp_path):
+    rules = {"body.0": "int4/uint5", "head": "/uint6", "body.2": "int8/uint4"}
+    plan = Plan.from_json(plan_quantization(program, samples, rules=rules).to_json())
+    quantized = apply(program, plan)
+    nodes = {node.module: node for node in program.graph.nodes if node.module}
+    read = {layer: quantized.quantizers[nodes[layer].uses[0]].format.name for layer in ("stem", "body.0", "body.2", "head")}
+    assert read == {"stem": "uint8", "body.0": "uint5", "body.2": "uint4", "head": "uint6"}
+    weights = {name: q.format.bits for name, q in quantized.quantizers.items() if name.endswith("weight")}
+    assert weights == {"stem.weight": 8, "body.0.weight": 4, "body.2.weight": 8, "head.weight": 8}
+    artifact = export(quantized, tmp_path / "m.onnx")
+    report = verify(artifact, reference=program, data=(samples, torch.zeros(32, dtype=torch.long)), batch=8)
+    assert report.problems == ()
+    assert report.parity.max_steps == 0
+
+
+def test_a_value_has_the_finest_format_that_its_readers_ask_for(samples):
+    class Fork(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.one, self.two = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+
+        def forward(self, x):
+            x = torch.relu(self.stem(x))
+            return self.one(x) + self.two(x)
+
+    program = capture(Fork().eval(), samples[:2])
+    plan = plan_quantization(program, samples, rules={"one": "/uint4", "two": "/uint6"})
+    quantized = apply(program, plan)
+    source = next(node for node in program.graph.nodes if node.module == "one").uses[0]
+    assert quantized.quantizers[source].format.name == "uint6"
+    (note,) = plan.notes
+    assert "reads uint6 in place of uint4, since another layer reads the same codes" in note
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ("int4/uint9", r"the format of what 'head' reads must be .*nearest is 'uint8'"),
+        ("float/uint4", r"the format of 'head' must be one such as 'int4', 'int4/uint4' or '/uint4'; floats read floats"),
+        ("int4/", r"the format of 'head' must be one such as 'int4'"),
+    ],
+)
+def test_rules_about_values_that_cannot_be(program, samples, rule, message):
+    with pytest.raises(ConfigError, match=message):
+        plan_quantization(program, samples, rules={"head": rule})
+
+
+def test_values_that_have_no_codes_have_no_formats(program):
+    with pytest.raises(ConfigError, match="one of weights alone, since values stay float"):
+        plan_weight_quantization(program, rules={"head": "int4/uint4"})
+    with pytest.raises(ConfigError, match="one of weights alone, since values get theirs while the network runs"):
+        plan_dynamic_quantization(program, rules={"head": "int4/uint4"})
+
+
+def test_values_are_stored_alike(program, samples):
+    with pytest.raises(ConfigError, match="must be one that is stored like int8, the others'"):
+        plan_quantization(program, samples, "openvino", activations="int8", rules={"head": "/uint8"})

@@ -13,7 +13,7 @@ from gossamer.numerics.formats import IntFormat
 from gossamer.numerics.ranges import choose_weight_quantizer
 from gossamer.plan.edits import Edit, FoldBatchNorm, QuantizeInput
 from gossamer.plan.plan import Frozen, Plan
-from gossamer.plan.rules import FLOAT, layer_choices
+from gossamer.plan.rules import FLOAT, layer_choices, no_values
 from gossamer.plan.scheme import pick_format
 from gossamer.plan.spec import specs
 from gossamer.plan.stored_floats import stored_weights
@@ -53,6 +53,7 @@ def plan_dynamic_quantization(
         raise ConfigError("target", target, "one with products that quantize their input while they run")
     pick_format(weights, spec.dynamic_formats, "weights", target)
     choices = layer_choices(program, rules or {}, weights, tables=True)
+    no_values(choices, "values get theirs while the network runs")
     folds = foldable_batch_norms(program)
     prepared = fold_batch_norms(program.copy().eval(), folds)
     layers, frozen = weighted_layers(prepared, choices, convolutions=True)

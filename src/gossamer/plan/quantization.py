@@ -19,11 +19,12 @@ from gossamer.plan.equalization_static import StaticCoding, equalize_static
 from gossamer.plan.placement import Placement, place_quantizers
 from gossamer.plan.plan import Frozen, Plan
 from gossamer.plan.rounding import RoundingJob, roundings
-from gossamer.plan.rules import LayerFormats, layer_formats
+from gossamer.plan.rules import LayerFormats, layer_formats, value_formats
 from gossamer.plan.scheme import Scheme, pick_format
 from gossamer.plan.spec import TargetSpec, specs
 from gossamer.plan.stored_floats import stored_weights
 from gossamer.plan.tables import table_edits
+from gossamer.plan.value_formats import ValueFormats
 from gossamer.program.attention import split_attention, whole_attention
 from gossamer.program.clamps import clip_limits
 from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
@@ -56,7 +57,9 @@ def plan_quantization(
     activations    format of values, one scale and zero point for each; None for the one that the target likes best
     rules          other formats by layer, such as {"head": "float", "features.*": "int4"}: "*" matches anything, the first rule that
                    matches a layer decides, "float" keeps it float with all that only it would have brought onto codes; so do
-                   "fp16", "bf16", "fp8_e4m3" and "fp8_e5m2", which store its weight with fewer bits
+                   "fp16", "bf16", "fp8_e4m3" and "fp8_e5m2", which store its weight with fewer bits. Behind a slash comes the format of
+                   the value that the layer reads: "int4/uint4", or "/uint4" for that alone. A value that several layers read has the
+                   finest of what they ask for
     scheme         how ranges, scales and codes are found; None for the defaults of Scheme
 
     What the target cannot compute on codes stays float and is listed in `plan.frozen`; a single sample is noted in `plan.notes`.
@@ -72,7 +75,8 @@ def plan_quantization(
     activation = _activations(activations, spec)
     roundings.entry(scheme.rounding)
     formats = layer_formats(program, rules or {}, weights, spec)
-    return _plan(program, as_batches(calibration, what="calibration"), spec, formats, activation, scheme, on_progress)
+    values = ValueFormats(activation, value_formats(program, rules or {}, weights, activation, spec))
+    return _plan(program, as_batches(calibration, what="calibration"), spec, formats, values, scheme, on_progress)
 
 
 def _plan(
@@ -80,7 +84,7 @@ def _plan(
     batches: Batches,
     spec: TargetSpec,
     formats: LayerFormats,
-    activation: IntFormat,
+    value_kinds: ValueFormats,
     scheme: Scheme,
     on_progress: OnProgress,
 ) -> Plan:
@@ -93,11 +97,11 @@ def _plan(
         raise PlanError(f"the network has no layer that {spec.name} computes in integers{why}; export it as it is.")
     coding = StaticCoding(
         formats.codes,
-        activation,
+        value_kinds.default,
         scheme,
         place=lambda changed: place_quantizers(changed, spec, kept_float=formats.kept_float, code_ends=scheme.code_ends),
         values_of=lambda changed, placed, seen: _value_quantizers(
-            changed.graph, placed, seen, activation, scheme.ranges, spec.symmetric_values
+            changed.graph, placed, seen, value_kinds, scheme.ranges, spec.symmetric_values
         ),
         symmetric=spec.symmetric_values,
     )
@@ -111,7 +115,7 @@ def _plan(
         wide=[name for name, fmt in formats.codes.items() if fmt.bits <= FEW_BITS],
         on_progress=on_progress,
     )
-    values = _value_quantizers(prepared.graph, placement, seen, activation, scheme.ranges, spec.symmetric_values)
+    values = _value_quantizers(prepared.graph, placement, seen, value_kinds, scheme.ranges, spec.symmetric_values)
     job = RoundingJob(prepared, placement, values, seen.moments, batches, formats.codes, scheme)
     rounded = rounding.run(job, on_progress)
     coded = (QuantizeValue(name, quantizer) for name, quantizer in rounded.values.items())
@@ -121,7 +125,7 @@ def _plan(
         weights_digest=program.weights_digest(),
         target=spec.name,
         frozen=(*placement.frozen, *(_not_absorbed(prepared.graph, placement, rounded.values) if spec.absorbed_ops else ())),
-        notes=(ONE_SAMPLE,) if seen.samples == 1 else (),
+        notes=(*((ONE_SAMPLE,) if seen.samples == 1 else ()), *value_kinds.notes(placement)),
     )
 
 
@@ -149,11 +153,12 @@ def _prepare(program: Program, spec: TargetSpec, kept_float: Mapping[str, str]) 
 
 
 def _value_quantizers(
-    graph: Graph, placement: Placement, seen: Calibration, fmt: IntFormat, ranges: str, symmetric: bool
+    graph: Graph, placement: Placement, seen: Calibration, kinds: ValueFormats, ranges: str, symmetric: bool
 ) -> dict[str, Quantizer]:
     """The quantizer of each value, one for each group."""
     quantizers: dict[str, Quantizer] = {}
     for group in placement.groups:
+        fmt = kinds.of(placement, group.values)
         if placement.gates.intersection(group.values):
             gate = replace(fmt, bits=max(fmt.bits, 8))  # what the target prescribes has no fewer bits
             signed = bool(placement.signed_gates.intersection(group.values))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from gossamer.errors import PlanError, nearest
+from gossamer.errors import ConfigError, PlanError, nearest
 from gossamer.numerics.formats import FloatFormat, Format, IntFormat, parse_any_format
 from gossamer.plan.scheme import pick_format
 from gossamer.plan.spec import TargetSpec
@@ -20,10 +20,14 @@ FLOAT = "float"
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The format that a layer gets, and the rule that said so; "" where none did."""
+    """The format that a layer gets, and the rule that said so; "" where none did.
+
+    values  the format of the value that the layer reads; "" where the rule does not say
+    """
 
     format: str
     rule: str = ""
+    values: str = ""
 
     @property
     def what(self) -> str:
@@ -93,7 +97,7 @@ def layer_choices(program: Program, rules: Mapping[str, str], default: str, *, t
         matching = [pattern for pattern in rules if fnmatchcase(layer_name(node), pattern)]
         for place, pattern in enumerate(matching):
             used[pattern] = used.get(pattern, False) or place == 0
-        choices[node.name] = Choice(rules[matching[0]], matching[0]) if matching else Choice(default)
+        choices[node.name] = _choice(rules[matching[0]], matching[0], default) if matching else Choice(default)
     for pattern in rules:
         if pattern not in used:
             raise PlanError(f"rules name {pattern!r}, which is no layer of this network; {nearest(pattern, map(layer_name, layers))}")
@@ -101,6 +105,39 @@ def layer_choices(program: Program, rules: Mapping[str, str], default: str, *, t
             raise PlanError(f"the rule for {pattern!r} decides nothing, since earlier rules match all its layers; put it before them.")
     _check_shared(program, layers, choices)
     return choices
+
+
+def _choice(text: str, rule: str, default: str) -> Choice:
+    """Of a rule such as "int4", "int4/uint4" or "/uint4"."""
+    weights, slash, values = text.partition("/")
+    found = Choice(weights or (default if slash else weights), rule, values)
+    if slash and (not values or found.why_float):
+        raise ConfigError(f"the format of {rule!r}", text, "one such as 'int4', 'int4/uint4' or '/uint4'; floats read floats")
+    return found
+
+
+def value_formats(program: Program, rules: Mapping[str, str], weights: str, default: IntFormat, spec: TargetSpec) -> dict[str, IntFormat]:
+    """Formats of what layers read, by the layer's node, where a rule says so.
+
+    Raises: ConfigError for a format that the target does not run (names the nearest), or whose codes `default` cannot stand beside.
+    """
+    found: dict[str, IntFormat] = {}
+    for name, choice in layer_choices(program, rules, weights).items():
+        if choice.values:
+            fmt = pick_format(choice.values, spec.activation_formats, f"the format of what {choice.rule!r} reads", spec.name)
+            if fmt.signed != default.signed or (fmt.bits > 8) != (default.bits > 8):
+                raise ConfigError(
+                    f"the format of what {choice.rule!r} reads", fmt.name, f"one that is stored like {default.name}, the others'"
+                )
+            found[name] = fmt
+    return found
+
+
+def no_values(choices: Mapping[str, Choice], what: str) -> None:
+    """Raise ConfigError for a rule about values where none have codes."""
+    for choice in choices.values():
+        if choice.values:
+            raise ConfigError(f"the format of {choice.rule!r}", f"{choice.format}/{choice.values}", f"one of weights alone, since {what}")
 
 
 def layer_name(node: Node) -> str:

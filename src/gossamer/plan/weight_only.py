@@ -10,7 +10,7 @@ from gossamer.numerics.formats import FLOAT_FORMATS, FloatFormat, IntFormat
 from gossamer.plan.edits import Edit, FoldBatchNorm, QuantizeInput
 from gossamer.plan.equalization_blocks import BlockCoding, equalize_blocks
 from gossamer.plan.plan import Plan
-from gossamer.plan.rules import FLOAT, Choice, layer_choices
+from gossamer.plan.rules import FLOAT, Choice, layer_choices, no_values
 from gossamer.plan.scheme import BlockScheme, pick_format
 from gossamer.plan.spec import TargetSpec, specs
 from gossamer.plan.stored_floats import plan_stored_floats, stored_weights
@@ -57,6 +57,7 @@ def plan_weight_quantization(
         raise PlanError(f"the network is quantized already (for {program.target!r}); plan from the float network.")
     spec = specs[target]
     choices = layer_choices(program, rules or {}, weights, tables=True)
+    no_values(choices, "values stay float")
     if weights in FLOAT_FORMATS and all(choice.why_float for choice in choices.values()):
         return plan_stored_floats(program, spec, choices)
     folds = foldable_batch_norms(program)

@@ -1,0 +1,31 @@
+"""Formats of values: one for all, and others for what some layers read."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from gossamer.numerics.formats import IntFormat
+from gossamer.plan.placement import Placement
+
+
+@dataclass(frozen=True, slots=True)
+class ValueFormats:
+    """default: of all values that no layer asks another format for; asked: what layers ask for what they read, by node."""
+
+    default: IntFormat
+    asked: Mapping[str, IntFormat]
+
+    def of(self, placement: Placement, values: Collection[str]) -> IntFormat:
+        """The format of values that share a quantizer: the finest that a layer which reads one of them asks for."""
+        wanted = [self.asked.get(layer.node, self.default) for layer in placement.layers if layer.source in values]
+        return max(wanted, key=lambda fmt: fmt.bits, default=self.default)
+
+    def notes(self, placement: Placement) -> Iterator[str]:
+        """A sentence for each layer that reads finer codes than it asked for."""
+        for group in placement.groups:
+            given = self.of(placement, group.values)
+            for layer in placement.layers:
+                wanted = self.asked.get(layer.node)
+                if layer.source in group.values and wanted is not None and wanted.bits < given.bits:
+                    yield f"{layer.node!r} reads {given.name} in place of {wanted.name}, since another layer reads the same codes."
