@@ -1,6 +1,7 @@
 """Each target beside the float network on it: parity with the simulation, speed, file size and time to write the file.
 
-python benchmarks/targets.py [NAME ...]      names of rows to run anew, such as resnet18 or DS-CNN; all without a name
+python benchmarks/targets.py [NAME ...] [--target TARGET ...]      rows to run anew, such as resnet18 or DS-CNN, and on which targets;
+all without a name, on all whose runtime is installed. What is not run keeps its figures.
 
 Networks of MLPerf Tiny, torchvision and timm with random weights; ranges from 8 random images and nearest rounding, since neither parity nor
 speed depends on them. FP32 and INT8 take turns in one process, one thread each.
@@ -27,7 +28,7 @@ from gossamer.targets.parity import check_parity
 from gossamer.targets.target import targets
 
 LARGE = ("resnet18", "mobilenet_v2", "tf_efficientnet_lite0", "vit_tiny_patch16_224")
-FAST = ("onnxruntime", "openvino", "litert")
+FAST = ("onnxruntime", "openvino", "litert", "executorch")
 CHIPS = ("tflm", "cortex_m")
 PATH = RESULTS / "targets.json"
 
@@ -87,16 +88,23 @@ def row(program: gs.Program, images: torch.Tensor, target: str) -> dict[str, Any
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", choices=[*NETWORKS, *LARGE, []])
-    names = parser.parse_args().names or [*NETWORKS, *LARGE]
+    parser.add_argument("--target", action="append", choices=[*FAST, *CHIPS], help="may be repeated")
+    arguments = parser.parse_args()
+    names, wanted = arguments.names or [*NETWORKS, *LARGE], arguments.target or [*FAST, *CHIPS]
+    for target in [target for target in wanted if targets[target].runtime_version is None]:
+        wanted.remove(target)
+        print(f"{target} is not installed and keeps its figures: {targets[target].install_command}")
     torch.set_num_threads(1)
     old = json.loads(PATH.read_text())["rows"] if PATH.exists() else {}
     for name in names:
         program, images = network(name)
-        old[name] = {"params": program.cost().params, "macs": program.cost().macs}
-        for target in (*FAST, *(CHIPS if name in NETWORKS else ())):
+        old[name] = {**old.get(name, {}), "params": program.cost().params, "macs": program.cost().macs}
+        for target in wanted:
+            if target in CHIPS and name not in NETWORKS:
+                continue
             old[name][target] = row(program, images, target)
             print(name, target, old[name][target], flush=True)
-        packages = ("torch", "onnxruntime", "openvino", "ai-edge-litert", "tflite-micro")
+        packages = ("torch", "onnxruntime", "openvino", "ai-edge-litert", "tflite-micro", "executorch")
         write("targets", {**header(packages, threads=1, batch=1), "rows": old}, quiet=True)
 
 

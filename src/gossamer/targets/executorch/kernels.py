@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -79,5 +80,6 @@ def _as_json(flatbuffer: bytes) -> Mapping[str, Any]:
         schema.write_bytes(serializer._get_schema_bytes())
         binary.write_bytes(flatbuffer)
         part("exir._serialize._flatbuffer")._flatc_decompile(folder, str(schema), str(binary))
-        graph: Mapping[str, Any] = json.loads((Path(folder) / "graph.json").read_bytes())
+        text = re.sub(rb"(:\s*-?)inf\b", rb"\1Infinity", (Path(folder) / "graph.json").read_bytes())  # limits that are none
+        graph: Mapping[str, Any] = json.loads(text)
         return graph

@@ -11,7 +11,7 @@ from typing import Any
 
 from gossamer.errors import MissingRuntime
 
-# its own requirements ask for a gigabyte of converters that neither writing nor running a file needs
+# its own requirements ask for much that neither writing nor running a file needs, such as converters for other chips
 INSTALL = "pip install --no-deps executorch==1.5.1 torchao==0.18.0 flatbuffers ruamel.yaml tabulate"
 
 
