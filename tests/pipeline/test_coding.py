@@ -26,6 +26,11 @@ def samples():
     inputs = torch.randn(64, 8, 8, 8, generator=torch.Generator().manual_seed(1))
     part = inputs, make()(inputs).argmax(1)
     return {"calibration": inputs, "validation": part}
+
+
+def labelled():
+    part = samples()["validation"]
+    return {"train": part, "validation": part}
 """
 
 
@@ -91,6 +96,25 @@ def test_from_the_command_line(tmp_path, monkeypatch):
     assert refused.exit_code == 2
     assert "unless weights is 'mixed'" in refused.stderr
     sys.modules.pop("mixed_nets", None)
+
+
+def test_training_through_the_rounding_from_the_command_line(tmp_path, monkeypatch):
+    (tmp_path / "trained_nets.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    common = ["compress", "--model", "trained_nets:make", "--batch", "8", "--json", "--qat", "always", "--qat-epochs", "1"]
+    done = CliRunner().invoke(
+        app, [*common, "--data", "trained_nets:labelled", "--weight-format", "int4", "--activation-format", "uint4", "-o", "a"]
+    )
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout)
+    assert document["settings"]["qat"] == {"when": "always", "epochs": 1, "recipe": None}
+    assert "quantization-aware training" in document["statement"]
+    assert document["candidates"][0]["qat"]["trained_drop_points"] is not None
+    refused = CliRunner().invoke(app, [*common, "--data", "trained_nets:samples", "-o", "b"])
+    assert refused.exit_code == 2
+    assert "without training data" in refused.stderr
+    sys.modules.pop("trained_nets", None)
 
 
 def test_values_of_few_bits(parts, tmp_path):
