@@ -14,7 +14,7 @@ from pathlib import Path
 from gossamer.errors import MissingRuntime
 from gossamer.targets.cortex_m.borders import BEFORE
 from gossamer.targets.cortex_m.kernels import Kernels, own_files, runtime_file, write_portable
-from gossamer.targets.cortex_m.statements import Writing, layer_scales, quantized_factors, window, zeros
+from gossamer.targets.cortex_m.statements import Writing, layer, layer_tables, window, zeros
 from gossamer.targets.tflite.draft import Draft, DraftOp
 
 NAME, FOLDER = "cmsis_nn", "cmsis-nn"
@@ -56,13 +56,13 @@ def write(writing: Writing) -> str:
     if code == "CONV_2D" and writing.tensor(1).shape[3] != writing.tensor(0).shape[3]:
         raise writing.unsupported("a grouped convolution")
     data = ", ".join(writing.address(position) for position in range(3))
-    multipliers, shifts = zip(*quantized_factors(layer_scales(writing)), strict=True)
-    tables = ", ".join(writing.page.array("int32_t", ", ".join(map(str, numbers)), len(numbers)) for numbers in (multipliers, shifts))
+    multiplier, shift = layer_tables(writing, "int32_t")
+    tables = f"{multiplier}, {shift}"
     if code != "FULLY_CONNECTED":
         return f"if ({_CALLS[code]}({window(writing)}, {zeros(writing)}, {data}, {tables}, {working}, {size}, {writing.out})) return 1;"
     outputs, inputs = writing.tensor(1).shape
-    sizes = f"{prod(writing.tensor(0).shape) // inputs}, {inputs}, {outputs}, {zeros(writing)}"
-    return f"if (gs_cmsis_linear({sizes}, {data}, {writing.factors(layer_scales(writing))}, {tables}, {writing.out})) return 1;"
+    sizes = f"{prod(writing.tensor(0).shape) // inputs}, {inputs}, {outputs}"
+    return f"if (gs_cmsis_linear({sizes}, {layer(writing)}, {shift}, {writing.address(0)}, {writing.out})) return 1;"
 
 
 def scratch(draft: Draft, op: DraftOp) -> int:
@@ -99,7 +99,8 @@ def needed_files(statements: Sequence[str]) -> dict[str, bytes]:
         "LICENSE.txt": root / "cmsis_nn" / "LICENSE.txt",
     }
     headers = {f"{FOLDER}/{name}": path.read_bytes() for name, path in others.items()}
-    return {**own_files(statements), _GLUE: runtime_file(_GLUE), **dict(sorted(found.items())), **headers}
+    ours = [*statements, "gs_linear_s8"] if "gs_cmsis_linear" in "".join(statements) else statements
+    return {**own_files(ours), _GLUE: runtime_file(_GLUE), **dict(sorted(found.items())), **headers}
 
 
 CMSIS = Kernels(f"CMSIS-NN {VERSION}", _GLUE, FOLDER, write, scratch, needed_files)

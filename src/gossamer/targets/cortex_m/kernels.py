@@ -12,7 +12,7 @@ from gossamer.targets.cortex_m.statements import Writing, writers
 from gossamer.targets.tflite.draft import Draft, DraftOp
 
 OWN = ("gossamer_kernels.c", "gossamer_kernels.h")
-_WHERE_CALLED = ("gossamer_codes.c", "gossamer_floats.c")
+_WHERE_CALLED = ("gossamer_layers_s8.c", "gossamer_codes.c", "gossamer_floats.c")
 
 
 @dataclass(frozen=True, slots=True)

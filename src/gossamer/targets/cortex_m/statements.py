@@ -162,6 +162,20 @@ def layer_scales(writing: Writing) -> list[float]:
     return [source.scale[0] * scale / result.scale[0] for scale in scales]
 
 
+def layer_tables(writing: Writing, shifts: str = "int8_t") -> tuple[str, str]:
+    """The names of two arrays, multipliers and shifts of all output channels."""
+    pairs = quantized_factors(layer_scales(writing))
+    kinds = zip(("int32_t", shifts), zip(*pairs, strict=True), strict=True)
+    multiplier, shift = (writing.page.array(kind, ", ".join(map(str, numbers)), len(pairs)) for kind, numbers in kinds)
+    return multiplier, shift
+
+
+def layer(writing: Writing) -> str:
+    """The gs_layer of a convolution or linear layer of codes."""
+    parts = (writing.address(1), writing.address(2), *layer_tables(writing), zeros(writing))
+    return f"&(const gs_layer){{{', '.join(parts)}}}"
+
+
 def zeros(writing: Writing) -> str:
     """Zero points of the first input and of the result."""
     return f"{writing.quantizer(0).zero_point[0]}, {writing.result_quantizer.zero_point[0]}"
@@ -174,8 +188,7 @@ def _convolution(writing: Writing) -> str:
     parts = [writing.address(position) for position in range(3)]
     if not writing.coded:
         return f"gs_{name}_f32({window(writing)}, {parts[0]}, {parts[1]}, {parts[2]}, {writing.out});"
-    factors = writing.factors(layer_scales(writing))
-    return f"gs_{name}_s8({window(writing)}, {zeros(writing)}, {parts[0]}, {parts[1]}, {parts[2]}, {factors}, {writing.out});"
+    return f"gs_{name}_s8({window(writing)}, {layer(writing)}, {parts[0]}, {writing.out});"
 
 
 writers.add("CONV_2D")(_convolution)
@@ -189,8 +202,7 @@ def _linear(writing: Writing) -> str:
     parts = [writing.address(position) for position in range(3)]
     if not writing.coded:
         return f"gs_linear_f32({sizes}, {parts[0]}, {parts[1]}, {parts[2]}, {writing.out});"
-    factors = writing.factors(layer_scales(writing))
-    return f"gs_linear_s8({sizes}, {zeros(writing)}, {parts[0]}, {parts[1]}, {parts[2]}, {factors}, {writing.out});"
+    return f"gs_linear_s8({sizes}, {layer(writing)}, {parts[0]}, {writing.out});"
 
 
 def repeated(writing: Writing) -> tuple[int, int, bool]:

@@ -19,17 +19,15 @@ static inline int gs_cmsis_conv(const gs_window *s, int8_t in_zero, int8_t out_z
 }
 
 /* CMSIS-NN 4.0.0 has no fully connected kernel with a factor for each output: cores with vectors take a 1x1 convolution, others ours. */
-static inline int gs_cmsis_linear(int rows, int inputs, int outputs, int8_t in_zero, int8_t out_zero, const int8_t *in,
-                                  const int8_t *weight, const int32_t *bias, const gs_factor *factor, const int32_t *multiplier,
-                                  const int32_t *shift, int8_t *out) {
+static inline int gs_cmsis_linear(int rows, int inputs, int outputs, const gs_layer *layer, const int32_t *shift, const int8_t *in,
+                                  int8_t *out) {
 #if defined(ARM_MATH_MVEI)
   const gs_window size = {1, rows, inputs, 1, rows, outputs, 1, 1, 1, 1, 1, 1, 0, 0};
-  (void)factor;
-  return gs_cmsis_conv(&size, in_zero, out_zero, in, weight, bias, multiplier, shift, 0, 0, out);
+  return gs_cmsis_conv(&size, (int8_t)layer->in_zero, (int8_t)layer->out_zero, in, layer->weight, layer->bias, layer->multiplier, shift,
+                       0, 0, out);
 #else
-  (void)multiplier;
   (void)shift;
-  gs_linear_s8(rows, inputs, outputs, in_zero, out_zero, in, weight, bias, factor, out);
+  gs_linear_s8(rows, inputs, outputs, layer, in, out);
   return 0;
 #endif
 }

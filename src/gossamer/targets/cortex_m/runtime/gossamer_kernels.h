@@ -35,19 +35,24 @@ static inline int32_t gs_scaled_by_power(int32_t value, int bits) {
 
 /* value * multiplier * 2^(shift - 31), rounded to 31 bits and after the shift again, halves away from zero. */
 static inline int32_t gs_scaled(int32_t value, gs_factor factor) {
-  int left = factor.shift > 0 ? factor.shift : 0;
-  int right = factor.shift > 0 ? 0 : -factor.shift;
-  int64_t product = (int64_t)(int32_t)((uint32_t)value << left) * factor.multiplier;
-  int64_t nudge = product >= 0 ? (INT64_C(1) << 30) : 1 - (INT64_C(1) << 30);
-  return gs_scaled_by_power((int32_t)((product + nudge) / (INT64_C(1) << 31)), right);
+  if (factor.shift > 0) value = (int32_t)((uint32_t)value << factor.shift);
+  int32_t high = (int32_t)(((int64_t)value * factor.multiplier + (INT64_C(1) << 30)) >> 31); /* exact halves below zero go up */
+  if (factor.shift >= 0) return high;
+  if (factor.shift < -31) return 0;
+  return (((high + (high >> 31)) >> (-factor.shift - 1)) + 1) >> 1; /* and here away from zero; 31 bits leave room for the 1 */
 }
 
-void gs_conv_s8(const gs_window *size, int8_t in_zero, int8_t out_zero, const int8_t *in, const int8_t *weight,
-                const int32_t *bias, const gs_factor *factor, int8_t *out);
-void gs_depthwise_s8(const gs_window *size, int8_t in_zero, int8_t out_zero, const int8_t *in, const int8_t *weight,
-                     const int32_t *bias, const gs_factor *factor, int8_t *out);
-void gs_linear_s8(int rows, int inputs, int outputs, int8_t in_zero, int8_t out_zero, const int8_t *in, const int8_t *weight,
-                  const int32_t *bias, const gs_factor *factor, int8_t *out);
+/* A layer of codes: its numbers by output channel; value * multiplier * 2^(shift - 31) makes a result of a sum. */
+typedef struct {
+  const int8_t *weight;
+  const int32_t *bias, *multiplier;
+  const int8_t *shift;
+  int in_zero, out_zero;
+} gs_layer;
+
+void gs_conv_s8(const gs_window *size, const gs_layer *layer, const int8_t *in, int8_t *out);
+void gs_depthwise_s8(const gs_window *size, const gs_layer *layer, const int8_t *in, int8_t *out);
+void gs_linear_s8(int rows, int inputs, int outputs, const gs_layer *layer, const int8_t *in, int8_t *out);
 void gs_add_s8(int count, int8_t a_zero, int8_t b_zero, int8_t out_zero, gs_factor a_factor, gs_factor b_factor, gs_factor factor,
                const int8_t *a, const int8_t *b, int8_t *out);
 /* b has one number for each of the last `repeat` positions of a, or as many as a where repeat == count. */
