@@ -75,7 +75,7 @@ class Draft:
         for op in reversed(self.ops):
             if needed.intersection(op.outputs):
                 kept.append(op)
-                needed.update(op.inputs)
+                needed.update((*op.inputs, *op.outputs))
         numbers = [number for number in range(len(self.tensors)) if number in needed]
         slim = Draft()
         free = _Names(names[number] for number in numbers if number in names)

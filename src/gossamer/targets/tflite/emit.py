@@ -22,11 +22,15 @@ from gossamer.program.ops.kinds import Scalar
 from gossamer.program.program import Program
 from gossamer.program.shapes import Meta, TensorMeta, infer_shapes
 from gossamer.targets.tflite import lower_compute as lower_compute
+from gossamer.targets.tflite import lower_formulas as lower_formulas
+from gossamer.targets.tflite import lower_indices as lower_indices
 from gossamer.targets.tflite import lower_logic as lower_logic
 from gossamer.targets.tflite import lower_movement as lower_movement
 from gossamer.targets.tflite import lower_norm as lower_norm
 from gossamer.targets.tflite import lower_pointwise as lower_pointwise
 from gossamer.targets.tflite import lower_pool as lower_pool
+from gossamer.targets.tflite import lower_products as lower_products
+from gossamer.targets.tflite import lower_recurrent as lower_recurrent
 from gossamer.targets.tflite.constants import Constants
 from gossamer.targets.tflite.draft import Draft, DraftTensor, Written
 from gossamer.targets.tflite.ends import code_ends
@@ -147,6 +151,10 @@ class Walk:
     def _repeated(self, name: str) -> Laid:
         """A row for every sample."""
         row, node = self.constants.row(name), self.graph.by_name[name]
+        if row is None and op_of(node).onnx in lowerings:
+            found = lowerings[op_of(node).onnx](Call(node, bind(node), self, False, name))
+            assert isinstance(found, Laid)
+            return found
         if row is None or row.dtype not in (torch.float32, torch.int32, torch.int64):
             what = f"{node.op} with numbers that differ along the batch"
             raise UnsupportedOp(what, node.where, needed="LiteRT", way_out=WAY_OUT)

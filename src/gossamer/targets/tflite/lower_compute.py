@@ -15,6 +15,7 @@ from gossamer.numerics.formats import IntFormat, PerAxis, PerTensor
 from gossamer.program.graph import Ref
 from gossamer.targets.tflite.draft import Array
 from gossamer.targets.tflite.layout import Laid, channels_last, identity
+from gossamer.targets.tflite.lower_products import conv3d
 from gossamer.targets.tflite.lowering import Call, lowerings
 from gossamer.targets.tflite.padding import behind, is_same, pair
 
@@ -25,6 +26,8 @@ NONE = 0  # no fused activation: the codes of the result clip
 def conv(call: Call) -> Laid:
     """input (N, I, *S), weight (O, I/groups, *K), over one or two spatial axes."""
     rank = len(call.shape("input"))
+    if rank == 5:
+        return conv3d(call)
     if rank not in (3, 4):
         raise call.unsupported(f"{call.node.op} over {rank - 2} axes")
     source = _flat_to_image(call, call.in_order(call.laid("input"), call.shape("input"), channels_last(rank)))
@@ -51,40 +54,6 @@ def conv(call: Call) -> Laid:
     if rank == 4:
         return call.op(code, inputs, channels_last(4), options, **fields)
     return _image_to_flat(call, code, inputs, options, fields)
-
-
-@lowerings.add("ConvTranspose")
-def conv_transpose(call: Call) -> Laid:
-    """weight (I, O, *K), without groups; computed without padding, the border cut off afterwards."""
-    shape, out = call.shape("input"), call.out_shape
-    if len(shape) != 4 or call["groups"] != 1 or pair(call["dilation"]) != (1, 1):
-        raise call.unsupported(f"{call.node.op} with groups or dilation, or not over two axes")
-    weight, quantizer = _weight(call)
-    source = call.in_order(call.laid("input"), shape, channels_last(4))
-    strides, padding = pair(call["stride"]), pair(call["padding"])
-    whole = tuple((size - 1) * stride + kernel for size, stride, kernel in zip(shape[2:], strides, weight.shape[2:], strict=True))
-    if any(want + 2 * pad > have + stride - 1 for want, pad, have, stride in zip(out[2:], padding, whole, strides, strict=True)):
-        raise call.unsupported(f"{call.node.op} with more output padding than a stride")
-    whole = tuple(max(have, want + pad) for have, want, pad in zip(whole, out[2:], padding, strict=True))
-    kernel = call.values.draft.constant(weight.transpose(1, 2, 3, 0), _name(call, "weight"), quantizer, 0)
-    full = (1, *whole, out[1])
-    if source_is_batched(call):
-        raise call.unsupported(f"{call.node.op} with a free batch size (its output shape is a constant of the file)")
-    fields = {"strideH": strides[0], "strideW": strides[1], "padding": 1, "fusedActivationFunction": NONE}
-    inputs = (call.ints(full), kernel, source.tensor, _bias(call, out[1], quantizer))
-    if padding == (0, 0) and whole == out[2:]:
-        return call.op("TRANSPOSE_CONV", inputs, channels_last(4), "TransposeConvOptions", **fields)
-    number = call.values.draft.add(
-        replace(call.values.draft.tensors[call.result_tensor(channels_last(4))], name=f"{call.node.name}/whole", shape=full)
-    )
-    call.values.draft.op("TRANSPOSE_CONV", inputs, (number,), "TransposeConvOptions", **fields)
-    begin, size = call.ints((0, *padding, 0)), call.ints((-1, *out[2:], -1))
-    return call.op("SLICE", (number, begin, size), channels_last(4), "SliceOptions")
-
-
-def source_is_batched(call: Call) -> bool:
-    """Whether the result grows with the batch."""
-    return call.values.draft.tensors[call.laid("input").tensor].batched is not None
 
 
 @lowerings.add("Gemm")
@@ -143,7 +112,10 @@ def _weight(call: Call) -> tuple[Array, Quantizer | None]:
     assert isinstance(arg, Ref)
     program = call.values.program
     if arg.name not in program.state:
-        raise call.unsupported(f"{call.node.op} with a computed weight")
+        known = call.array(arg)
+        if known is None:
+            raise call.unsupported(f"{call.node.op} with a computed weight")
+        return known, None
     weight = program.state[arg.name].detach().to(torch.float32).cpu()
     quantizer = program.quantizers.get(arg.name)
     if quantizer is None:

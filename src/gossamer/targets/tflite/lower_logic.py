@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gossamer.targets.tflite.layout import Laid
 from gossamer.targets.tflite.lowering import Call, aligned, lowerings
+from gossamer.targets.tflite.tape import Part, Tape
 
 _COMPARE = {
     "Equal": "EQUAL",
@@ -31,6 +32,7 @@ def _compare(call: Call) -> Laid:
     left, right = list(call.args)[:2]
     code = _COMPARE[call.row.onnx]
     tensors, order = aligned(call, left, right)
+    tensors = [truth(call, number) for number in tensors] if code.startswith("LOGICAL") else tensors
     kinds = {call.values.draft.tensors[number].dtype for number in tensors}
     if len(kinds) > 1 or (code.startswith("LOGICAL") and kinds != {"bool"}):
         raise call.unsupported(f"{call.node.op} of {' and '.join(sorted(kinds))}")
@@ -45,9 +47,15 @@ for _onnx in _COMPARE:
 def not_(call: Call) -> Laid:
     """Of booleans."""
     laid = call.laid("self")
-    if call.values.draft.tensors[laid.tensor].dtype != "bool":
+    if call.values.draft.tensors[laid.tensor].dtype != "bool" and "bitwise" in call.node.op:
         raise call.unsupported(f"{call.node.op} of integers")
-    return call.op("LOGICAL_NOT", (laid.tensor,), laid.order, "LogicalNotOptions")
+    return call.op("LOGICAL_NOT", (truth(call, laid.tensor),), laid.order, "LogicalNotOptions")
+
+
+def truth(call: Call, number: int) -> int:
+    """Whether each number is another than 0."""
+    part = Part(Tape(call), number)
+    return number if part.tensor.dtype == "bool" else part.tape.pair("NOT_EQUAL", part, 0).number
 
 
 @lowerings.add("Where")

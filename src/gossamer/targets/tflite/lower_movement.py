@@ -14,6 +14,7 @@ from gossamer.program.ops import op_of
 from gossamer.targets.tflite.draft import DraftTensor
 from gossamer.targets.tflite.layout import Laid, channels_last, identity, permuted, reshaped, stored, without
 from gossamer.targets.tflite.lowering import Call, lowerings
+from gossamer.targets.tflite.probes import gathered
 from gossamer.targets.tflite.whole import taken_whole
 
 
@@ -215,15 +216,13 @@ def expand(call: Call) -> Laid:
 
 @lowerings.add("Pad")
 def pad(call: Call) -> Laid:
-    """A border of one number."""
-    if call.get("mode", "constant") != "constant":
-        raise call.unsupported(f"{call.node.op} in mode {call['mode']}")
+    """A border of one number, or of others by picking those."""
+    if call.get("mode", "constant") != "constant" or any(end < 0 for end in call["pad"]):
+        return gathered(call)
     laid, shape = call.laid("self"), call.shape("self")
     amounts = [[0, 0] for _ in shape]
     for position in range(0, len(call["pad"]), 2):
         amounts[len(shape) - 1 - position // 2] = [int(end) for end in call["pad"][position : position + 2]]
-    if any(end < 0 for pair in amounts for end in pair):
-        raise call.unsupported(f"{call.node.op} that cuts")
     table = call.values.draft.constant(np.asarray([amounts[axis] for axis in laid.order], np.int32), "pads")
     value = call.get("value") or 0.0
     if call.integer or value == 0:
@@ -235,11 +234,12 @@ def pad(call: Call) -> Laid:
 @lowerings.add("Tile")
 def tile(call: Call) -> Laid:
     """Repeated as a whole."""
-    if "repeats" not in call.args or (not isinstance(call["repeats"], tuple) and "dims" not in call.args):
-        raise call.unsupported(call.node.op)
-    repeats = call.get("repeats", call.get("dims"))
+    repeats, shape = call.get("repeats", call.get("dims")), call.shape("self")
+    if isinstance(repeats, int):
+        return gathered(call)
+    repeats = (1,) * (len(shape) - len(repeats)) + tuple(repeats)
     laid = call.laid("self")
-    if len(repeats) != len(call.shape("self")):
+    if len(repeats) != len(shape):
         raise call.unsupported(f"{call.node.op} to more axes")
     return call.op("TILE", (laid.tensor, call.ints([repeats[axis] for axis in laid.order])), laid.order, "TileOptions")
 
@@ -275,7 +275,7 @@ def flip(call: Call) -> Laid:
 
 @lowerings.add("Index")
 def index(call: Call) -> Laid:
-    """One vector of constant places along one axis; or everything as it is."""
+    """Constant places along one axis, or along several; or everything as it is."""
     whole = taken_whole(call)
     if whole is not None:
         return whole
@@ -283,7 +283,7 @@ def index(call: Call) -> Laid:
     given = [(axis, places) for axis, places in enumerate(call["indices"]) if places is not None]
     places = call.array(given[0][1]) if len(given) == 1 else None
     if places is None or places.ndim != 1 or places.dtype == bool:
-        raise call.unsupported(f"{call.node.op} by computed places, or along several axes")
+        return gathered(call)
     axis = given[0][0]
     laid = call.laid("self")
     numbers = call.ints((places % shape[axis]).tolist())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from math import prod, sqrt
 
@@ -11,14 +11,21 @@ import numpy as np
 from gossamer.targets.tflite.draft import Array
 from gossamer.targets.tflite.layout import Laid, identity
 from gossamer.targets.tflite.lowering import Call, lowerings
+from gossamer.targets.tflite.tape import Part, Tape
 
 
 @lowerings.add("BatchNormalization")
 def batch_norm(call: Call) -> Laid:
+    """By the statistics held; without any, by those of the batch."""
+    held = call.args["running_mean"] is not None
+    return _by_statistics(call) if held else _normalised(call, (0, *range(2, len(call.shape("input")))))
+
+
+def _by_statistics(call: Call) -> Laid:
     """A scale and a shift for each channel."""
     mean, variance = call.array("running_mean"), call.array("running_var")
     if mean is None or variance is None:
-        raise call.unsupported(f"{call.node.op} without statistics")
+        raise call.unsupported(f"{call.node.op} with computed statistics")
     scale = (1 / np.sqrt(variance + call["eps"])).astype(np.float32)
     weight = call.array("weight") if call.args["weight"] is not None else None
     bias = call.array("bias") if call.args["bias"] is not None else None
@@ -129,23 +136,46 @@ def log_softmax(call: Call) -> Laid:
 
 @lowerings.add("Attention")
 def attention(call: Call) -> Laid:
-    """softmax(scale q k^T + mask) v."""
-    if call.get("is_causal", False) or call.get("enable_gqa", False):
-        raise call.unsupported(f"{call.node.op} that is causal or shares keys")
-    shapes = [call.shape(name) for name in ("query", "key", "value")]
-    plain = identity(len(shapes[0]))
-    q, k, v = (call.in_order(call.laid(name), shape, plain).tensor for name, shape in zip(("query", "key", "value"), shapes, strict=True))
-    scale = call["scale"] if call.get("scale") is not None else 1 / sqrt(shapes[0][-1])
-    q = call.step("MUL", (q, call.number(scale)), shapes[0], "MulOptions", fusedActivationFunction=0)
-    sizes = (*shapes[0][:-1], shapes[1][-2])
-    weights = call.step("BATCH_MATMUL", (q, k), sizes, "BatchMatMulOptions", adjX=False, adjY=True)
-    mask = None if call.get("attn_mask") is None else _mask(call, len(plain))
+    """softmax(scale q k^T + mask) v; shared keys are repeated."""
+    tape = Tape(call)
+    q, k, v = (tape.part(name) for name in ("query", "key", "value"))
+    if call.get("enable_gqa", False) and q.shape[-3] != k.shape[-3]:
+        heads = [head * k.shape[-3] // q.shape[-3] for head in range(q.shape[-3])]
+        k, v = (tape.pick(part, heads, len(part.shape) - 3) for part in (k, v))
+    scale = call["scale"] if call.get("scale") is not None else 1 / sqrt(q.shape[-1])
+    weights = tape.product(q * float(scale), k, transposed=True)
+    if call.get("is_causal", False):
+        ahead = np.triu(np.full(weights.shape[-2:], -np.inf, np.float32), 1)
+        weights = weights + tape.constant(ahead)
+    mask = None if call.get("attn_mask") is None else Part(tape, _mask(call, len(q.shape)))
     if mask is not None:
-        weights = call.step("ADD", (weights, _added(call, mask)), sizes, "AddOptions", fusedActivationFunction=0)
-    shares = call.step("SOFTMAX", (weights,), sizes, "SoftmaxOptions", beta=1.0)
-    if mask is not None and call.values.draft.tensors[mask].dtype == "bool":  # where all is masked, shares are 0
-        shares = call.step("MUL", (shares, call.cast(mask, "float32")), sizes, "MulOptions", fusedActivationFunction=0)
-    return call.op("BATCH_MATMUL", (shares, v), plain, "BatchMatMulOptions", adjX=False, adjY=False)
+        weights = weights + Part(tape, _added(call, mask.number))
+    shares = tape.add("SOFTMAX", (weights.number,), weights.shape, "float32", weights.tensor.batched, "SoftmaxOptions", beta=1.0)
+    if mask is not None and mask.tensor.dtype == "bool":  # where all is masked, shares are 0
+        shares = shares * mask.to("float32")
+    return Laid(tape.product(shares, v).number, identity(len(q.shape)))
+
+
+@lowerings.add("InstanceNormalization")
+def instance_norm(call: Call) -> Laid:
+    """Over the positions of each sample, or by the statistics held."""
+    return _normalised(call, range(2, len(call.shape("input")))) if call["use_input_stats"] else _by_statistics(call)
+
+
+def _normalised(call: Call, axes: Iterable[int]) -> Laid:
+    """By the mean and deviation over these axes, then a factor and a shift for each channel."""
+    tape, axes = Tape(call), tuple(axes)
+    x = tape.part("input")
+    away = x - tape.reduce("MEAN", x, axes)
+    x = away * (tape.reduce("MEAN", away * away, axes) + float(call["eps"])).one("RSQRT")
+    sizes = (1, -1, *(1 for _ in x.shape[2:]))
+    for name, code in (("weight", "MUL"), ("bias", "ADD")):
+        if call.args.get(name) is not None:
+            array = call.array(name)
+            if array is None:
+                raise call.unsupported(f"{call.node.op} with a computed {name}")
+            x = tape.pair(code, x, tape.constant(np.ascontiguousarray(array.reshape(sizes), np.float32)))
+    return Laid(x.number, identity(len(x.shape)))
 
 
 def _mask(call: Call, rank: int) -> int:

@@ -12,7 +12,9 @@ import torch
 from gossamer.program.clamps import clip_limits
 from gossamer.targets.lite_kernels import SIXTH, THREE, ZERO_TO_SIX
 from gossamer.targets.tflite.layout import Laid
+from gossamer.targets.tflite.lower_formulas import elu_with_factors
 from gossamer.targets.tflite.lowering import Call, aligned, lowerings
+from gossamer.targets.tflite.tape import Part, Tape
 
 _UNARY = {
     "Relu": "RELU",
@@ -112,9 +114,9 @@ def leaky_relu(call: Call) -> Laid:
 
 @lowerings.add("Elu")
 def elu(call: Call) -> Laid:
-    """With alpha 1 only."""
+    """One operator without factors."""
     if (call["alpha"], call["scale"], call["input_scale"]) != (1, 1, 1):
-        raise call.unsupported(f"{call.node.op} with factors")
+        return elu_with_factors(call)
     return _same_place(call, call.laid("self"), "ELU")
 
 
@@ -163,10 +165,11 @@ def reciprocal(call: Call) -> Laid:
 
 @lowerings.add("Pow")
 def power(call: Call) -> Laid:
-    """x ** a number."""
+    """Numbers and tensors."""
     exponent = call["exponent"]
     if not isinstance(exponent, (int, float)):
-        raise call.unsupported(f"{call.node.op} with a computed exponent")
+        tensors, order = aligned(call, "self", "exponent")
+        return call.op("POW", tensors, order, "PowOptions")
     laid = call.laid("self")
     if exponent == 2:
         return _same_place(call, laid, "SQUARE", "SquareOptions")
@@ -204,9 +207,9 @@ for _onnx in _BINARY:
 
 @lowerings.add("Rsub")
 def reversed_sub(call: Call) -> Laid:
-    """other - self."""
+    """other - alpha * self."""
     if call["alpha"] != 1:
-        raise call.unsupported(f"{call.node.op} with a factor")
+        return _scaled(call, "SUB", "SubOptions", "other", "self")
     tensors, order = aligned(call, "other", "self")
     return call.op("SUB", tensors, order, "SubOptions", fusedActivationFunction=0)
 
@@ -238,13 +241,8 @@ def prelu(call: Call) -> Laid:
 
 @lowerings.add("AddProduct")
 def add_product(call: Call) -> Laid:
-    """self + value * tensor1 * tensor2."""
-    if call.node.op != "aten.addcmul.default":
-        raise call.unsupported(call.node.op)
-    (start, one, two), order = aligned(call, "self", "tensor1", "tensor2")
-    shape = tuple(max(sizes) for sizes in zip(*(call.values.draft.tensors[number].shape for number in (one, two)), strict=True))
-    one, two = sorted((one, two), key=lambda number: call.values.draft.tensors[number].batched is None)
-    product = call.step("MUL", (one, two), shape, "MulOptions", fusedActivationFunction=0)
-    if call["value"] != 1:
-        product = call.step("MUL", (product, call.number(call["value"])), shape, "MulOptions", fusedActivationFunction=0)
-    return call.op("ADD", (start, product), order, "AddOptions", fusedActivationFunction=0)
+    """self + value * tensor1 * tensor2, or tensor1 / tensor2."""
+    numbers, order = aligned(call, "self", "tensor1", "tensor2")
+    start, one, two = (Part(Tape(call), number) for number in numbers)
+    found = one * two if call.node.op == "aten.addcmul.default" else one / two
+    return Laid((start + (found if call["value"] == 1 else found * float(call["value"]))).number, order)

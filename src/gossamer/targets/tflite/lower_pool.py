@@ -6,25 +6,30 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gossamer.targets.tflite.layout import Laid, channels_last, without
+from gossamer.targets.tflite.layout import Laid, channels_last, identity, without
+from gossamer.targets.tflite.lower_indices import place_of_extreme
 from gossamer.targets.tflite.lowering import Call, lowerings
 from gossamer.targets.tflite.padding import behind, is_same, pair
+from gossamer.targets.tflite.probes import mapped_by_axis
+from gossamer.targets.tflite.tape import Tape
 
 
 @lowerings.add("MaxPool")
 def max_pool(call: Call) -> Laid:
     """Over height and width; a border of the lowest number where SAME does not fit."""
+    if len(call.shape("self")) != 4 or pair(call["dilation"]) != (1, 1):
+        return _largest_by_axis(call)
     return _pool(call, "MAX_POOL_2D", pair(call["kernel_size"]), _strides(call), pair(call["padding"]), pair(call["dilation"]))
 
 
 @lowerings.add("AveragePool")
 def average_pool(call: Call) -> Laid:
-    """Over height and width."""
-    if len(call.shape("self")) != 4 or call.get("divisor_override") is not None:
-        raise call.unsupported(f"{call.node.op} with a divisor of its own, or not over two axes")
+    """Over height and width; as a matrix for each axis where the kernel would divide by another number."""
+    if len(call.shape("self")) != 4 or call.get("divisor_override") is not None or call["ceil_mode"]:
+        return mapped_by_axis(call)
     padding = pair(call["padding"])
     if any(padding) and not call["count_include_pad"] and not _same(call, pair(call["kernel_size"]), _strides(call), padding):
-        raise call.unsupported(f"{call.node.op} that leaves this padding out of its means")
+        return mapped_by_axis(call)
     return _pool(
         call, "AVERAGE_POOL_2D", pair(call["kernel_size"]), _strides(call), padding, (1, 1), counts_border=call["count_include_pad"]
     )
@@ -32,14 +37,55 @@ def average_pool(call: Call) -> Laid:
 
 @lowerings.add("AdaptiveAveragePool")
 def adaptive_average(call: Call) -> Laid:
-    """Equal bins only."""
+    """Bins; as a matrix for each axis where they are not equal."""
     have, want = call.shape("self"), call.out_shape
     if len(have) != 4 or any(h % w for h, w in zip(have[2:], want[2:], strict=True)):
-        raise call.unsupported(f"{call.node.op} with bins of unequal size")
+        return mapped_by_axis(call)
     if want[2:] == (1, 1):
         return _reduce(call, "MEAN", (2, 3), keep=True)
     kernel = tuple(h // w for h, w in zip(have[2:], want[2:], strict=True))
     return _pool(call, "AVERAGE_POOL_2D", kernel, kernel, (0, 0), (1, 1))
+
+
+@lowerings.add("AdaptiveMaxPool")
+def adaptive_largest(call: Call) -> tuple[Laid, ...]:
+    """Bins along each axis; without the places."""
+    _without_places(call)
+    tape, shape, out = Tape(call), call.shape("self"), call.out_shapes[0]
+    part = tape.part("self")
+    for axis in range(2, len(shape)):
+        ends = [(k * shape[axis] // out[axis], -(-(k + 1) * shape[axis] // out[axis])) for k in range(out[axis])]
+        bins = [tape.reduce("REDUCE_MAX", tape.cut(part, axis, *end), (axis,)) for end in ends]
+        part = tape.join(bins, axis)
+    return (Laid(part.number, identity(len(shape))),)
+
+
+def _without_places(call: Call) -> None:
+    """Raises UnsupportedOp where anything reads the second result."""
+    if any(user.args[1] == 1 for user in call.values.users(call.node.name)):
+        raise call.unsupported(f"{call.node.op} with the places of its results")
+
+
+def _largest_by_axis(call: Call) -> Laid:
+    """The largest of the numbers that a window sees along each axis, one axis after another."""
+    tape, shape, out = Tape(call), call.shape("self"), call.out_shape
+    dims = len(shape) - 2
+    kernels, paddings, dilations = (pair(call[name], dims) for name in ("kernel_size", "padding", "dilation"))
+    strides = pair(call["stride"] or call["kernel_size"], dims)
+    part = tape.part("self")
+    for axis, kernel, stride, padding, dilation in zip(range(2, dims + 2), kernels, strides, paddings, dilations, strict=True):
+        reach = (out[axis] - 1) * stride + (kernel - 1) * dilation + 1
+        after = max(reach - padding - part.shape[axis], 0)
+        if padding or after:
+            table = [[padding, after] if k == axis else [0, 0] for k in range(len(shape))]
+            sizes = [size + sum(ends) for size, ends in zip(part.shape, table, strict=True)]
+            inputs = (part.number, call.values.draft.constant(np.asarray(table, np.int32), "pads"), call.number(np.finfo(np.float32).min))
+            part = tape.add("PADV2", inputs, sizes, "float32", part.tensor.batched, "PadV2Options")
+        seen = [tape.cut(part, axis, k * dilation, k * dilation + (out[axis] - 1) * stride + 1, stride) for k in range(kernel)]
+        part = seen[0]
+        for other in seen[1:]:
+            part = tape.pair("MAXIMUM", part, other)
+    return Laid(part.number, identity(len(shape)))
 
 
 @lowerings.add("ReduceMean")
@@ -55,28 +101,44 @@ def total(call: Call) -> Laid:
 
 
 @lowerings.add("ReduceMax")
-def largest(call: Call) -> Laid:
-    """Over any axes; without the places."""
-    return _reduction(call, "REDUCE_MAX")
+def largest(call: Call) -> Laid | tuple[Laid, ...]:
+    """Over any axes; over one, with the places."""
+    return _extreme(call, "MAX")
 
 
 @lowerings.add("ReduceMin")
-def smallest(call: Call) -> Laid:
-    """Over any axes; without the places."""
-    return _reduction(call, "REDUCE_MIN")
+def smallest(call: Call) -> Laid | tuple[Laid, ...]:
+    """Over any axes; over one, with the places."""
+    return _extreme(call, "MIN")
+
+
+@lowerings.add("ReduceProd")
+def product(call: Call) -> Laid:
+    """Over any axes."""
+    return _reduction(call, "REDUCE_PROD")
+
+
+def _extreme(call: Call, name: str) -> Laid | tuple[Laid, ...]:
+    if not isinstance(call.values.metas[call.node.name], tuple):
+        return _reduction(call, f"REDUCE_{name}")
+    tape, axis, keep = Tape(call), call["dim"] % len(call.shape("self")), bool(call["keepdim"])
+    part = tape.part("self")
+    values, places = tape.reduce(f"REDUCE_{name}", part, (axis,), keep=keep), place_of_extreme(tape, part, axis, f"ARG_{name}")
+    places = tape.reshape(places, values.shape) if keep else places
+    return tuple(Laid(found.number, identity(len(values.shape))) for found in (values, places))
 
 
 @lowerings.add("Resize")
 def resize(call: Call) -> Laid:
-    """Nearest and bilinear, over height and width."""
+    """Nearest and bilinear, over height and width; all others as a matrix for each axis."""
     nearest = "nearest" in call.node.op
     source = next(iter(call.args))
     if len(call.shape(source)) != 4 or not (nearest or "bilinear2d" in call.node.op) or "aa" in call.node.op:
-        raise call.unsupported(call.node.op)
+        return mapped_by_axis(call, source)
     have, want = call.shape(source)[2:], call.out_shape[2:]
     factors = call.get("scale_factors")
     if factors and any(round(h * factor) != w or h * factor != w for h, w, factor in zip(have, want, factors, strict=True)):
-        raise call.unsupported(f"{call.node.op} by factors that do not give whole sizes")
+        return mapped_by_axis(call, source)
     corners = bool(call.get("align_corners", False))
     laid = call.in_order(call.laid(source), call.shape(source), channels_last(4))
     inputs = (laid.tensor, call.ints(want))
@@ -86,22 +148,10 @@ def resize(call: Call) -> Laid:
     return call.op("RESIZE_BILINEAR", inputs, channels_last(4), "ResizeBilinearOptions", alignCorners=corners, halfPixelCenters=not corners)
 
 
-@lowerings.add("ArgMax")
-def largest_place(call: Call) -> Laid:
-    """Along one axis."""
-    if call["dim"] is None or call["keepdim"]:
-        raise call.unsupported(f"{call.node.op} over all axes, or that keeps its axis")
-    laid, axis = call.laid("self"), call["dim"] % len(call.shape("self"))
-    place = call.ints([laid.order.index(axis)])
-    return call.op("ARG_MAX", (laid.tensor, place), without(laid.order, (axis,)), "ArgMaxOptions", outputType=4)  # int64
-
-
 def _reduction(call: Call, code: str) -> Laid:
     shape = call.shape("self")
     dims = call.get("dim")
     axes = tuple(range(len(shape))) if dims is None or dims == () else (dims,) if isinstance(dims, int) else tuple(dims)
-    if isinstance(call.values.metas[call.node.name], tuple):
-        raise call.unsupported(f"{call.node.op} with the places of its results")
     return _reduce(call, code, [axis % len(shape) for axis in axes], keep=bool(call.get("keepdim", False)))
 
 

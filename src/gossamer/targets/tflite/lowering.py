@@ -108,6 +108,13 @@ class Call:
         assert isinstance(meta, TensorMeta)
         return meta.shape
 
+    @property
+    def out_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Logical shapes of several results at batch 1."""
+        metas = self.values.metas[self.node.name]
+        assert isinstance(metas, tuple)
+        return tuple(meta.shape for meta in metas if isinstance(meta, TensorMeta))
+
     def laid(self, arg: Any) -> Laid:
         """What an argument (by its name, or a Ref) is in the file: codes for an integer op."""
         name = (self.args[arg] if isinstance(arg, str) else arg).name
@@ -126,8 +133,8 @@ class Call:
         known = self._known(arg)
         if isinstance(known, (int, float)):
             return np.asarray(known)
-        if isinstance(known, Ref) and known.name in self.values.program.state and known.name not in self.values.program.quantizers:
-            numbers: Array = self.values.program.state[known.name].detach().cpu().numpy()
+        if isinstance(known, Ref) and known.name in self.values.constants and known.name not in self.values.program.quantizers:
+            numbers: Array = self.values.constants.numbers(known.name).numpy()
             return numbers
         return None
 
