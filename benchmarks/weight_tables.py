@@ -34,6 +34,51 @@ def streaming(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"Megabytes of bfloat16 per CPU second by method: {speeds}. {_place(result)}"])
 
 
+def mixed_precision(result: dict[str, Any]) -> str:
+    """Points of bytes against fidelity, smallest first; a star for those that no other beats in both."""
+    lines = []
+    for name, points in result["networks"].items():
+        rows = sorted(points.items(), key=lambda pair: (pair[1]["size_bytes"], pair[1]["kl"]))
+        labelled = "accuracy" in rows[0][1]
+        last = "accuracy" if labelled else "agreement with float32"
+        lines += [
+            "",
+            f"{name}:",
+            "",
+            f"| weights | layers at 2, 4, 8 bits | file | SQNR of logits | KL, nats | {last} |",
+            "|---|---|---:|---:|---:|---:|",
+        ]
+        for point, row in rows:
+            beaten = any(other["size_bytes"] <= row["size_bytes"] and other["kl"] < row["kl"] for other in points.values())
+            layers = ", ".join(str(count) for count in row["layers"].values()) if "layers" in row else "all"
+            sqnr = "exact" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f} dB"
+            share = row["accuracy" if labelled else "agreement"]
+            cells = f"{row['size_bytes']:,} | {sqnr} | {row['kl']:.2g} | {share:.2%}"
+            star = "" if beaten else " \\*"
+            lines.append(f"| {point}{star} | {layers if point != 'float' else '-'} | {cells} |")
+    if result.get("times"):
+        lines += ["", *_times(result["times"])]
+    return "\n".join([*lines[1:], "", "\\* no other point has fewer bytes and less KL. " + _place(result)])
+
+
+def _times(rows: dict[str, Any]) -> list[str]:
+    """EfficientNet-Lite0 within a speed-up."""
+    lines = [
+        "EfficientNet-Lite0 within a speed-up over float32, batch 1 (layers at 8 bits, the others float):",
+        "",
+        "| budget | layers at 8 bits, float | predicted | file | speed-up | SQNR of logits | KL, nats |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for budget, row in rows.items():
+        if "problem" in row:
+            lines.append(f"| {budget} | {row['problem']} | | | | | |")
+            continue
+        layers = ", ".join(str(count) for count in row["layers"].values())
+        time = f"{row['predicted_ms']:.2f} ms | {row['latency_ms']:.2f} ms | {row['speedup']:.2f}x"
+        lines.append(f"| {budget} | {layers} | {time} | {row['sqnr_db']:.1f} dB | {row['kl']:.2g} |")
+    return lines
+
+
 def _cells(row: dict[str, Any] | None) -> str:
     return f"{row['more_mb']:,.0f} MB | {row['mb_per_cpu_second']:.0f}" if row else "- | -"
 
