@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,7 @@ class TorchRunner:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # of torch's own code, which it imports to compile
                 found: tuple[Tensor, ...] = compiled(*tensors)
-        except torch._dynamo.exc.TorchDynamoException as error:
+        except (torch._dynamo.exc.TorchDynamoException, torch._dynamo.exc.FailOnRecompileLimitHit) as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             reason = " ".join(lines[: 1 + lines[0].endswith(":")]).rstrip(".")
             raise FileError(
@@ -136,7 +137,9 @@ class TorchRunner:
             outputs = outputs if isinstance(outputs, tuple) else (outputs,)
             return (*outputs, *(seen[name] for name in coded))
 
-        compiled: Callable[..., Any] = torch.compile(forward, fullgraph=True, options={"cpp.threads": self.threads})
+        # torch counts how often it compiled a code object, and gives up at 8: each function gets one of its own
+        own = FunctionType(forward.__code__.replace(co_name=f"forward_{id(forward)}"), globals(), closure=forward.__closure__)
+        compiled: Callable[..., Any] = torch.compile(own, fullgraph=True, options={"cpp.threads": self.threads})
         return compiled
 
 
