@@ -20,8 +20,8 @@ from gossamer.targets.coded_ends import open_artifact
 from gossamer.targets.export import export
 from gossamer.targets.limits import check_limits
 from gossamer.targets.measure import machine, versions_of
-from gossamer.targets.metrics import Metric, compare_accuracy, metric_name
-from gossamer.targets.pair import COMPRESSED, ORIGINAL, Pair, find_costs, measurements
+from gossamer.targets.metrics import Comparison, Metric, compare_accuracy, metric_name
+from gossamer.targets.pair import COMPRESSED, ORIGINAL, Costs, Pair, find_costs, measurements
 from gossamer.targets.parity import check_parity, parity_problems, samples_to_compare
 from gossamer.targets.results import Parity, Report
 from gossamer.targets.samples import first_samples, outputs
@@ -59,8 +59,7 @@ def verify(
     _check_arguments(artifact, reference, threads, batch)
     _check_budget(artifact.target, budget)
     name = metric_name(metric)
-    fixed = artifact.program.inputs[0].shape[0]
-    batch = batch if fixed is None else fixed
+    batch = artifact.program.inputs[0].shape[0] or batch
     batches = as_batches(data, what="validation", batch_size=batch)
     samples = first_samples(artifact.program, batches, batch)
     with _as_artifact(reference, artifact.target) as original:
@@ -71,36 +70,46 @@ def verify(
             metric, outputs(artifact.program, batches, pair.runners.values(), on_progress), what="validation", seed=seed
         )
         on_progress(Progress("verify", 0, 0, "latency"))
-        found = find_costs(pair, [tensor.numpy() for tensor in samples], "" if budget is None else budget.board)
-        before, after = measurements(accuracy, found, pair)
+        costs = find_costs(pair, [tensor.numpy() for tensor in samples], "" if budget is None else budget.board)
+        before, after = measurements(accuracy, costs, pair)
     limits = check_limits(budget, before, after, accuracy.drop_points)
+    settings: dict[str, Any] = {
+        "threads": threads,
+        "batch": batch,
+        "seed": seed,
+        "metric": name,
+        "budget": budget,
+        "target": artifact.target,
+    }
     return Report(
         original=before,
         compressed=after,
         size_ratio=before.size_bytes / after.size_bytes,
-        speedup=found.latencies.speedup(ORIGINAL, COMPRESSED),
-        paired_speedup=found.latencies.paired_speedup(ORIGINAL, COMPRESSED),
-        drop_points=accuracy.drop_points,
-        drop_interval=accuracy.drop_interval,
         parity=parity,
-        budget=budget,
         budget_met=all(limit.met for limit in limits),
         problems=(*problems, *(limit.sentence for limit in limits if not limit.met)),
-        target=artifact.target,
-        threads=threads,
-        batch=batch,
-        seed=seed,
-        seconds=time.perf_counter() - start,
-        samples=accuracy.samples,
-        metric=name,
-        repeats=found.repeats,
-        steady=found.latencies.steady,
         machine=machine(),
         versions=_versions(targets[artifact.target]),
-        layer_sparsity={name: share for name, share in found.zeros[COMPRESSED].items() if name},
         notes=artifact.notes,
-        chip=found.chip,
+        seconds=time.perf_counter() - start,
+        **settings,
+        **_compared(accuracy, costs),
     )
+
+
+def _compared(accuracy: Comparison, costs: Costs) -> dict[str, Any]:
+    """What a report says about both files together."""
+    return {
+        "speedup": costs.latencies.speedup(ORIGINAL, COMPRESSED),
+        "paired_speedup": costs.latencies.paired_speedup(ORIGINAL, COMPRESSED),
+        "repeats": costs.repeats,
+        "steady": costs.latencies.steady,
+        "drop_points": accuracy.drop_points,
+        "drop_interval": accuracy.drop_interval,
+        "samples": accuracy.samples,
+        "layer_sparsity": {name: share for name, share in costs.zeros[COMPRESSED].items() if name},
+        "chip": costs.chip,
+    }
 
 
 def _versions(target: Target) -> dict[str, str]:
