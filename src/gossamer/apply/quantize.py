@@ -13,6 +13,8 @@ from gossamer.errors import PlanError
 from gossamer.numerics.affine import Quantizer, dequantize, quantize
 from gossamer.numerics.packing import unpack_steps
 from gossamer.plan.edits import (
+    ROWS,
+    WHOLE,
     Edit,
     FoldBatchNorm,
     QuantizeInput,
@@ -30,7 +32,7 @@ from gossamer.program.gates import gated_activations, split_gates
 from gossamer.program.graph import Graph, Node, Ref
 from gossamer.program.ops import bind, op_of, with_arguments
 from gossamer.program.ops.kinds import Convolution, Linear
-from gossamer.program.ops.own import DYNAMIC, DYNAMIC_RANGE
+from gossamer.program.ops.own import DYNAMIC, DYNAMIC_RANGE, DYNAMIC_ROWS
 from gossamer.program.program import Program
 
 
@@ -120,6 +122,9 @@ def shift_biases(graph: Graph, state: dict[str, Tensor], edits: Sequence[ShiftBi
     return replace(graph, nodes=tuple(nodes[node.name] for node in graph.nodes)), state
 
 
+_OTHERS = {WHOLE: DYNAMIC_RANGE, ROWS: DYNAMIC_ROWS}
+
+
 def round_inputs(graph: Graph, edits: Sequence[QuantizeInput]) -> Graph:
     """The graph with the inputs of the named layers rounded while it runs, once for all layers that round a value alike."""
     wanted = {edit.node: edit for edit in edits}
@@ -137,7 +142,7 @@ def round_inputs(graph: Graph, edits: Sequence[QuantizeInput]) -> Graph:
             if key not in made:
                 made[key] = _fresh(f"{source}_rounded", taken)
                 taken.add(made[key])
-                op, sizes = (DYNAMIC, (edit.bits, edit.block)) if edit.block else (DYNAMIC_RANGE, (edit.bits,))
+                op, sizes = (DYNAMIC, (edit.bits, edit.block)) if edit.block > 0 else (_OTHERS[edit.block], (edit.bits,))
                 nodes.append(Node(made[key], op, (Ref(source), *sizes), module=node.module, source=node.source))
             node = with_arguments(node, input=Ref(made[key]))
         nodes.append(node)

@@ -11,7 +11,7 @@ from gossamer.errors import ConfigError, PlanError
 from gossamer.numerics.affine import Quantizer
 from gossamer.numerics.formats import IntFormat
 from gossamer.numerics.ranges import choose_weight_quantizer
-from gossamer.plan.edits import Edit, FoldBatchNorm, QuantizeInput
+from gossamer.plan.edits import ROWS, WHOLE, Edit, FoldBatchNorm, QuantizeInput
 from gossamer.plan.plan import Frozen, Plan
 from gossamer.plan.rules import FLOAT, layer_choices, no_values
 from gossamer.plan.scheme import pick_format
@@ -71,7 +71,7 @@ def plan_dynamic_quantization(
     for node, codes in coded_weights(prepared, layers, calibration, lambda node, weight: _by_output(node, weight, formats[node.name])):
         edits += codes
         if isinstance(op_of(node).kind, Linear):
-            edits.append(QuantizeInput(node.name, spec.input_bits, 0))
+            edits.append(QuantizeInput(node.name, spec.input_bits, ROWS if spec.input_rows else WHOLE))
         else:
             frozen = (*frozen, Frozen(node.module or node.name, "a convolution: its weight has codes, its products are computed in float"))
     edits += table_edits(prepared, spec, [name for name, choice in choices.items() if choice.why_float])

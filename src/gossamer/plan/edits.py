@@ -114,10 +114,13 @@ class QuantizeValue:
     quantizer: Quantizer
 
 
+WHOLE, ROWS = 0, -1  # in place of a number of values
+
+
 @dataclass(frozen=True, slots=True)
 class QuantizeInput:
-    """Round the input of the layer `node` while the network runs: runs of `block` values to symmetric codes of `bits` bits; all
-    of it to unsigned codes with one zero point where `block` is 0."""
+    """Round the input of the layer `node` while the network runs: runs of `block` values to symmetric codes of `bits` bits; where
+    `block` is WHOLE, all of it to unsigned codes with one zero point; where it is ROWS, each row to signed ones with its own."""
 
     node: str
     bits: int

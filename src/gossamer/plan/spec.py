@@ -35,6 +35,7 @@ class TargetSpec:
     table_formats       formats of embedding tables of which it reads only the rows that are picked, best first; () for float
     block_sizes         weights per block, the usual one first
     input_bits          of the codes to which those products can round their input while they run; 0 when they cannot
+    input_rows          whether dynamic products find a scale and zero point for each row of the input, not for all of it
     rounded_only        formats among block_formats that are slower than float unless the input is rounded
     width_multiple      channel counts that its kernels like
     symmetric_values    codes of values have their zero point in the middle, at 0 where they are signed
@@ -71,6 +72,7 @@ class TargetSpec:
     table_formats: tuple[IntFormat, ...] = ()
     block_sizes: tuple[int, ...] = ()
     input_bits: int = 0
+    input_rows: bool = False
     rounded_only: frozenset[str] = frozenset()
     width_multiple: int = 1
     symmetric_values: bool = False

@@ -10,10 +10,12 @@ from gossamer.program.ops.table import add
 
 DYNAMIC = "gossamer.dynamic_quantize.default"
 DYNAMIC_RANGE = "gossamer.dynamic_range.default"
-ROUNDED = frozenset({DYNAMIC, DYNAMIC_RANGE})  # they round what they read while the network runs
+DYNAMIC_ROWS = "gossamer.dynamic_rows.default"
+ROUNDED = frozenset({DYNAMIC, DYNAMIC_RANGE, DYNAMIC_ROWS})  # they round what they read while the network runs
 
 _LIBRARY = torch.library.Library("gossamer", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define("dynamic_range(Tensor self, int bits) -> Tensor")  # type: ignore[no-untyped-call]
+_LIBRARY.define("dynamic_rows(Tensor self, int bits) -> Tensor")  # type: ignore[no-untyped-call]
 _LIBRARY.define("dynamic_quantize(Tensor self, int bits, int block) -> Tensor")  # type: ignore[no-untyped-call]
 
 
@@ -31,6 +33,24 @@ def dynamic_range(values: Tensor, bits: int) -> Tensor:
     zero = torch.clamp(torch.round(-low / scale), 0, top)
     codes = torch.clamp(torch.round(given / scale) + zero, 0, top)
     return values + ((codes - zero) * scale - values).detach()
+
+
+def dynamic_rows(values: Tensor, bits: int) -> Tensor:
+    """Each run along the last axis rounded to signed codes with a scale and zero point of its own, from its lowest to its highest number.
+
+    As XNNPACK does it, in float32: 0 is in the range, the zero point is taken from the end that it errs less at, before it is rounded.
+    Gradients pass straight through. Shapes: (*, K) -> (*, K).
+    """
+    given = values.detach()
+    lowest, highest = -(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1
+    low, high = given.amin(-1, keepdim=True).clamp_max(0), given.amax(-1, keepdim=True).clamp_min(0)
+    span = torch.full_like(low, highest - lowest)  # torch divides a plain number by multiplying with a reciprocal: a last bit off
+    factor = torch.where(low == high, torch.ones_like(low), span / (high - low))
+    below, above = low * factor, high * factor
+    zero = torch.where((lowest + below) + (highest + above) > 0, lowest - below, highest - above)
+    zero = torch.round(zero.clamp(lowest, highest))
+    codes = (torch.round(given * factor) + zero).clamp(lowest, highest)
+    return values + ((codes - zero) * factor.reciprocal() - values).detach()
 
 
 def dynamic_quantize(values: Tensor, bits: int, block: int) -> Tensor:
@@ -51,4 +71,6 @@ def dynamic_quantize(values: Tensor, bits: int, block: int) -> Tensor:
 _LIBRARY.impl("dynamic_quantize", dynamic_quantize, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("dynamic_range", dynamic_range, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
 add(DYNAMIC_RANGE, Mixing(), onnx="DynamicRange")
+_LIBRARY.impl("dynamic_rows", dynamic_rows, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+add(DYNAMIC_ROWS, Mixing(), onnx="DynamicRows")
 add(DYNAMIC, Mixing(), onnx="DynamicQuantize")

@@ -12,6 +12,7 @@ import torch
 from gossamer.errors import UnsupportedOp
 from gossamer.files import write_bytes
 from gossamer.numerics.affine import Quantizer
+from gossamer.numerics.formats import FLOAT_FORMATS
 from gossamer.plan.coded import coded_nodes
 from gossamer.plan.placement import inference_graph
 from gossamer.program.fold import fold_batch_norms
@@ -19,6 +20,7 @@ from gossamer.program.forms import Form, find_forms
 from gossamer.program.graph import Node
 from gossamer.program.ops import bind, op_of
 from gossamer.program.ops.kinds import Scalar
+from gossamer.program.ops.own import ROUNDED
 from gossamer.program.program import Program
 from gossamer.program.shapes import Meta, TensorMeta, infer_shapes
 from gossamer.targets.tflite import lower_compute as lower_compute
@@ -75,8 +77,11 @@ def draft_of(program: Program, *, fuse: bool = False) -> Written:
         fuse_activations(walk.draft, [laid.tensor for laid in results])
     numbers = [walk.numbers[spec.name] for spec in program.inputs]
     codes = {name: laid for name, laid in walk.coded().items() if name in program.quantizers}
+    for node in (node for node in walk.graph.nodes if node.op in ROUNDED):  # what the kernels round is compared, too
+        name, laid = program.graph.by_name[node.name].uses[0], walk.real(node.uses[0])
+        codes |= {} if laid.columns else {name: laid}
     names = {number: spec.name for number, spec in zip(numbers, program.inputs, strict=True)}
-    names |= {laid.tensor: name + CODES if name in walk.numbers else name for name, laid in codes.items()}
+    names |= {laid.tensor: name + CODES if name in walk.numbers else name for name, laid in codes.items() if laid.tensor not in numbers}
     live, kept = walk.draft.live([*numbers, *(laid.tensor for laid in results)], names)
     values = {kept[laid.tensor]: laid.order for laid in codes.values() if laid.tensor in kept}
     note = Note(walk.input_orders, tuple(laid.order for laid in results), values)
@@ -143,7 +148,10 @@ class Walk:
     def _float(self, name: str) -> Laid:
         if name not in self._real and name in self.constants:
             numbers = self.constants.numbers(name).numpy()
-            self._real[name] = Laid(self.draft.constant(numbers, name), identity(numbers.ndim))
+            quantizer = self.program.quantizers.get(name)
+            half = quantizer is not None and quantizer.format == FLOAT_FORMATS["fp16"]
+            laid = Laid(self.draft.constant(numbers.astype(np.float16) if half else numbers, name), identity(numbers.ndim))
+            self._real[name] = self._converted("DEQUANTIZE", laid, f"{name}/real", None, "DequantizeOptions") if half else laid
         if name not in self._real:
             self._real[name] = self._repeated(name)
         return self._real[name]

@@ -14,7 +14,16 @@ from gossamer.targets.tflite.note import Note
 
 IDENTIFIER = b"TFL3"
 LAYOUT = "gossamer.layout"  # metadata: a Note
-_TYPES = {"float32": "FLOAT32", "int8": "INT8", "uint8": "UINT8", "int16": "INT16", "int32": "INT32", "int64": "INT64", "bool": "BOOL"}
+_TYPES = {
+    "float32": "FLOAT32",
+    "float16": "FLOAT16",
+    "int8": "INT8",
+    "uint8": "UINT8",
+    "int16": "INT16",
+    "int32": "INT32",
+    "int64": "INT64",
+    "bool": "BOOL",
+}
 
 
 def schema() -> ModuleType:
@@ -153,7 +162,7 @@ _VERSIONS = {
     "RESIZE_BILINEAR": 3,
     "RESIZE_NEAREST_NEIGHBOR": 3,
     "QUANTIZE": 2,
-    "DEQUANTIZE": 2,
+    "DEQUANTIZE": 5,
     "GELU": 2,
     "RELU": 2,
     "RELU6": 2,

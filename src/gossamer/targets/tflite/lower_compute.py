@@ -7,17 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 
-from gossamer.numerics import integer
-from gossamer.numerics.affine import Quantizer, quantize
-from gossamer.numerics.formats import IntFormat, PerAxis, PerTensor
-from gossamer.program.graph import Ref
-from gossamer.targets.tflite.draft import Array
 from gossamer.targets.tflite.layout import Laid, channels_last, identity
 from gossamer.targets.tflite.lower_products import conv3d
 from gossamer.targets.tflite.lowering import Call, lowerings
 from gossamer.targets.tflite.padding import behind, is_same, pair
+from gossamer.targets.tflite.tables import coded_rows
+from gossamer.targets.tflite.weights import bias_of, weight_of
 
 NONE = 0  # no fused activation: the codes of the result clip
 
@@ -31,8 +27,8 @@ def conv(call: Call) -> Laid:
     if rank not in (3, 4):
         raise call.unsupported(f"{call.node.op} over {rank - 2} axes")
     source = _flat_to_image(call, call.in_order(call.laid("input"), call.shape("input"), channels_last(rank)))
-    weight, quantizer = _weight(call)
-    weight = weight[:, :, None] if rank == 3 else weight
+    layer = weight_of(call)
+    weight = layer.numbers[:, :, None] if rank == 3 else layer.numbers
     groups, channels = call["groups"], call.shape("input")[1]
     depthwise = groups == channels and groups > 1
     strides, dilations = (_image(pair(call[name], rank - 2), 1) for name in ("stride", "dilation"))
@@ -48,8 +44,7 @@ def conv(call: Call) -> Laid:
     if depthwise:
         fields["depthMultiplier"] = weight.shape[0] // groups
     axis = 3 if depthwise else 0
-    constant = call.values.draft.constant(kernel, _name(call, "weight"), quantizer, axis)
-    inputs = (number, constant, _bias(call, weight.shape[0], quantizer))
+    inputs = (number, layer.stored(call, kernel, axis), bias_of(call, weight.shape[0], layer))
     code, options = ("DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions") if depthwise else ("CONV_2D", "Conv2DOptions")
     if rank == 4:
         return call.op(code, inputs, channels_last(4), options, **fields)
@@ -60,8 +55,8 @@ def conv(call: Call) -> Laid:
 def linear(call: Call) -> Laid:
     """input (*, I), weight (O, I). Channels that were flattened as they were stored meet columns in that order."""
     source = call.laid("input")
-    weight, quantizer = _weight(call)
-    rank = len(call.shape("input"))
+    layer = weight_of(call)
+    weight, rank = layer.numbers, len(call.shape("input"))
     if source.columns:
         channels, *spatial = source.columns
         weight = weight.reshape(-1, channels, *spatial).transpose(0, 2, 3, 1).reshape(weight.shape)
@@ -69,9 +64,14 @@ def linear(call: Call) -> Laid:
     else:
         order = source.order if source.order[-1] == rank - 1 else (*(axis for axis in source.order if axis != rank - 1), rank - 1)
         source = call.in_order(source, call.shape("input"), order)
-    constant = call.values.draft.constant(weight, _name(call, "weight"), quantizer, 0)
-    inputs = (source.tensor, constant, _bias(call, weight.shape[0], quantizer))
+    inputs = (source.tensor, layer.stored(call, weight, 0), bias_of(call, weight.shape[0], layer))
     return call.op("FULLY_CONNECTED", inputs, order, "FullyConnectedOptions", keepNumDims=rank != 2, fusedActivationFunction=NONE)
+
+
+@lowerings.add("DynamicRows")
+def dynamic_rows(call: Call) -> Laid:
+    """Done by the kernels that read it."""
+    return call.laid("self")
 
 
 @lowerings.add("MatMul")
@@ -89,6 +89,8 @@ def matmul(call: Call) -> Laid:
 @lowerings.add("Gather")
 def embedding(call: Call) -> Laid:
     """Rows of weight (V, D) picked by indices."""
+    if (rows := coded_rows(call)) is not None:
+        return rows
     name = "weight" if "weight" in call.args else "self"
     axis = 0 if name == "weight" else call["dim"] % len(call.shape("self"))
     picked = "indices" if "indices" in call.args else "index"
@@ -104,42 +106,6 @@ def _factor(call: Call, name: str, shape: Sequence[int]) -> tuple[Laid, bool]:
     if laid.order == swapped:
         return laid, True
     return call.in_order(laid, shape, plain), False
-
-
-def _weight(call: Call) -> tuple[Array, Quantizer | None]:
-    """The numbers of the weight, as codes for an integer layer."""
-    arg = call.args["weight"]
-    assert isinstance(arg, Ref)
-    program = call.values.program
-    if arg.name not in program.state:
-        known = call.array(arg)
-        if known is None:
-            raise call.unsupported(f"{call.node.op} with a computed weight")
-        return known, None
-    weight = program.state[arg.name].detach().to(torch.float32).cpu()
-    quantizer = program.quantizers.get(arg.name)
-    if quantizer is None:
-        return weight.numpy(), None
-    codes = quantize(weight, quantizer)
-    if call.integer:
-        return codes.numpy().astype(np.int8), quantizer
-    raise call.unsupported(f"{call.node.op} with codes as weight and floats as input")
-
-
-def _bias(call: Call, channels: int, weight: Quantizer | None) -> int:
-    """The bias; for an integer layer as int32 at scale(input) * scale(weight). Zeros where there is none: kernels want one."""
-    arg = call.args["bias"]
-    state = call.values.program.state
-    numbers = state[arg.name].detach().to(torch.float32).cpu() if isinstance(arg, Ref) else torch.zeros(channels)
-    if weight is None:
-        return call.values.draft.constant(numbers.numpy(), "bias")
-    source = call.args["input"]
-    assert isinstance(source, Ref)
-    scales = integer.accumulator_scales(call.values.program.quantizers[source.name], weight, torch.empty(1, 1))
-    codes = integer.bias_to_codes(numbers, scales).numpy().astype(np.int32)
-    flat = tuple(scales.reshape(-1).tolist())
-    coding = Quantizer(IntFormat(bits=32), PerAxis(0) if len(flat) > 1 else PerTensor(), flat, (0,) * len(flat))
-    return call.values.draft.constant(codes, "bias", coding, 0)
 
 
 def _padded(call: Call, number: int, kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]) -> tuple[int, int]:
@@ -191,9 +157,3 @@ def _image_to_flat(call: Call, code: str, inputs: Sequence[int], options: str, f
     call.values.draft.op(code, inputs, (number,), options, **fields)
     call.values.draft.op("RESHAPE", (number, call.shape_vector(tensor.shape, tensor.batched)), (final,), "ReshapeOptions")
     return Laid(final, channels_last(3))
-
-
-def _name(call: Call, argument: str) -> str:
-    arg = call.args[argument]
-    assert isinstance(arg, Ref)
-    return arg.name

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -193,6 +193,12 @@ class Call:
             DraftTensor(f"{self.node.name}/{code.lower()}", tuple(shape), like.dtype, like.quantizer, None, batched)
         )
         self.values.draft.op(code, inputs, (number,), options, **fields)
+        return number
+
+    def float_step(self, code: str, inputs: Sequence[int], shape: Sequence[int], options: str = "", **fields: Any) -> int:
+        """Like `step`, with floats as result whatever the first input is."""
+        number = self.step(code, inputs, shape, options, **fields)
+        self.values.draft.tensors[number] = replace(self.values.draft.tensors[number], dtype="float32", quantizer=None)
         return number
 
     def cast(self, number: int, dtype: str) -> int:

@@ -7,7 +7,7 @@ which as a sum and two products on codes is no slower. Its products of two matri
 
 from __future__ import annotations
 
-from gossamer.numerics.formats import IntFormat
+from gossamer.numerics.formats import FLOAT_FORMATS, IntFormat
 from gossamer.plan.spec import TargetSpec
 
 NAME = "litert"
@@ -27,4 +27,9 @@ SPEC = TargetSpec(
     requantization="xnnpack",
     gate_ops=frozenset({"Sigmoid"}),
     signed_gate_ops=frozenset({"Tanh"}),
+    float_formats=(FLOAT_FORMATS["fp16"],),
+    table_formats=(IntFormat(bits=8, narrow=True),),
+    dynamic_formats=(IntFormat(bits=8, narrow=True),),
+    input_bits=8,
+    input_rows=True,
 )

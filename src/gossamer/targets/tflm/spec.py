@@ -17,4 +17,9 @@ SPEC = replace(
     same_scale_ops=LITERT.same_scale_ops | {"AveragePool"},
     gate_ops=LITERT.gate_ops | {"Softmax"},
     requantization="gemmlowp",
+    float_formats=(),
+    table_formats=(),
+    dynamic_formats=(),
+    input_bits=0,
+    input_rows=False,
 )

@@ -1,0 +1,109 @@
+"""Weights of fewer bits whose layers compute in float, and products that quantize their input while they run."""
+
+import pytest
+import torch
+from torch import nn
+
+from gossamer.apply.engine import apply
+from gossamer.errors import ConfigError
+from gossamer.plan.dynamic import plan_dynamic_quantization
+from gossamer.plan.plan import Plan
+from gossamer.plan.quantization import plan_quantization
+from gossamer.plan.weight_only import plan_weight_quantization
+from gossamer.program.bundle import load, save
+from gossamer.program.capture import capture
+from gossamer.program.ops.own import dynamic_rows
+from gossamer.targets.export import export
+from gossamer.targets.parity import check_parity
+from gossamer.targets.target import targets
+from gossamer.targets.verify import verify
+
+pytest.importorskip("ai_edge_litert")
+
+
+class Words(nn.Module):
+    """An embedding, a convolution over its places, and linear layers of every rank."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.conv = nn.Embedding(700, 64), nn.Conv1d(64, 64, 3, padding=1)
+        self.norm, self.mix, self.head = nn.LayerNorm(64), nn.Linear(64, 64), nn.Linear(64, 5)
+
+    def forward(self, ids):
+        x = self.norm(self.table(ids))
+        x = torch.relu(self.conv(x.transpose(1, 2))).transpose(1, 2)
+        return self.head(nn.functional.dropout(self.mix(x), 0.1, self.training).mean(1))
+
+
+@pytest.fixture(scope="module")
+def made():
+    torch.manual_seed(0)
+    ids = torch.randint(0, 700, (32, 12))
+    return capture(Words().eval(), ids[:2]), ids
+
+
+def checked(program, plan, samples, folder):
+    """The artifact of a plan that went through JSON, of a network that went through a bundle, and its parity."""
+    quantized = apply(program, Plan.from_json(plan.to_json()))
+    save(quantized, folder / "m.gossamer")
+    artifact = export(load(folder / "m.gossamer"), folder / "m.tflite", "litert")
+    return artifact, check_parity(artifact, targets["litert"].open(artifact.path, threads=1), (samples,))
+
+
+def test_dynamic_range(made, tmp_path):
+    program, ids = made
+    artifact, parity = checked(program, plan_dynamic_quantization(program, "litert"), ids, tmp_path)
+    assert parity.output_error < 1e-5
+    assert parity.values_compared > 32 * 12 * 64  # what the kernels round is among them
+    weights = sum(tensor.numel() for tensor in program.state.values())
+    assert artifact.size_bytes < 1.03 * weights + 4 * 1500 + 9000  # a byte each, scales, and the other operators
+    report = verify(artifact, reference=program, data=(ids, program(ids).argmax(1)), batch=8)
+    assert report.passed, report.problems
+
+
+def test_rows_are_coded_as_the_kernel_codes_them(tmp_path):
+    torch.manual_seed(0)
+    rows = torch.randn(4000, 128) * torch.rand(4000, 1) * 4 + torch.randn(4000, 1)
+    rows[0], rows[1], rows[2] = 0.0, rows[1].abs(), -rows[2].abs()
+    program = capture(nn.Linear(128, 16).eval(), rows[:2])
+    quantized = apply(program, plan_dynamic_quantization(program, "litert"))
+    artifact = export(quantized, tmp_path / "m.tflite", "litert")
+    got = torch.from_numpy(targets["litert"].open(artifact.path, threads=1).run(rows.numpy()))
+    torch.testing.assert_close(got, quantized(rows).detach(), rtol=1e-5, atol=1e-5)  # a code is worth a hundred times that
+
+
+def test_rows_of_codes_are_near_and_hold_zero():
+    torch.manual_seed(0)
+    rows = torch.randn(50, 40) + torch.randn(50, 1) * 3
+    coded = dynamic_rows(rows, 8)
+    step = (rows.amax(1).clamp_min(0) - rows.amin(1).clamp_max(0)) / 255
+    assert bool(((coded - rows).abs().amax(1) <= step * 1.01).all())
+    assert all(len(row.unique()) <= 256 for row in coded)
+    assert bool((dynamic_rows(torch.zeros(2, 3), 8) == 0).all())
+
+
+def test_weights_stored_in_half_precision(made, tmp_path):
+    program, ids = made
+    artifact, parity = checked(program, plan_weight_quantization(program, "litert", weights="fp16"), ids, tmp_path)
+    assert parity.output_error < 1e-5
+    weights = sum(tensor.numel() for tensor in program.state.values())
+    assert artifact.size_bytes < 1.03 * 2 * weights + 5000
+
+
+@pytest.mark.parametrize("rules", [{"0": "fp16"}, {"2": "fp16", "4": "float"}])
+def test_mixed_with_integer_layers(rules, tmp_path):
+    torch.manual_seed(0)
+    images = torch.randn(16, 3, 8, 8)
+    layers = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Conv2d(8, 4, 1)]
+    program = capture(nn.Sequential(*layers).eval(), images[:2])
+    _, parity = checked(program, plan_quantization(program, images, "litert", rules=rules), images, tmp_path)
+    assert parity.max_steps <= 1  # floats coded afterwards may lie on a tie
+    assert parity.output_error < 1e-5
+
+
+def test_formats_that_microcontrollers_do_not_have(made):
+    program, _ = made
+    with pytest.raises(ConfigError, match="products that quantize their input while they run; got 'tflm'"):
+        plan_dynamic_quantization(program, "tflm")
+    with pytest.raises(ConfigError, match="a format that litert computes with"):
+        plan_weight_quantization(program, "litert", weights="bf16")
