@@ -74,3 +74,11 @@ def test_a_skipped_table_stays_float(batch):
     spec = specs["onnxruntime"]
     assert [edit.value for edit in table_edits(program, spec)] == ["0.weight"]
     assert list(table_edits(program, spec, skip=[node.name for node in program.graph.nodes])) == []
+
+
+def test_a_rule_keeps_a_table_float(batch):
+    program = capture(Tokens().eval(), tuple(part[:2] for part in batch))
+    assert "words.weight" in apply(program, plan_dynamic_quantization(program)).quantizers
+    assert "words.weight" not in apply(program, plan_dynamic_quantization(program, rules={"words": "float"})).quantizers
+    half = apply(program, plan_dynamic_quantization(program, rules={"words": "fp16"}))
+    assert half.quantizers["words.weight"].format.name == "fp16"
