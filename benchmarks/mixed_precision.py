@@ -15,37 +15,40 @@ import math
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import RESULTS, header, write
 from crops import OTHERS, SEEN, crops, network, photos
+from mnist_networks import CACHE, trained
 from torch import Tensor
 
 import gossamer as gs
+from gossamer.batches import as_batches
 from gossamer.data.mnist import mnist
 from gossamer.data.source import spread
 from gossamer.errors import PlanError
-from gossamer.files import read_json
+from gossamer.files import read_json, write_json
 from gossamer.numerics.distance import sqnr_db
 from gossamer.plan.placement import has_weight
 from gossamer.plan.plan import Plan
 from gossamer.plan.rules import layer_name
-from gossamer.program.bundle import load
+from gossamer.plan.spec import specs
 from gossamer.program.ops import bind
+from gossamer.progress import silent
+from gossamer.search.diagnosis.findings import Damage, finite
 from gossamer.search.precision import choose_precision
 from gossamer.search.precision_settings import PrecisionBudget, PrecisionSearch
-from gossamer.search.sensitivity import Sensitivity
+from gossamer.search.sensitivity import Evidence, Sensitivity, candidates, sensitivities, table_rows
 from gossamer.targets.measure import measure_latency
 from gossamer.targets.target import targets
 
 THREADS, SEED, CALIBRATION, EVALUATION, SAMPLES, RUNTIME = 1, 0, 32, 48, 8, "onnxruntime"
-FORMATS, BUDGETS, METHODS = ("int2", "int4", "int8"), (4.0, 5.0, 6.0), ("kl", "hawq")
+FORMATS, BUDGETS, METHODS = ("int2", "int4", "int8"), (5.0, 6.0, 4.0), ("kl", "hawq")
 SPEEDUPS = (1.9, 1.6, 1.3)
 SCHEME = gs.Scheme(weight_ranges="mse")
-CACHE = Path(tempfile.gettempdir()) / "gossamer-mnist-pruning"  # where mnist_pruning.py keeps its trained networks
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +77,7 @@ def digits(name: str) -> Callable[[Path | None], Case]:
         assert folder is not None
         data = mnist(folder)
         train, test = (tuple(torch.as_tensor(part) for part in pair) for pair in (data.train, data.validation))
-        return Case(load(CACHE / f"{name}.gossamer"), train[0][spread(len(train[1]), 512)], 256, test[0], test[1])
+        return Case(trained(name, train, CACHE), train[0][spread(len(train[1]), 512)], 256, test[0], test[1])
 
     return case
 
@@ -86,7 +89,7 @@ class Bench:
     """One network's points, written as they are found."""
 
     def __init__(self, name: str, case: Case, document: dict[str, Any]) -> None:
-        self.case, self.document = case, document
+        self.name, self.case, self.document = name, case, document
         self.points: dict[str, Any] = document["networks"].setdefault(name, {})
         self.float_outputs: Tensor | None = None
 
@@ -158,7 +161,7 @@ def measure_all(bench: Bench, methods: list[str]) -> None:
             }
 
         bench.measure(name, uniform)
-    for bits in BUDGETS[1:]:
+    for bits in BUDGETS[:2]:
 
         def control(bits: float = bits) -> tuple[Plan, dict[str, Any]]:
             rules = in_order(case.program, bits)
@@ -166,19 +169,36 @@ def measure_all(bench: Bench, methods: list[str]) -> None:
             return gs.plan_quantization(case.program, case.calibration, rules=rules, scheme=SCHEME), facts
 
         bench.measure(f"in order, {bits:g} bits", control)
-    for method in methods:
-        table: list[tuple[Sensitivity, ...] | None] = [None]
-        for bits in BUDGETS:
+    for bits in BUDGETS:
+        for method in methods:
 
-            def mixed(method: str = method, bits: float = bits, table: list[Any] = table) -> tuple[Plan, dict[str, Any]]:
+            def mixed(method: str = method, bits: float = bits) -> tuple[Plan, dict[str, Any]]:
                 search = PrecisionSearch(budget=PrecisionBudget(max_bits=bits), formats=FORMATS, sensitivity=method, samples=case.samples)
-                found = choose_precision(case.program, case.calibration, search=search, scheme=SCHEME, table=table[0])
-                table[0] = found.table
+                table = tables(bench.name, case)[method]
+                found = choose_precision(case.program, case.calibration, search=search, scheme=SCHEME, table=table)
                 counts = {name: list(found.rules.values()).count(name) for name in FORMATS}
                 facts = {"bits": round(found.bits, 3), "layers": counts, "predicted": found.predicted, "tried": len(found.tried)}
                 return gs.plan_quantization(case.program, case.calibration, rules=found.rules, scheme=SCHEME), facts
 
             bench.measure(f"{method}, {bits:g} bits", mixed)
+
+
+def tables(name: str, case: Case) -> dict[str, tuple[Sensitivity, ...]]:
+    """What each layer's formats damage by each method, kept so that an interrupted run has it."""
+    path = CACHE / f"{name}-{case.program.weights_digest()[:8]}-sensitivity.json"
+    if not path.exists():
+        spec, evidence = specs[RUNTIME], Evidence(as_batches(case.calibration, what="calibration"), case.samples, silent)
+        found = candidates(case.program, evidence.batches, spec, FORMATS, {"scheme": SCHEME}, silent)
+        rows = {method: table_rows(found, sensitivities[method](found, evidence), spec, None) for method in METHODS}
+        CACHE.mkdir(exist_ok=True)
+        write_json(path, {method: finite([asdict(row) for row in table]) for method, table in rows.items()})
+    return {method: tuple(map(_row, table)) for method, table in read_json(path, "table of sensitivities").items()}
+
+
+def _row(data: dict[str, Any]) -> Sensitivity:
+    level = data["damage"]["output_db"]
+    damage = Damage(math.inf if level is None else level, data["damage"]["kl"])
+    return Sensitivity(**{**data, "layers": tuple(data["layers"]), "damage": damage})
 
 
 def measure_times(case: Case, rows: dict[str, Any], document: dict[str, Any]) -> None:
