@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --quiet --constraint constraints.txt
 CORE := $(VENV)/.core-installed
 DEV := $(VENV)/.dev-installed
-# 160 MB and 20 seconds; without what it asks for, such as converters for other chips.
+# 160 MB, less than a minute; without what it asks for, such as converters for other chips.
 EXECUTORCH := $(PIP) --no-deps executorch==1.5.1 torchao==0.18.0 ruamel.yaml tabulate
 # The package is found as installed in .venv, whatever the caller's environment says.
 unexport PYTHONPATH PYTHONHOME

@@ -32,6 +32,16 @@ def test_a_missing_runtime_comes_with_its_command(monkeypatch):
     assert "litert is missing; install it: pip install ai-edge-litert" in text
 
 
+def test_the_table_shows_runs_of_formats_as_spans(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
+    found = rows()["onnxruntime"]
+    assert found["weights"] == [f"int{bits}" for bits in range(8, 1, -1)]
+    assert "fp16" in found["float_weights"]
+    line = next(line for line in CliRunner().invoke(app, ["targets"]).stdout.splitlines() if "onnxruntime" in line)
+    cells = [cell.strip() for cell in line.split("│")]
+    assert cells[4] == "int2-8" and "int4, int8" in cells[7]
+
+
 @pytest.mark.parametrize("name", ["onnxruntime", "litert", "tflm", "openvino"])
 def test_the_table_names_it(name):
     assert name in CliRunner().invoke(app, ["targets"]).stdout

@@ -46,6 +46,7 @@ def _row(target: Target) -> dict[str, Any]:
         "activations": _names(spec.activation_formats),
         "dynamic_range": _names(spec.dynamic_formats),
         "weight_only": _names(spec.block_formats),
+        "float_weights": [fmt.name for fmt in spec.float_formats],
         "requantization": spec.requantization,
         "integer_ops": sorted(spec.integer_ops),
     }
@@ -55,12 +56,26 @@ def _names(formats: Iterable[IntFormat]) -> list[str]:
     return [fmt.name for fmt in formats]
 
 
+def _spans(names: Iterable[str]) -> str:
+    """Formats in a few letters: int8, int7, int6 ... int2 as int2-8."""
+    widths: dict[str, list[int]] = {}
+    for name in names:
+        kind = name.rstrip("0123456789")
+        widths.setdefault(kind, []).append(int(name.removeprefix(kind)))
+    parts = []
+    for kind, bits in widths.items():
+        low, high = min(bits), max(bits)
+        whole = len(bits) > 2 and len(bits) == high - low + 1
+        parts += [f"{kind}{low}-{high}"] if whole else [f"{kind}{width}" for width in bits]
+    return ", ".join(parts)
+
+
 def _table(rows: Iterable[dict[str, Any]]) -> Table:
     table = Table(title="Targets", title_justify="left")
     for heading in ("target", "file", "runtime", "static: weights", "values", "dynamic range", "weights only", "integer ops"):
         table.add_column(heading, overflow="fold")
     for row in rows:
         runtime = f"{row['runtime']} {row['version']}" if row["version"] else "checked, not run" if row["stand_in"] else "missing"
-        lists = [", ".join(row[key]) or "-" for key in ("weights", "activations", "dynamic_range", "weight_only")]
+        lists = [_spans(row[key]) or "-" for key in ("weights", "activations", "dynamic_range", "weight_only")]
         table.add_row(row["name"], row["file"], runtime, *lists, str(len(row["integer_ops"])))
     return table
