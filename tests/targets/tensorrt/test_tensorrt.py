@@ -246,6 +246,24 @@ def test_an_op_that_tensorrt_refuses_is_named_with_its_layer_and_a_way_out(tmp_p
     assert not (tmp_path / "m.onnx").exists()
 
 
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda x: nn.functional.max_pool2d(x, 2, dilation=2), "MaxPool: its dilations are not all 1"),
+        (lambda x: nn.functional.interpolate(x, scale_factor=2, mode="bicubic"), "Resize: its mode is 'cubic'"),
+        (lambda x: nn.functional.fold(x.flatten(2), (9, 9), 1), "no operator Col2Im"),
+    ],
+)
+def test_what_its_parser_does_not_read_is_refused(function, reason, tmp_path):
+    class Network(nn.Module):
+        def forward(self, x):
+            return function(x * 2)
+
+    program = capture(Network(), torch.randn(2, 4, 9, 9))
+    with pytest.raises(UnsupportedOp, match=reason):
+        export(program, tmp_path / "m.onnx", NAME)
+
+
 def test_quantizers_that_break_a_rule_are_refused(quantized, tmp_path):
     odd = {**quantized.quantizers, "x": replace(quantized.quantizers["x"], zero_point=(3,))}
     broken = quantized.with_graph(quantized.graph, quantizers=odd)

