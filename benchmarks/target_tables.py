@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-CHIPS = ("tflm", "cortex_m")
+CHIPS = ("tflm", "cortex_m", "cmsis_nn", "bakenn", "bakenn_cmsis_nn")
+CODE = {"cortex_m": "our kernels", "cmsis_nn": "ours with CMSIS-NN", "bakenn": "bakenn", "bakenn_cmsis_nn": "bakenn with CMSIS-NN"}
 
 
 def targets(result: dict[str, Any]) -> str:
@@ -23,16 +24,24 @@ def targets(result: dict[str, Any]) -> str:
                 )
     lines += [
         "",
-        "| network | flash, interpreter's file | flash, C | arena, interpreter | arena, C | instructions, emulated Cortex-M4 | for each MAC | codes apart |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| network | code | flash | arena | instructions, emulated Cortex-M4 | for each MAC | Cortex-M55 | codes apart |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, row in result["rows"].items():
-        if "cortex_m" in row:
-            micro, own = row["tflm"], row["cortex_m"]
-            lines.append(
-                f"| {name} | {micro['size_bytes']:,} | {own['size_bytes']:,} | {micro['arena_bytes']:,} | {own['arena_bytes']:,} | "
-                f"{own['instructions_m4']:,} | {own['instructions_m4'] / row['macs']:.1f} | {max(micro['max_steps'], own['max_steps'])} |"
-            )
+        if "cortex_m" not in row:
+            continue
+        micro = row["tflm"]
+        lines.append(f"| {name} | interpreter (file) | {micro['size_bytes']:,} | {micro['arena_bytes']:,} | | | | {micro['max_steps']} |")
+        lines += [_chip_line(title, row[kind], row["macs"]) for kind, title in CODE.items() if kind in row]
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     lines += ["", f"Random weights, batch 1, 1 thread, sizes in bytes. ({result['machine']}; {versions}; commit {result['commit']})"]
     return "\n".join(lines)
+
+
+def _chip_line(title: str, one: dict[str, Any], macs: int) -> str:
+    if "failed" in one:
+        return f"| | {title} | not taken: {one['failed']} | | | | | |"
+    wide = f"{one['instructions_m55']:,}" if "instructions_m55" in one else ""
+    steps = one.get("max_steps", "")
+    count = one["instructions_m4"]
+    return f"| | {title} | {one['size_bytes']:,} | {one['arena_bytes']:,} | {count:,} | {count / macs:.2f} | {wide} | {steps} |"

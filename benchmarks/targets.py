@@ -13,23 +13,26 @@ import argparse
 import json
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import bakenn_beside
 import torch
 from common import RESULTS, header, write
 from quantization_peers import random_network
 from tiny_networks import NETWORKS
 
 import gossamer as gs
-from gossamer.targets.cortex_m.run import measure_memory
+from gossamer.targets.cortex_m.run import measure_memory, open_on
 from gossamer.targets.measure import measure_latency
 from gossamer.targets.parity import check_parity
 from gossamer.targets.target import targets
 
 LARGE = ("resnet18", "mobilenet_v2", "tf_efficientnet_lite0", "vit_tiny_patch16_224")
 FAST = ("onnxruntime", "openvino", "litert", "executorch")
-CHIPS = ("tflm", "cortex_m")
+CHIPS = ("tflm", "cortex_m", "cmsis_nn")
+BESIDE = "bakenn"  # other people's C code for the networks of MLPerf Tiny
 PATH = RESULTS / "targets.json"
 
 
@@ -37,12 +40,19 @@ def network(name: str) -> tuple[gs.Program, torch.Tensor]:
     """A network with random weights and images for it."""
     torch.manual_seed(0)
     if name in NETWORKS:
-        make, shape = NETWORKS[name]
-        model, images = make(), torch.randn(8, *shape)
-        model(images)  # gives the batch norm statistics
+        model, images = tiny_model(name)
     else:
         model, images = random_network(name), torch.randn(8, 3, 224, 224)
     return gs.capture(model.eval(), images[:2]), images
+
+
+def tiny_model(name: str) -> tuple[torch.nn.Module, torch.Tensor]:
+    """A network of MLPerf Tiny and inputs for it; the same ones each time."""
+    torch.manual_seed(0)
+    make, shape = NETWORKS[name]
+    model, images = make(), torch.randn(8, *shape)
+    model(images)  # gives the batch norm statistics
+    return model.eval(), images
 
 
 def row(program: gs.Program, images: torch.Tensor, target: str) -> dict[str, Any]:
@@ -73,6 +83,7 @@ def row(program: gs.Program, images: torch.Tensor, target: str) -> dict[str, Any
                 memory = measure_memory(artifact.path)
                 counts = runner.instructions(images.numpy())
                 figures |= {"arena_bytes": memory.ram_bytes, "size_bytes": memory.flash_bytes, "instructions_m4": sum(counts.values())}
+                figures["instructions_m55"] = sum(open_on(artifact.path, "cortex-m55").instructions(images.numpy()).values())
             return figures
         weights = sum(tensor.numel() * (4 if name not in coded.quantizers else 1) for name, tensor in coded.state.items())
         latencies = measure_latency({"float": found.open(plain.path, threads=1), "int8": runner}, [images[:1].numpy()])
@@ -88,10 +99,13 @@ def row(program: gs.Program, images: torch.Tensor, target: str) -> dict[str, Any
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", choices=[*NETWORKS, *LARGE, []])
-    parser.add_argument("--target", action="append", choices=[*FAST, *CHIPS], help="may be repeated")
+    parser.add_argument("--target", action="append", choices=[*FAST, *CHIPS, BESIDE], help="may be repeated")
     arguments = parser.parse_args()
-    names, wanted = arguments.names or [*NETWORKS, *LARGE], arguments.target or [*FAST, *CHIPS]
-    for target in [target for target in wanted if targets[target].runtime_version is None]:
+    names, wanted = arguments.names or [*NETWORKS, *LARGE], arguments.target or [*FAST, *CHIPS, BESIDE]
+    if BESIDE in wanted and find_spec(BESIDE) is None:
+        wanted.remove(BESIDE)
+        print(f"{BESIDE} is not installed and keeps its figures: pip install {BESIDE}==1.0.0")
+    for target in [target for target in wanted if target != BESIDE and targets[target].runtime_version is None]:
         wanted.remove(target)
         print(f"{target} is not installed and keeps its figures: {targets[target].install_command}")
     torch.set_num_threads(1)
@@ -100,11 +114,15 @@ def main() -> None:
         program, images = network(name)
         old[name] = {**old.get(name, {}), "params": program.cost().params, "macs": program.cost().macs}
         for target in wanted:
-            if target in CHIPS and name not in NETWORKS:
+            if target in (*CHIPS, BESIDE) and name not in NETWORKS:
+                continue
+            if target == BESIDE:
+                old[name] |= bakenn_beside.rows(*tiny_model(name))
+                print(name, {key: one for key, one in old[name].items() if key.startswith(BESIDE)}, flush=True)
                 continue
             old[name][target] = row(program, images, target)
             print(name, target, old[name][target], flush=True)
-        packages = ("torch", "onnxruntime", "openvino", "ai-edge-litert", "tflite-micro", "executorch")
+        packages = ("torch", "onnxruntime", "openvino", "ai-edge-litert", "tflite-micro", "executorch", "bakenn")
         write("targets", {**header(packages, threads=1, batch=1), "rows": old}, quiet=True)
 
 

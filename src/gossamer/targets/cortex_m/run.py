@@ -23,7 +23,7 @@ from gossamer.numerics.affine import Quantizer, dequantize
 from gossamer.numerics.formats import IntFormat, PerTensor
 from gossamer.plan.chips import chips
 from gossamer.program.program import Program
-from gossamer.targets.chip import ChipLayer, ChipReport
+from gossamer.targets.chip import MOST_NAMED, ChipLayer, ChipReport
 from gossamer.targets.cortex_m.boards import Board, boards, linker_script
 from gossamer.targets.cortex_m.emit import c_name, read_note
 from gossamer.targets.cortex_m.kernels import runtime_file
@@ -234,9 +234,11 @@ def _check(command: Sequence[str], path: Path) -> str:
         return done.stdout
     over = re.search(r"region `(\w+)' overflowed by (\d+) bytes", done.stderr)
     if over:
-        raise FileError(
-            path, f"does not fit: {over[1]} is {int(over[2]):,} bytes too small", "prune or quantize the network, or take a larger chip"
-        )
+        held = "constant_bytes" if over[1] == "FLASH" else "arena_bytes"
+        steps = sorted(read_note(path)["steps"], key=lambda step: -step[held])[:MOST_NAMED]
+        where = ", ".join(f"{step['name']} ({step[held]:,})" for step in steps)
+        reason = f"does not fit: {over[1]} is {int(over[2]):,} bytes too small; most bytes are held by {where}"
+        raise FileError(path, reason, "prune or quantize the network, or take a larger chip")
     lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()[-1:]
     raise FileError(path, f"does not compile ({(lines or ['no message'])[0].strip()})", "export it again")
 
