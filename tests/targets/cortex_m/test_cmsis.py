@@ -50,10 +50,22 @@ def samples():
 
 
 @pytest.fixture(scope="module")
-def quantized(samples):
+def program(samples):
     torch.manual_seed(0)
-    program = capture(Many().eval(), samples[:2])
+    return capture(Many().eval(), samples[:2])
+
+
+@pytest.fixture(scope="module")
+def quantized(program, samples):
     return apply(program, plan_quantization(program, samples, "cmsis_nn"))
+
+
+@toolchain
+@pytest.mark.parametrize("core", ["cortex-m4", "cortex-m55"])
+def test_our_kernels_compute_the_same_bits(program, samples, core, tmp_path):
+    quantized = apply(program, plan_quantization(program, samples, "cortex_m"))
+    artifact = export(quantized, tmp_path / "net.c", "cortex_m")
+    np.testing.assert_array_equal(open_on(artifact.path, core).run(samples.numpy()), simulate(quantized, samples).numpy())
 
 
 @toolchain
