@@ -120,6 +120,26 @@ def test_codes_are_those_of_the_start_or_next_to_them(program, samples, plans):
         assert bool((towards | ~changed | (start[name].abs() == quantizer.integers.hi)).all())
 
 
+@pytest.mark.parametrize(
+    ("name", "learned_along"), [("quick adaround", {"project"}), ("quick brecq", {"expand", "depth", "project"}), ("quick qdrop", None)]
+)
+def test_parts_whose_weights_have_many_bits_keep_the_start(program, samples, name, learned_along):
+    rules = {"project": "int3", "*": "int8"}  # "first" and "head" are parts of their own, on both sides of it
+    before, after = (
+        plan_quantization(program, samples[:32], rules=rules, scheme=Scheme(rounding=rounding, weight_ranges="mse"))
+        for rounding in ("second-order", name)
+    )
+    codes, learned_codes = codes_of(program, before), codes_of(program, after)
+    changed = {key.removesuffix(".weight") for key in codes if not torch.equal(codes[key], learned_codes[key])}
+    assert changed <= (learned_along or {"expand", "depth", "project"})
+    told: list[Progress] = []
+    plan_quantization(program, samples[:32], rules=rules, scheme=Scheme(rounding=name), on_progress=told.append)
+    assert {note.note for note in told if note.stage == "learn rounding" and note.note} <= {
+        f"{layer}.weight" for layer in ("project", "expand")
+    }
+    assert error(program, after, samples) <= error(program, before, samples)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_the_runtime_computes_what_was_simulated(program, samples, plans, name, tmp_path):
     quantized = apply(program, plans[name])

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from gossamer.plan.parts import make_part, pick, to_rows
-from gossamer.plan.segments import cut
+from gossamer.plan.segments import cut, join_front
 from gossamer.program.capture import capture
 from gossamer.program.ops import op_of
 from gossamer.program.ops.kinds import Convolution, Linear
@@ -90,3 +90,19 @@ def test_a_fixed_batch_is_cut_as_well():
 
     program = capture(Fixed().eval(), torch.randn(3, 4), dynamic_batch=False)
     assert len(cut(program, layers(program), most_layers=1)) == 2
+
+
+def test_parts_before_those_that_matter_are_one():
+    program = capture(Network().eval(), torch.randn(2, 3, 8, 8))
+    x = torch.randn(5, 3, 8, 8)
+    graphs = cut(program, layers(program))
+    last = next(name for name in layers(program) if name in graphs[-1].by_name)
+    joined = join_front(graphs, {last})
+    assert len(joined) == 2 and joined[1] == graphs[-1] and len(joined[0].outputs) == 1
+    values = {program.inputs[0].name: x}
+    for graph in joined:
+        values.update(make_part(program, graph, {}).run({name: values[name] for name in graph.inputs}))
+    with torch.no_grad():
+        assert torch.allclose(values[program.graph.outputs[0]], program(x), atol=1e-6)
+    assert join_front(graphs, layers(program)) == graphs  # the first part matters already
+    assert join_front(graphs, set()) == graphs  # none does: nothing lies before it

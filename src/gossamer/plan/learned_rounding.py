@@ -1,7 +1,7 @@
 """Methods that learn how weights are rounded: layer by layer, or part by part of the network.
 
 The network is walked through once, part by part (plan.segments). What a part reads comes from the part before it, quantized as
-decided; what it should give comes from the float network.
+decided; what it should give comes from the float network. Parts that hold no weight with few bits are only walked through.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from gossamer.plan.parts import Part, make_part, pick, to_rows
 from gossamer.plan.placement import Layer
 from gossamer.plan.reconstruction import Coded, Learning, Samples, Solution, Wanted, reconstruct
 from gossamer.plan.rounding import Rounded, Rounding, RoundingJob, least_change_codes, roundings, weight_edits
-from gossamer.plan.segments import cut
+from gossamer.plan.segments import cut, join_front
 from gossamer.program.clamps import clip_limits
 from gossamer.program.execute import Observe
 from gossamer.program.shapes import TensorMeta, infer_shapes
 from gossamer.progress import OnProgress, Progress
 
 TOLD = 25  # steps between two records of progress
+MANY_BITS = 8  # of a weight: from here on second-order rounding is as good, so that only narrower ones are learned where there are any
 
 
 def learned(learning: Learning, *, by_layer: bool = False) -> Rounding:
@@ -50,7 +51,8 @@ class _Walk:
     def __init__(self, job: RoundingJob, learning: Learning, by_layer: bool, on_progress: OnProgress) -> None:
         self._job, self._learning, self._by_layer, self._tell = job, learning, by_layer, on_progress
         by_node = {layer.node: layer for layer in job.placement.layers}
-        graphs = cut(job.program, by_node.keys())
+        self._learnable = {node for node in by_node if job.formats[node].bits < MANY_BITS} or by_node.keys()
+        graphs = join_front(cut(job.program, by_node.keys()), self._learnable)
         self._metas = infer_shapes(job.program, 1)
         self._parts = [make_part(job.program, graph, by_node) for graph in graphs]
         self._unit = next((spec.shape[0] for spec in job.program.inputs if spec.shape and spec.shape[0] is not None), 1)
@@ -68,6 +70,10 @@ class _Walk:
             size = max(1, self._learning.elements // max(1, part.elements(self._metas))) * self._unit
             samples = Samples(self._exact, self._coded, {}, size, self._unit)
             samples = replace(samples, target=_outputs(part, samples, self._exact))
+            learned_here = {layer.node for unit in units[place] for layer in unit.layers}
+            for layer in part.layers:
+                if layer.node not in learned_here:
+                    self._begin(layer)
             for unit in units[place]:
                 self._learn(part, unit, samples, Progress("learn rounding", done, total, unit.layers[0].weight))
                 done += self._learning.iterations
@@ -100,11 +106,12 @@ class _Walk:
         return fake_quantize(rows, self._values[name]) if name in self._values else rows
 
     def _units(self, part: Part) -> list[_Unit]:
-        """What is learned together: all layers, or each with the activation behind it."""
+        """What is learned together: all layers of a part with few bits somewhere, or each such layer with the activation behind it."""
+        few = [layer for layer in part.layers if layer.node in self._learnable]
         if not self._by_layer:
-            return [_Unit(None, part.layers)] if part.layers else []
+            return [_Unit(None, part.layers)] if few else []
         units = []
-        for layer in part.layers:
+        for layer in few:
             user = part.graph.sole_user(layer.node)
             units.append(_Unit(layer.node if user is None or clip_limits(user) is None else user.name, (layer,)))
         return units

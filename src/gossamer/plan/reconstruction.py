@@ -42,7 +42,7 @@ class Learning:
 
     iterations: int = 100
     elements: int = 4_000_000
-    samples: int = 128
+    samples: int = 1024
     memory_bytes: int = 2**30
     rate: float = 0.1
     bias_rate: float = 1e-3

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from itertools import takewhile
 
 from gossamer.program.graph import Graph, Node
 from gossamer.program.program import Program
@@ -21,6 +22,22 @@ def cut(program: Program, layers: Set[str], most_layers: int = MOST_LAYERS) -> t
     part computes for itself.
     """
     return tuple(_Network(program, layers).parts(most_layers))
+
+
+def join_front(graphs: Sequence[Graph], layers: Set[str]) -> tuple[Graph, ...]:
+    """The same parts, those before the first that holds one of the nodes `layers` as one.
+
+    What lies between them need not be kept then. The joined part makes only what later parts read.
+    """
+    front = list(takewhile(lambda graph: layers.isdisjoint(graph.by_name), graphs))
+    behind = tuple(graphs[len(front) :])
+    if len(front) < 2 or not behind:
+        return tuple(graphs)
+    nodes = {node.name: node for graph in front for node in graph.nodes}
+    inputs = dict.fromkeys(name for graph in front for name in graph.inputs if name not in nodes)
+    read = {name for graph in behind for name in graph.inputs}
+    outputs = tuple(name for graph in front for name in graph.outputs if name in read)
+    return Graph(tuple(inputs), tuple(nodes.values()), outputs), *behind
 
 
 @dataclass(frozen=True, slots=True)
