@@ -1,8 +1,8 @@
 """Bytes against fidelity: one format for all layers, and formats by layer whose damage is measured (kl) or estimated (hawq).
 
 Every point is a file that ONNX Runtime runs, on data that nothing was chosen by: EfficientNet-Lite0 on crops of photos that calibration did not
-see, the MNIST networks on the 10,000 test digits. Formats by layer are chosen among 2, 4 and 8 bits, at budgets of which one is what 4 bits for
-all layers take. Goes on where it stopped: points that are in the results already are not measured again.
+see, the MNIST networks on the 10,000 test digits. Formats by layer are chosen among 2, 4 and 8 bits (EfficientNet-Lite0, useless at 2: 4 and 8),
+at budgets of which one is what 4 bits for all layers take. The control gives 8 bits to the first layers for as long as the budget lasts. Goes on where it stopped: points that are in the results already are not measured again.
 
     python benchmarks/mixed_precision.py --times
     python benchmarks/mixed_precision.py --data FOLDER          # with the four IDX files of MNIST; without it EfficientNet-Lite0 only
@@ -46,7 +46,7 @@ from gossamer.targets.measure import measure_latency
 from gossamer.targets.target import targets
 
 THREADS, SEED, CALIBRATION, EVALUATION, SAMPLES, RUNTIME = 1, 0, 32, 48, 8, "onnxruntime"
-FORMATS, BUDGETS, METHODS = ("int2", "int4", "int8"), (5.0, 6.0, 4.0), ("kl", "hawq")
+BUDGETS, METHODS = (5.0, 6.0, 4.0), ("kl", "hawq")
 SPEEDUPS = (1.9, 1.6, 1.3)
 SCHEME = gs.Scheme(weight_ranges="mse")
 
@@ -60,6 +60,7 @@ class Case:
     samples: int
     inputs: Tensor
     labels: Tensor | None
+    formats: tuple[str, ...] = ("int2", "int4", "int8")
 
 
 def efficientnet(_: Path | None) -> Case:
@@ -67,7 +68,7 @@ def efficientnet(_: Path | None) -> Case:
     images = photos()
     calibration = crops(images, SEEN, CALIBRATION, SEED)
     evaluation = torch.cat([crops(images, OTHERS, EVALUATION, SEED + 1), crops(images, SEEN, EVALUATION, SEED + 2)])
-    return Case(gs.capture(network(), calibration[:2]), calibration, SAMPLES, evaluation, None)
+    return Case(gs.capture(network(), calibration[:2]), calibration, SAMPLES, evaluation, None, ("int4", "int8"))
 
 
 def digits(name: str) -> Callable[[Path | None], Case]:
@@ -153,7 +154,7 @@ def measure_all(bench: Bench, methods: list[str]) -> None:
     """Float, one format for all layers, then formats by layer: one table for each method, which serves all its budgets."""
     case = bench.case
     bench.measure("float", lambda: (None, {}))
-    for name in FORMATS:
+    for name in case.formats:
 
         def uniform(name: str = name) -> tuple[Plan, dict[str, Any]]:
             return gs.plan_quantization(case.program, case.calibration, weights=name, scheme=SCHEME), {
@@ -165,18 +166,20 @@ def measure_all(bench: Bench, methods: list[str]) -> None:
 
         def control(bits: float = bits) -> tuple[Plan, dict[str, Any]]:
             rules = in_order(case.program, bits)
-            facts = {"bits": bits, "layers": {name: list(rules.values()).count(name) for name in FORMATS}}
+            facts = {"bits": bits, "layers": {name: list(rules.values()).count(name) for name in case.formats}}
             return gs.plan_quantization(case.program, case.calibration, rules=rules, scheme=SCHEME), facts
 
         bench.measure(f"in order, {bits:g} bits", control)
-    for bits in BUDGETS:
+    for bits in BUDGETS if "int2" in case.formats else BUDGETS[:2]:
         for method in methods:
 
             def mixed(method: str = method, bits: float = bits) -> tuple[Plan, dict[str, Any]]:
-                search = PrecisionSearch(budget=PrecisionBudget(max_bits=bits), formats=FORMATS, sensitivity=method, samples=case.samples)
+                search = PrecisionSearch(
+                    budget=PrecisionBudget(max_bits=bits), formats=case.formats, sensitivity=method, samples=case.samples
+                )
                 table = tables(bench.name, case)[method]
                 found = choose_precision(case.program, case.calibration, search=search, scheme=SCHEME, table=table)
-                counts = {name: list(found.rules.values()).count(name) for name in FORMATS}
+                counts = {name: list(found.rules.values()).count(name) for name in case.formats}
                 facts = {"bits": round(found.bits, 3), "layers": counts, "predicted": found.predicted, "tried": len(found.tried)}
                 return gs.plan_quantization(case.program, case.calibration, rules=found.rules, scheme=SCHEME), facts
 
@@ -188,7 +191,7 @@ def tables(name: str, case: Case) -> dict[str, tuple[Sensitivity, ...]]:
     path = CACHE / f"{name}-{case.program.weights_digest()[:8]}-sensitivity.json"
     if not path.exists():
         spec, evidence = specs[RUNTIME], Evidence(as_batches(case.calibration, what="calibration"), case.samples, silent)
-        found = candidates(case.program, evidence.batches, spec, FORMATS, {"scheme": SCHEME}, silent)
+        found = candidates(case.program, evidence.batches, spec, case.formats, {"scheme": SCHEME}, silent)
         rows = {method: table_rows(found, sensitivities[method](found, evidence), spec, None) for method in METHODS}
         CACHE.mkdir(exist_ok=True)
         write_json(path, {method: finite([asdict(row) for row in table]) for method, table in rows.items()})
@@ -246,7 +249,7 @@ def main() -> None:
     torch.set_num_threads(THREADS)
     path = RESULTS / "mixed_precision.json"
     document = dict(read_json(path, "benchmark result")) if path.exists() else {"networks": {}}
-    document |= header(("torch", "onnxruntime", "numpy"), threads=THREADS, seed=SEED, formats=FORMATS, activations="uint8")
+    document |= header(("torch", "onnxruntime", "numpy"), threads=THREADS, seed=SEED, activations="uint8")
     if arguments.times:
         document["times"] = {}
         measure_times(efficientnet(None), document["times"], document)

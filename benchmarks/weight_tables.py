@@ -50,7 +50,8 @@ def mixed_precision(result: dict[str, Any]) -> str:
         ]
         for point, row in rows:
             beaten = any(other["size_bytes"] <= row["size_bytes"] and other["kl"] < row["kl"] for other in points.values())
-            layers = ", ".join(str(count) for count in row["layers"].values()) if "layers" in row else "all"
+            counts = row.get("layers", {})
+            layers = ", ".join(str(counts.get(key, 0)) for key in ("int2", "int4", "int8")) if counts else "all"
             sqnr = "exact" if row["sqnr_db"] is None else f"{row['sqnr_db']:.1f} dB"
             share = row["accuracy" if labelled else "agreement"]
             cells = f"{row['size_bytes']:,} | {sqnr} | {row['kl']:.2g} | {share:.2%}"
