@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gossamer.numerics.formats import FloatFormat, IntFormat
 from gossamer.registry import Registry
@@ -45,9 +45,13 @@ class TargetSpec:
     coded_residuals     where a layer's float result is only added to another value, and the sum gets codes, that value needs codes, too
     fused_ops           float ops that run inside the kernel of the integer layer before them, so that nothing is lost there
     transparent_ops     ops that only move numbers, past which the target moves codes on its own
+    codes_as_floats     it computes codes as floats rounded to what codes can hold: nothing gets smaller, faster or cheaper by them
     rows_only           linear layers on codes read matrices: inputs of more axes are made two around them
     code_products       products of two values get codes even where no layer is next to them, and attention is split for their sake;
                         what they read has its zero point at 0
+    wide_ops            ops that it runs on codes of values of more than 8 bits,
+    wide_requantization and the name of their rounding
+    fused_clamps        integer ops clamp their result at 0, or at 0 and 6, whatever its codes reach
     """
 
     name: str
@@ -81,8 +85,29 @@ class TargetSpec:
     coded_residuals: bool = False
     fused_ops: frozenset[str] = frozenset()
     transparent_ops: frozenset[str] = frozenset()
+    codes_as_floats: bool = False
     rows_only: bool = True
     code_products: bool = False
+    wide_ops: frozenset[str] = frozenset()
+    wide_requantization: str = ""
+    fused_clamps: bool = False
+
+    def for_values(self, bits: int) -> TargetSpec:
+        """What it can run when values have codes of so many bits: kernels of more than 8 are fewer, and their codes are symmetric."""
+        formats = tuple(fmt for fmt in self.activation_formats if (fmt.bits > 8) == (bits > 8))
+        if bits <= 8:
+            return replace(self, activation_formats=formats)
+        return replace(
+            self,
+            activation_formats=formats,
+            integer_ops=self.wide_ops,
+            same_scale_ops=self.same_scale_ops & self.wide_ops,
+            requantization=self.wide_requantization,
+            gate_ops=frozenset(),
+            signed_gate_ops=frozenset(),
+            symmetric_values=True,
+            fused_clamps=True,
+        )
 
 
 specs: Registry[TargetSpec] = Registry("target", home="gossamer.targets")

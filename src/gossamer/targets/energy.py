@@ -15,6 +15,7 @@ import torch
 
 from gossamer.errors import ConfigError
 from gossamer.plan.coded import coded_nodes, has_codes
+from gossamer.plan.spec import specs
 from gossamer.program.cost import flat_metas, node_macs
 from gossamer.program.graph import Node, Ref
 from gossamer.program.ops import bind, op_of
@@ -97,9 +98,12 @@ def estimate_energy(program: Program, coefficients: Coefficients = HOROWITZ) -> 
     """Estimate one inference for one input: MACs by what they compute with, and bytes moved.
 
     Every weight is read once, from DRAM. Every value is written once and read once by each reader, in a memory on the chip; views cost
-    nothing, and element-wise steps with one input run where that input is made. Codes of fewer than 8 bits compute as int8.
+    nothing, and element-wise steps with one input run where that input is made. Codes of fewer than 8 bits compute as int8, and those
+    of targets that compute them as floats like floats.
     Raises: UnsupportedOp for an op whose cost is not known.
     """
+    if program.quantizers and specs[program.target].codes_as_floats:
+        program = program.with_graph(program.graph, quantizers={})
     metas = infer_shapes(program, batch=1)
     coded = coded_nodes(program)
     compute = sum(node_macs(node, metas) * coefficients.mac_pj[_arithmetic(program, node, metas, coded)] for node in program.graph.nodes)

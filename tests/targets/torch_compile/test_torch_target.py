@@ -17,6 +17,7 @@ from gossamer.plan.scheme import Scheme
 from gossamer.program.bundle import load
 from gossamer.program.capture import capture
 from gossamer.targets.coded_ends import open_artifact
+from gossamer.targets.energy import estimate_energy
 from gossamer.targets.export import export
 from gossamer.targets.parity import check_parity, parity_problems
 from gossamer.targets.target import Artifact, targets
@@ -188,3 +189,8 @@ def test_other_files_and_settings_are_refused(program, quantized, tmp_path):
         export(program, tmp_path / "m.onnx", NAME)
     with pytest.raises(PlanError, match="was quantized for 'torch', not for 'onnxruntime'"):
         export(quantized, tmp_path / "m.onnx", "onnxruntime")
+
+
+def test_codes_that_are_floats_save_no_energy(program, quantized):
+    plain = quantized.with_graph(quantized.graph, quantizers={})
+    assert estimate_energy(quantized) == estimate_energy(plain)

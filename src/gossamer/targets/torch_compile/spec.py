@@ -24,5 +24,6 @@ SPEC = TargetSpec(
     exposed_as_run=False,  # what hands out values is compiled apart
     table_formats=(IntFormat(bits=8, narrow=True),),
     float_biases=True,
+    codes_as_floats=True,
     fused_ops=frozenset({"Relu", "Clip", "Add"}),
 )
