@@ -13,10 +13,10 @@ from torch import Tensor
 
 
 def quantize_multiplier(factor: float) -> tuple[int, int]:
-    """(m, e) with factor about m * 2^(e - 31) and 2^30 <= m < 2^31; (0, 0) for 0."""
-    if factor == 0:
-        return 0, 0
+    """(m, e) with factor about m * 2^(e - 31) and 2^30 <= m < 2^31; (0, 0) for 0 and for what no 31 bits can hold."""
     fraction, exponent = math.frexp(factor)
+    if factor == 0 or exponent < -31:
+        return 0, 0
     whole = math.floor(fraction * 2.0**31 + 0.5)
     return (whole // 2, exponent + 1) if whole == 2**31 else (whole, exponent)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from gossamer.program.clamps import clip_limits
@@ -15,10 +16,19 @@ if TYPE_CHECKING:
 
 def _why_float_pair(site: Site, node: Node) -> str:
     names = [name for name in node.uses if site.is_float(name)]
-    if len(names) != 2:
+    bound = bind(node)
+    number = next((bound[name] for name in ("self", "other") if isinstance(bound.get(name), (int, float))), None)
+    coded = op_of(node).onnx in site.spec.number_ops and number is not None and number != 0 and isfinite(number)
+    if len(names) != (1 if coded else 2):
         return f"{op_of(node).onnx} with a number has no integer kernel"
-    alpha = bind(node).get("alpha", 1)
+    alpha = bound.get("alpha", 1)
     return "" if alpha == 1 else f"it multiplies the second value by {alpha} first"
+
+
+def _why_float_quotient(site: Site, node: Node) -> str:
+    if not isinstance(bind(node)["other"], (int, float)):
+        return "only by a number has it an integer kernel"
+    return _why_float_pair(site, node)
 
 
 def _why_float_mean(site: Site, node: Node) -> str:
@@ -76,6 +86,8 @@ def _why_float_pad(site: Site, node: Node) -> str:
 CHECKS: dict[str, Callable[[Site, Node], str]] = {
     "Add": _why_float_pair,
     "Sub": _why_float_pair,
+    "Rsub": _why_float_pair,
+    "Div": _why_float_quotient,
     "Mul": _why_float_pair,
     "MatMul": _why_float_pair,
     "ReduceMean": _why_float_mean,

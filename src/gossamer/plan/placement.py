@@ -257,7 +257,7 @@ def _leave_ends(site: Site, integer: set[str]) -> dict[str, str]:
         return maker is None or op_of(maker).onnx in site.spec.float_result_ops or read(value)
 
     for node in reversed(site.graph.nodes):
-        if node.name in kept and op_of(node).onnx in ("Add", "Sub", "Mul") and not any(map(read, site.results(node))):
+        if node.name in kept and op_of(node).onnx in ("Add", "Sub", "Rsub", "Mul", "Div") and not any(map(read, site.results(node))):
             kept.remove(node.name)
             if all(map(free, site.inputs(node))):
                 left[node.name] = "only float ops read it, so that codes would cost accuracy and save nothing"

@@ -39,9 +39,13 @@ def hard_swish(codes: Tensor, source: Quantizer, result: Quantizer) -> Tensor:
 
 def fixed_leaky_relu(codes: Tensor, source: Quantizer, result: Quantizer, slope: float) -> Tensor:
     """One multiplier for each sign."""
+    scale, step = source.scale[0], result.scale[0]
+    return _bent(codes, source, result, (scale / step, scale * slope / step))
+
+
+def _bent(codes: Tensor, source: Quantizer, result: Quantizer, factors: tuple[float, float]) -> Tensor:
     away = distances(codes, source)
-    scale, step = torch.tensor(source.scale[0]), torch.tensor(result.scale[0])
-    above, below = (quantize_multiplier(float(factor)) for factor in (scale / step, scale * torch.tensor(slope) / step))
+    above, below = map(quantize_multiplier, factors)
     return clamped(torch.where(away >= 0, multiply(away, *above), multiply(away, *below)), result)
 
 
@@ -51,14 +55,21 @@ def short_leaky_relu(codes: Tensor, source: Quantizer, result: Quantizer, slope:
     ratio = torch.tensor(source.scale[0]) / torch.tensor(result.scale[0])
     factors = ratio, torch.tensor(slope) * ratio
     if any(not 2.0**-8 <= abs(float(factor)) <= 2.0**7 for factor in factors):
-        return fixed_leaky_relu(codes, source, result, slope)
+        return _bent(codes, source, result, (float(factors[0]), float(factors[1])))
     above, below = (int((factor * 256).round()) for factor in factors)
     return clamped((torch.where(away >= 0, away * above, away * below) + 128) >> 8, result)
 
 
 def elu(codes: Tensor, source: Quantizer, result: Quantizer) -> Tensor:
     """x, or exp(x) - 1 below 0."""
-    return _by_floats(lambda x: torch.where(x < 0, torch.expm1(x), x), codes, source, result)
+    return _by_floats(lambda x: torch.where(x < 0, x.double().exp().float() - 1, x), codes, source, result)
+
+
+def short_elu(codes: Tensor, source: Quantizer, result: Quantizer) -> Tensor:
+    """Times the reciprocal of the scale, the zero point added before rounding half to even: XNNPACK's."""
+    real = torch.tensor(source.scale[0]) * distances(codes, source).to(torch.float32)
+    exact = torch.where(real < 0, torch.expm1(real), real) * torch.tensor(1.0).div(torch.tensor(result.scale[0])) + result.zero_point[0]
+    return exact.round().clamp(result.format.lo, result.format.hi)
 
 
 def gelu(codes: Tensor, source: Quantizer, result: Quantizer, approximate: str) -> Tensor:

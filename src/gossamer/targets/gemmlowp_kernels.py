@@ -12,7 +12,7 @@ from gossamer.numerics.fixed_point import mean_multiplier, multiply, quantize_mu
 from gossamer.numerics.resample import fixed_bilinear
 from gossamer.program.ops import op_of
 from gossamer.targets import code_tables, lite_kernels
-from gossamer.targets.float32_kernels import CodeCall, clamped, joined, layer_sums, pair_of, result_of
+from gossamer.targets.float32_kernels import CodeCall, clamped, joined, layer_sums, result_of
 from gossamer.targets.kernel_sets import KernelSet, kernel_sets
 
 gemmlowp: KernelSet = kernel_sets.add("gemmlowp", source="reference kernels of tflite-micro; found exact by comparing")({})
@@ -30,8 +30,8 @@ def layer(call: CodeCall) -> Tensor:
 
 def add(call: CodeCall) -> Tensor:
     """Sum or difference: both at 20 more bits and one scale, then to the result's."""
-    (left, one), (right, two) = pair_of(call)
-    return added(left, right, (one, two, result_of(call)), sign=-1 if op_of(call.node).onnx == "Sub" else 1)
+    (left, one), (right, two) = lite_kernels.operands(call)
+    return added(left, right, (one, two, result_of(call)), sign=-1 if op_of(call.node).onnx in ("Sub", "Rsub") else 1)
 
 
 def added(left: Tensor, right: Tensor, quantizers: tuple[Quantizer, Quantizer, Quantizer], sign: int = 1) -> Tensor:
@@ -44,7 +44,7 @@ def added(left: Tensor, right: Tensor, quantizers: tuple[Quantizer, Quantizer, Q
 
 def mul(call: CodeCall) -> Tensor:
     """Product of two values, position by position."""
-    (left, one), (right, two) = pair_of(call)
+    (left, one), (right, two) = lite_kernels.operands(call)
     return multiplied(left, right, (one, two, result_of(call)))
 
 
@@ -115,6 +115,8 @@ gemmlowp |= {
     "MatMul": matmul,
     "Add": add,
     "Sub": add,
+    "Rsub": add,
+    "Div": mul,
     "Mul": mul,
     "AveragePool": lite_kernels.average_pool,
     "Softmax": lite_kernels.softmax,

@@ -12,7 +12,8 @@ from torch import Tensor
 from gossamer.numerics import fixed_functions
 from gossamer.numerics.affine import Quantizer
 from gossamer.numerics.formats import IntFormat, PerTensor
-from gossamer.program.ops import bind
+from gossamer.program.graph import Ref
+from gossamer.program.ops import bind, op_of
 from gossamer.targets.float32_kernels import CodeCall, Kernel, clamped, pass_on, result_of
 
 Pairwise = Callable[[Tensor, Tensor, tuple[Quantizer, Quantizer, Quantizer]], Tensor]
@@ -65,8 +66,26 @@ def resize(bilinear: Callable[..., Tensor]) -> Kernel:
     return kernel
 
 
-THREE = Quantizer(IntFormat(bits=8), PerTensor(), (float(torch.tensor(3 / 127)),), (0,))  # 3.0 is its code 127
-SIXTH = Quantizer(IntFormat(bits=8), PerTensor(), (float(torch.tensor(1 / 6 / 127)),), (0,))  # 1/6 is its code 127
+def coded_number(value: float) -> tuple[int, Quantizer]:
+    """A plain number as 127 or -127 steps."""
+    return 127 if value > 0 else -127, Quantizer(IntFormat(bits=8), PerTensor(), (float(torch.tensor(abs(value) / 127)),), (0,))
+
+
+def operands(call: CodeCall) -> list[tuple[Tensor, Quantizer]]:
+    """Codes and quantizers of what an op of two values reads, the one from which the other is taken first; a divisor is turned over."""
+    bound, name = bind(call.node), op_of(call.node).onnx
+    found = []
+    for argument in ("other", "self") if name == "Rsub" else ("self", "other"):
+        value = bound[argument]
+        if isinstance(value, Ref):
+            found.append(call.inputs[value.name])
+        else:
+            code, quantizer = coded_number(1 / value if name == "Div" else value)
+            found.append((torch.full((), float(code)), quantizer))
+    return found
+
+
+THREE, SIXTH = coded_number(3.0)[1], coded_number(1 / 6)[1]
 ZERO_TO_SIX = Quantizer(IntFormat(bits=8), PerTensor(), (float(torch.tensor(6 / 255)),), (-128,))
 
 

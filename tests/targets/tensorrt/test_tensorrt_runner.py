@@ -3,12 +3,12 @@
 import sys
 from types import SimpleNamespace
 
-import fake_tensorrt
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import fake_tensorrt
 from gossamer.apply.engine import apply
 from gossamer.errors import DataError, FileError
 from gossamer.plan.quantization import plan_quantization

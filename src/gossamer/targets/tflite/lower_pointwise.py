@@ -188,6 +188,8 @@ def _binary(call: Call) -> Laid:
     if getattr(meta, "dtype", None) not in (torch.float32, torch.int32, torch.int64):
         raise call.unsupported(f"{call.node.op} of {getattr(meta, 'dtype', '')}")
     found, order = aligned(call, left, right)
+    if call.integer and code == "DIV":  # by a number, which is turned over
+        code, options = _BINARY["Mul"]
     tensors = [call.cast(number, str(meta.dtype).removeprefix("torch.")) for number in found]  # type: ignore[union-attr]
     return call.op(code, tensors, order, options, fusedActivationFunction=0)
 

@@ -16,6 +16,7 @@ from gossamer.program.ops import Op, op_of
 from gossamer.program.program import Program
 from gossamer.program.shapes import Meta, TensorMeta
 from gossamer.registry import Registry
+from gossamer.targets.lite_kernels import coded_number
 from gossamer.targets.tflite.constants import Constants
 from gossamer.targets.tflite.draft import Array, Draft, DraftTensor
 from gossamer.targets.tflite.layout import Laid, identity, same_memory, stored
@@ -236,6 +237,10 @@ def aligned(call: Call, *args: Any) -> tuple[list[int], tuple[int, ...]]:
         if laid is None:
             array = call.array(arg)
             assert array is not None
+            if call.integer and not array.ndim:
+                code, quantizer = coded_number(1 / float(array) if call.row.onnx == "Div" else float(array))
+                tensors.append(call.values.draft.constant(np.asarray(code, np.int8), "number", quantizer))
+                continue
             array = array.reshape((1,) * (rank - array.ndim) + array.shape).transpose(order) if array.ndim else array
             tensors.append(call.values.draft.constant(array.astype(dtype), "constant"))
             continue

@@ -14,7 +14,7 @@ NAME = "litert"
 
 _SAME_SCALE = "MaxPool Resize Reshape Transpose Slice Split Select Unbind Pad".split()
 _FUNCTIONS = "Relu Clip Sigmoid Tanh HardSigmoid LeakyRelu Elu".split()
-_COMPUTE = ["Conv", "Gemm", "Add", "Sub", "Mul", "AdaptiveAveragePool", "ReduceMean", "Concat", *_FUNCTIONS]
+_COMPUTE = ["Conv", "Gemm", "Add", "Sub", "Rsub", "Mul", "Div", "AdaptiveAveragePool", "ReduceMean", "Concat", *_FUNCTIONS]
 
 SPEC = TargetSpec(
     name=NAME,
@@ -32,4 +32,5 @@ SPEC = TargetSpec(
     dynamic_formats=(IntFormat(bits=8, narrow=True),),
     input_bits=8,
     input_rows=True,
+    number_ops=frozenset({"Add", "Sub", "Rsub", "Mul", "Div"}),
 )
