@@ -17,7 +17,9 @@ from gossamer.program.shapes import infer_shapes
 
 def coded_site(program: Program) -> Site:
     """The graph that a quantized program's target runs, with its shapes at batch 1."""
-    return Site(inference_graph(program.graph), infer_shapes(program), specs[program.target])
+    values = (quantizer.format for name, quantizer in program.quantizers.items() if name not in program.state)
+    spec = specs[program.target].for_values(max((fmt.bits for fmt in values), default=8))
+    return Site(inference_graph(program.graph), infer_shapes(program), spec)
 
 
 def coded_nodes(program: Program, site: Site | None = None) -> dict[str, tuple[str, ...]]:
@@ -57,5 +59,7 @@ def _hands_out(site: Site, quantizers: Mapping[str, Quantizer], node: Node, resu
         return name in site.spec.float_result_ops and results == (node.name,)
     if results[0] != node.name or name in site.spec.absorbed_ops:
         limits = clip_limits(site.graph.by_name[results[0]])
+        if site.spec.fused_clamps:
+            return True
         return limits is not None and clips_like(quantizers[results[0]], *limits)
     return True

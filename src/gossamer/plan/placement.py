@@ -63,6 +63,9 @@ class Placement:
     factors: frozenset[str] = frozenset()
 
 
+FUSED_CLAMPS = ((0, None), (0, 6))
+
+
 def place_quantizers(
     program: Program, spec: TargetSpec, *, kept_float: Mapping[str, str] | None = None, code_ends: bool = False
 ) -> Placement:
@@ -136,6 +139,7 @@ class Site:
         limits = clip_limits(user)
         # codes always hold 0, so only a clamp around 0 is the same as a range of codes
         free = limits is not None and (limits[0] is None or limits[0] <= 0) and (limits[1] is None or limits[1] >= 0)
+        free = limits in FUSED_CLAMPS if self.spec.fused_clamps else free
         return (user.name,) if free else (node.name,)
 
     def is_float(self, name: str) -> bool:

@@ -73,6 +73,7 @@ def plan_quantization(
         raise PlanError(f"the network is quantized already (for {program.target!r}); plan from the float network.")
     spec, scheme = specs[target], scheme or Scheme()
     activation = _activations(activations, spec)
+    spec = spec.for_values(activation.bits)
     roundings.entry(scheme.rounding)
     formats = layer_formats(program, rules or {}, weights, spec)
     values = ValueFormats(activation, value_formats(program, rules or {}, weights, activation, spec))
@@ -124,7 +125,10 @@ def _plan(
         model_digest=program.digest,
         weights_digest=program.weights_digest(),
         target=spec.name,
-        frozen=(*placement.frozen, *(_not_absorbed(prepared.graph, placement, rounded.values) if spec.absorbed_ops else ())),
+        frozen=(
+            *placement.frozen,
+            *(_not_absorbed(prepared.graph, placement, rounded.values) if spec.absorbed_ops and not spec.fused_clamps else ()),
+        ),
         notes=(*((ONE_SAMPLE,) if seen.samples == 1 else ()), *value_kinds.notes(placement)),
     )
 
@@ -169,7 +173,8 @@ def _value_quantizers(
             kind = replace(fmt, signed=True) if factor else fmt
             quantizer = choose_quantizer(spread, kind, ranges, symmetric=symmetric or factor, what=f"the value {group.roots[0]!r}")
             limits = _absorbed_limits(graph, placement, group.roots[0])
-            quantizer = fit_clamp(quantizer, *limits) if limits is not None and len(group.roots) == 1 else quantizer
+            fits = limits is not None and len(group.roots) == 1 and kind.bits <= 8  # wider codes are symmetric: kernels clamp them
+            quantizer = fit_clamp(quantizer, *limits) if fits and limits is not None else quantizer
         quantizers.update(dict.fromkeys(group.values, quantizer))
     return quantizers
 

@@ -107,6 +107,7 @@ class TargetSpec:
             requantization=self.wide_requantization,
             gate_ops=frozenset(),
             signed_gate_ops=frozenset(),
+            number_ops=frozenset(),
             symmetric_values=True,
             fused_clamps=True,
         )

@@ -3,6 +3,7 @@
 from gossamer.targets import cortex_m as cortex_m
 from gossamer.targets import executorch as executorch
 from gossamer.targets import gemmlowp_kernels as gemmlowp_kernels
+from gossamer.targets import int16_kernels as int16_kernels
 from gossamer.targets import onnx as onnx
 from gossamer.targets import openvino as openvino
 from gossamer.targets import tensorrt as tensorrt

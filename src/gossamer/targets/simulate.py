@@ -16,6 +16,7 @@ from gossamer.numerics.affine import dequantize, quantize
 from gossamer.numerics.integer import accumulator_scales, bias_to_codes
 from gossamer.plan.coded import coded_nodes, coded_site, has_codes
 from gossamer.plan.placement import has_weight
+from gossamer.program.clamps import clip_limits
 from gossamer.program.execute import DEVICE, TRAINING, Step, schedule
 from gossamer.program.graph import Node, Ref, map_refs
 from gossamer.program.ops import bind, op_of
@@ -158,9 +159,19 @@ class _Walk:
                 position = self._simulator._site.graph.by_name[name].args[1]
                 self.define_codes(name, result[position])
         elif results[0] in self._quantizers:
-            self.define_codes(results[0], result)
+            self.define_codes(results[0], self._clamped(step.name, results[0], result))
         else:
             self._values[results[0]] = result
+
+    def _clamped(self, node: str, result: str, codes: Tensor) -> Tensor:
+        """Codes of a result, clamped like the activation whose value it is where the kernel does that."""
+        site = self._simulator._site
+        limits = clip_limits(site.graph.by_name[result]) if site.spec.fused_clamps and result != node else None
+        if limits is None:
+            return codes
+        ends = torch.tensor([-torch.inf if limits[0] is None else limits[0], torch.inf if limits[1] is None else limits[1]])
+        low, high = quantize(ends, self._quantizers[result])
+        return codes.clamp(low, high)
 
     def _call(self, step: Step, results: tuple[str, ...]) -> CodeCall:
         simulator = self._simulator

@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch import nn
 
-from gossamer.errors import UnsupportedOp
 from gossamer.program.capture import capture
 from gossamer.targets.export import export
 from gossamer.targets.target import targets
@@ -49,6 +48,9 @@ class Places(nn.Module):
         return x + torch.arange(x.shape[0], device=x.device)[:, None]
 
 
-def test_values_that_differ_along_the_batch_are_refused(tmp_path):
-    with pytest.raises(UnsupportedOp, match="numbers that differ along the batch"):
-        export(capture(Places().eval(), torch.randn(3, 4)), tmp_path / "m.tflite", "litert")
+def test_values_that_differ_along_the_batch_are_made_from_it(tmp_path):
+    rows = torch.randn(3, 4)
+    path = export(capture(Places().eval(), rows), tmp_path / "m.tflite", "litert").path
+    runner = targets["litert"].open(path, threads=1)
+    for batch in (1, 3):
+        np.testing.assert_allclose(runner.run(rows[:batch].numpy()), Places()(rows[:batch]).numpy(), rtol=1e-6)

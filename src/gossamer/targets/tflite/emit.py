@@ -15,6 +15,7 @@ from gossamer.numerics.affine import Quantizer
 from gossamer.numerics.formats import FLOAT_FORMATS
 from gossamer.plan.coded import coded_nodes
 from gossamer.plan.placement import inference_graph
+from gossamer.program.clamps import clip_limits
 from gossamer.program.fold import fold_batch_norms
 from gossamer.program.forms import Form, find_forms
 from gossamer.program.graph import Node
@@ -37,9 +38,9 @@ from gossamer.targets.tflite.constants import Constants
 from gossamer.targets.tflite.draft import Draft, DraftTensor, Written
 from gossamer.targets.tflite.ends import code_ends
 from gossamer.targets.tflite.flat import to_bytes
-from gossamer.targets.tflite.fuse import fuse_activations
+from gossamer.targets.tflite.fuse import clamp_result, fuse_activations
 from gossamer.targets.tflite.layout import Laid, channels_last, identity, stored
-from gossamer.targets.tflite.lowering import WAY_OUT, Call, lowerings
+from gossamer.targets.tflite.lowering import WAY_OUT, Call, codes_type, lowerings
 from gossamer.targets.tflite.note import CODES, Note
 
 
@@ -118,6 +119,8 @@ class Walk:
         results = self._integer.get(node.name)
         name = results[0] if results else node.name
         laid = lowerings[row.onnx](Call(node, bind(node), self, results is not None, name))
+        if results and name != node.name and isinstance(laid, Laid) and self.draft.tensors[laid.tensor].dtype == "int16":
+            clamp_result(self.draft, clip_limits(self.graph.by_name[name]))
         if isinstance(laid, tuple):
             for position, part in enumerate(laid):
                 for user in self.graph.users.get(node.name, ()):
@@ -221,7 +224,7 @@ class Walk:
 
     def _converted(self, code: str, laid: Laid, name: str, quantizer: Quantizer | None, options: str) -> Laid:
         have = self.draft.tensors[laid.tensor]
-        made = DraftTensor(name, have.shape, "float32" if quantizer is None else "int8", quantizer, None, have.batched)
+        made = DraftTensor(name, have.shape, "float32" if quantizer is None else codes_type(quantizer), quantizer, None, have.batched)
         number = self.draft.add(made)
         self.draft.op(code, (laid.tensor,), (number,), options)
         return Laid(number, laid.order, laid.columns)

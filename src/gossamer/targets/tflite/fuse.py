@@ -27,3 +27,10 @@ def fuse_activations(draft: Draft, outputs: Sequence[int]) -> None:
         made_by |= dict.fromkeys(op.outputs, len(ops))
         ops.append(op)
     draft.ops = ops
+
+
+def clamp_result(draft: Draft, limits: object) -> None:
+    """Let the operator that was written last and can clamp do so, at 0 or at 0 and 6."""
+    place = max(place for place, op in enumerate(draft.ops) if "fusedActivationFunction" in op.fields)
+    code = _FUSED["RELU" if limits == (0, None) else "RELU6"]
+    draft.ops[place] = replace(draft.ops[place], fields={**draft.ops[place].fields, "fusedActivationFunction": code})

@@ -181,7 +181,7 @@ class Call:
     def tensor(self, name: str, shape: Sequence[int], order: Sequence[int], form: Form, quantizer: Quantizer | None) -> int:
         """A new tensor for a value of a known form."""
         batched = next((k for k, axis in enumerate(order) if isinstance(form.sizes[axis], BatchSize)), None)
-        dtype = str(form.dtype).removeprefix("torch.") if quantizer is None else "int8"
+        dtype = str(form.dtype).removeprefix("torch.") if quantizer is None else codes_type(quantizer)
         if dtype not in DTYPES:
             raise self.unsupported(f"{self.node.op} with a result of type {dtype}")
         return self.values.draft.add(DraftTensor(name, stored(shape, order), dtype, quantizer, None, batched))
@@ -253,6 +253,11 @@ def aligned(call: Call, *args: Any) -> tuple[list[int], tuple[int, ...]]:
             )
         tensors.append(call.in_order(laid, shape, order).tensor)
     return tensors, order
+
+
+def codes_type(quantizer: Quantizer) -> str:
+    """How codes of a value are stored."""
+    return "int16" if quantizer.format.bits > 8 else "int8"
 
 
 Lowering = Callable[[Call], "Laid | tuple[Laid, ...]"]

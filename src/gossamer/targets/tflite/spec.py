@@ -16,10 +16,14 @@ _SAME_SCALE = "MaxPool Resize Reshape Transpose Slice Split Select Unbind Pad".s
 _FUNCTIONS = "Relu Clip Sigmoid Tanh HardSigmoid LeakyRelu Elu".split()
 _COMPUTE = ["Conv", "Gemm", "Add", "Sub", "Rsub", "Mul", "Div", "AdaptiveAveragePool", "ReduceMean", "Concat", *_FUNCTIONS]
 
+WIDE_OPS = "Conv Gemm Add MaxPool Reshape".split()  # of values of 16 bits, which XNNPACK does not know: LiteRT's own kernels
+
 SPEC = TargetSpec(
     name=NAME,
     weight_formats=(IntFormat(bits=8, narrow=True),),
-    activation_formats=(IntFormat(bits=8),),
+    activation_formats=(IntFormat(bits=8), IntFormat(bits=16)),
+    wide_ops=frozenset(WIDE_OPS),
+    wide_requantization="litert-int16",
     integer_ops=frozenset([*_COMPUTE, *_SAME_SCALE]),
     same_scale_ops=frozenset(_SAME_SCALE),
     absorbed_ops=frozenset({"Relu", "Clip"}),

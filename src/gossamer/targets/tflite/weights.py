@@ -79,7 +79,8 @@ def bias_of(call: Call, channels: int, weight: Weight) -> int:
     source = call.args["input"]
     assert isinstance(source, Ref)
     scales = integer.accumulator_scales(call.values.program.quantizers[source.name], weight.quantizer, torch.empty(1, 1))
-    codes = integer.bias_to_codes(numbers, scales).numpy().astype(np.int32)
+    wide = call.values.program.quantizers[source.name].format.bits > 8
+    codes = integer.bias_to_codes(numbers, scales).numpy().astype(np.int64 if wide else np.int32)
     flat = tuple(scales.reshape(-1).tolist())
     coding = Quantizer(IntFormat(bits=32), PerAxis(0) if len(flat) > 1 else PerTensor(), flat, (0,) * len(flat))
     return call.values.draft.constant(codes, "bias", coding, 0)

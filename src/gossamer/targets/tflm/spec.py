@@ -17,6 +17,7 @@ SPEC = replace(
     same_scale_ops=LITERT.same_scale_ops | {"AveragePool"},
     gate_ops=LITERT.gate_ops | {"Softmax"},
     requantization="gemmlowp",
+    wide_requantization="gemmlowp-int16",
     float_formats=(),
     table_formats=(),
     dynamic_formats=(),
