@@ -7,7 +7,7 @@ import pytest
 
 from gossamer.errors import DataError
 from gossamer.plan.budget import Budget
-from gossamer.targets.limits import check_limits
+from gossamer.targets.limits import Limit, check_limits
 from gossamer.targets.results import Report, Row, aligned
 from reports import a_report
 
@@ -122,3 +122,10 @@ def without(key):
 def test_foreign_data_is_refused(data, message):
     with pytest.raises(DataError, match=message):
         Report.from_dict(data)
+
+
+def test_whole_limits_are_told_to_the_last_byte():
+    limit = Limit("max_size_bytes", 1_048_576, 1_234_567.0, False)
+    assert limit.rule == "at most 1,048,576"
+    assert limit.sentence == "The budget is missed: max_size_bytes is 1,048,576, measured 1,234,567."
+    assert Limit("min_speedup", 2.5, 1.9876543, False).found == "1.98765"

@@ -69,7 +69,7 @@ def _budget(report: Report) -> list[RenderableType]:
     limits = report.limits()
     if not limits:
         return []
-    rows = [(limit.name, limit.rule, f"{limit.measured:,.6g}", _yes(limit.met)) for limit in limits]
+    rows = [(limit.name, limit.rule, limit.found, _yes(limit.met)) for limit in limits]
     return [_table("budget", ("limit", "allowed", "measured", "met"), rows)]
 
 

@@ -11,6 +11,11 @@ if TYPE_CHECKING:
     from gossamer.targets.results import Measurement
 
 
+def shown(value: float) -> str:
+    """All digits of a whole number, six of another."""
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.6g}"
+
+
 class Limit(NamedTuple):
     """One limit of a budget against what was measured."""
 
@@ -22,14 +27,19 @@ class Limit(NamedTuple):
     @property
     def rule(self) -> str:
         """ "at least 2.5" or "at most 0.5"."""
-        return f"{'at least' if self.name.startswith('min_') else 'at most'} {self.limit:,.6g}"
+        return f"{'at least' if self.name.startswith('min_') else 'at most'} {shown(self.limit)}"
+
+    @property
+    def found(self) -> str:
+        """What was measured."""
+        return shown(self.measured)
 
     @property
     def sentence(self) -> str:
         """What failed, and by how much."""
         if " of " in self.name:
             return f"The budget is missed: the {self.name} is {self.measured - self.limit:,.0f} bytes too small."
-        return f"The budget is missed: {self.name} is {self.limit:,.6g}, measured {self.measured:,.6g}."
+        return f"The budget is missed: {self.name} is {shown(self.limit)}, measured {shown(self.measured)}."
 
 
 def check_limits(budget: Budget | None, original: Measurement, compressed: Measurement, drop_points: float) -> tuple[Limit, ...]:
