@@ -38,6 +38,15 @@ def test_a_duplicate_raises(colours):
     assert colours["red"] == 1
 
 
+def test_an_entry_can_be_taken_out_and_put_in_again(colours):
+    colours.remove("red")
+    assert colours.names() == ("green",)
+    colours.add("red")(3)
+    assert colours["red"] == 3
+    with pytest.raises(ConfigError, match=r"did you mean 'green'"):
+        colours.remove("gren")
+
+
 def test_an_unknown_name_suggests_the_nearest(colours):
     with pytest.raises(ConfigError, match=r"colour must be a registered colour \(did you mean 'green'\?\); got 'gren'"):
         colours["gren"]

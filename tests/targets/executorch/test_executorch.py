@@ -160,6 +160,19 @@ def test_a_layer_on_codes_that_only_floats_could_run_is_refused_with_the_way_out
 
 
 @needs_it
+def test_a_kernel_that_computes_something_else_is_found_by_the_trial_run(tmp_path):
+    class Whole(nn.Module):
+        def forward(self, x):
+            return ((x * 10).int() % 3).float()  # ExecuTorch's remainder has the sign of the first number
+
+    program = gs.capture(Whole().eval(), torch.randn(2, 8))
+    with pytest.raises(
+        UnsupportedOp, match=r"aten.*a trial run gives numbers that are wrong by .*aten.remainder.*; export to another target"
+    ):
+        gs.export(program, tmp_path / "net.pte", "executorch")
+
+
+@needs_it
 def test_damaged_files_are_refused(plain, tmp_path):
     from gossamer.targets.executorch.kernels import kernels_of
 

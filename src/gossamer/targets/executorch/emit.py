@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gossamer.errors import GossamerError, UnsupportedOp
 from gossamer.files import write_bytes
 from gossamer.plan.coded import coded_nodes
+from gossamer.program.capture import relative_error
 from gossamer.program.fold import fold_batch_norms
 from gossamer.program.graph import Node
 from gossamer.program.ops import op_of
@@ -21,6 +23,8 @@ from gossamer.targets.executorch.packages import part, quiet
 from gossamer.targets.executorch.spec import NAME, SPEC
 
 MOST_SAMPLES = 64  # in a call, where the batch size is free: memory for what lies between delegates is planned for this many
+TOLERANCE = 1e-4  # relative; as verify allows
+MOST_NAMED = 3
 _MODULE = "calls."
 # what a pass that cannot go on raises; torch.fx's pass manager turns most of it into a bare Exception
 _FAILURES = (Exception, RuntimeError, NotImplementedError, ValueError, KeyError, TypeError, AssertionError)
@@ -99,17 +103,31 @@ def _check(program: Program, network: Network, graph: Any) -> None:
 
 
 def _try(program: Program, data: bytes, left: list[Node]) -> None:
-    """Run the file once: portable kernels tell only then which forms of an op they have. Raises UnsupportedOp."""
+    """Run the file once: portable kernels tell only then which forms of an op they have, and some compute another one. Raises UnsupportedOp."""
+    examples = [spec.example(2, torch.Generator().manual_seed(position)) for position, spec in enumerate(program.inputs)]
     try:
-        part("runtime").Runtime.get().load_program(data).load_method("forward").execute([spec.example(2) for spec in program.inputs])
+        found = part("runtime").Runtime.get().load_program(data).load_method("forward").execute(examples)
+        fault = "" if program.quantizers else _difference(program, examples, found)
     except RuntimeError as error:
-        suspects = ", ".join(f"{node.op} at {node.where}" for node in left[:3])
+        fault = f"a trial run fails ({str(error).splitlines()[0]})"
+    if fault:
+        suspects = ", ".join(f"{node.op} at {node.where}" for node in left[:MOST_NAMED])
         raise UnsupportedOp(
-            left[0].op if left else "a delegated op",
+            left[0].op if left else "one of XNNPACK's ops",
             left[0].where if left else "",
             needed=f"working {NAME}",
-            way_out=f"a trial run failed, and these are what XNNPACK did not take: {suspects or 'none'}; export to another target, such as onnxruntime",
-        ) from error
+            way_out=f"{fault}, and this is what XNNPACK did not take: {suspects or 'nothing'}; export to another target, such as onnxruntime",
+        )
+
+
+def _difference(program: Program, examples: list[Tensor], found: Sequence[Tensor]) -> str:
+    """What is wrong with a float file's outputs, in words; "" where nothing is."""
+    with torch.no_grad():
+        expected = program.copy().eval().cpu()(*examples)
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    pairs = zip(found, expected, strict=False)
+    error = max(relative_error(torch.nan_to_num(one), torch.nan_to_num(two)) for one, two in pairs)
+    return "" if error <= TOLERANCE else f"a trial run gives numbers that are wrong by {error:.2g} (relative)"
 
 
 def _left(network: Network, graph: Any) -> Iterator[tuple[Node | None, str]]:

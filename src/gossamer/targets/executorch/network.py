@@ -6,7 +6,7 @@ its result is coded right behind it. Nothing here is traced twice or decided by 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from gossamer.numerics.formats import PerAxis
 from gossamer.numerics.integer import accumulator_scales, bias_to_codes
 from gossamer.plan.coded import coded_nodes
 from gossamer.plan.placement import has_weight, inference_graph
-from gossamer.program.execute import DEVICE, TRAINING, Step, schedule
+from gossamer.program.execute import DEVICE, TRAINING, schedule
 from gossamer.program.forms import BatchSize, Form, find_forms
 from gossamer.program.graph import Node, map_refs
 from gossamer.program.ops import bind, op_of
@@ -28,13 +28,13 @@ from gossamer.program.program import Program
 class StepCall(nn.Module):
     """One step. As a module of its own, its place in the list tells which node each op of a lowered graph comes from."""
 
-    def __init__(self, step: Step, sizes: tuple[int, ...] | None) -> None:
+    def __init__(self, call: Callable[..., Any]) -> None:
         super().__init__()
-        self._step, self._sizes = step, sizes
+        self._call = call
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the op; a reshape with a literal -1 where the batch grows, since kernels take no computed sizes."""
-        return self._step.call(*args, **kwargs) if self._sizes is None else args[0].reshape(self._sizes)
+        """Run the op."""
+        return self._call(*args, **kwargs)
 
 
 class Network(nn.Module):
@@ -52,8 +52,8 @@ class Network(nn.Module):
         self.handed_out = tuple(name for name in made if name in program.quantizers) if hand_out else ()
         graph, forms = inference_graph(program.graph), find_forms(program)
         self._outputs, self._steps = graph.outputs, schedule(graph)
-        calls = (StepCall(step, _literal(node, forms[node.name])) for step, node in zip(self._steps, self.nodes, strict=True))
-        self.calls = nn.ModuleList(calls)
+        calls = (_rewritten(node, forms[node.name]) or step.call for step, node in zip(self._steps, self.nodes, strict=True))
+        self.calls = nn.ModuleList(map(StepCall, calls))
         self._stored: dict[str, str] = {}
         coded_weights = {bind(node)["weight"].name for node in self.nodes if node.name in self._coded and has_weight(node)}
         self._biases = dict(self._coded_biases(program))
@@ -62,7 +62,7 @@ class Network(nn.Module):
         for number, (name, tensor) in enumerate(program.state.items()):
             users = graph.users.get(name, ())
             if name in graph.outputs or not users or any((user.name, name) not in self._biases for user in users):
-                self._store(name, f"state{number}", tensor.detach(), program.quantizers.get(name), name in coded_weights)
+                self._store(name, f"state{number}", tensor.detach().cpu(), program.quantizers.get(name), name in coded_weights)
 
     def _coded_biases(self, program: Program) -> Iterator[tuple[tuple[str, str], str]]:
         """(layer, its bias) -> a copy for each layer on codes that holds what the bias's int32 codes stand for.
@@ -170,10 +170,25 @@ def _numbers(quantizer: Quantizer) -> tuple[Any, ...]:
     return quantizer.scale[0], quantizer.zero_point[0], fmt.lo, fmt.hi, torch.int8
 
 
-def _literal(node: Node, form: Any) -> tuple[int, ...] | None:
-    """The sizes of a reshape with -1 for one that grows with the batch; None for other ops and where that does not say it."""
-    if op_of(node).onnx != "Reshape" or not isinstance(form, Form):
-        return None
+def _rewritten(node: Node, form: Any) -> Callable[..., Any] | None:
+    """Another way to compute what a node does, where ExecuTorch has none that is right; None elsewhere."""
+    if op_of(node).onnx == "Reshape" and isinstance(form, Form) and (sizes := _literal(form)) is not None:
+        return lambda value, *_: value.reshape(sizes)
+    if node.op == "aten.gelu.default" and bind(node)["approximate"] == "tanh":
+        return _gelu_tanh  # XNNPACK computes the other one
+    if node.op == "aten.prelu.default":
+        return lambda value, slope: torch.where(
+            value > 0, value, value * slope.reshape(-1, *[1] * (value.dim() - 2))
+        )  # a pass fails on one slope
+    return None
+
+
+def _gelu_tanh(value: Tensor, **_: Any) -> Tensor:
+    return 0.5 * value * (1 + torch.tanh(0.7978845608028654 * (value + 0.044715 * value * value * value)))
+
+
+def _literal(form: Form) -> tuple[int, ...] | None:
+    """The sizes of a reshape with -1 for one that grows with the batch, since kernels take no computed sizes; None where that does not say it."""
     growing = [size for size in form.sizes if not isinstance(size, int)]
     if len(growing) > 1 or not all(isinstance(size, BatchSize) for size in growing) or 0 in form.sizes:
         return None
