@@ -206,7 +206,7 @@ def test_attention_runs_on_codes_and_its_residual_stays_float(tmp_path):
     assert parity_problems(parity, artifact, "it") == []
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_random_networks_keep_the_rules(seed, tmp_path_factory):
     net, shape = random_network(seed)
