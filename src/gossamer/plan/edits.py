@@ -85,6 +85,15 @@ class SplitAttention:
 
 
 @dataclass(frozen=True, slots=True)
+class CopyForCodes:
+    """Let the nodes `readers` read a copy of `value`, called VALUE_coded, so that it can have codes while whatever else reads the value
+    reads floats."""
+
+    value: str
+    readers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class ScaleChannels:
     """Multiply the channels of `value`, which a layer, a norm or an embedding makes, by `factors`, then add `shifts` ("" for none),
     and make all that reads them take that back, so that the network computes what it did. numerics.packing turns both into text.
@@ -163,6 +172,7 @@ Edit = (
     | FoldBatchNorm
     | SplitGate
     | SplitAttention
+    | CopyForCodes
     | ScaleChannels
     | ScaleInput
     | QuantizeValue
@@ -181,6 +191,7 @@ _KINDS: dict[str, type[Any]] = {
         FoldBatchNorm,
         SplitGate,
         SplitAttention,
+        CopyForCodes,
         ScaleChannels,
         ScaleInput,
         QuantizeValue,

@@ -21,6 +21,7 @@ from gossamer.program.clamps import clip_limits
 from gossamer.program.graph import Graph, Node, Ref, rename_uses
 from gossamer.program.ops import bind, op_of
 from gossamer.program.ops.kinds import Convolution, Embedding, Factory, Linear, Scalar
+from gossamer.program.ops.own import COPY
 from gossamer.program.program import Program
 from gossamer.program.shapes import Meta, TensorMeta, infer_shapes
 
@@ -311,7 +312,7 @@ def _frozen(site: Site, integer: set[str], coded: set[str], reasons: Mapping[str
         if (op in site.spec.fused_ops or op in site.spec.transparent_ops) and any(name in fused or name in coded for name in node.uses):
             fused.add(node.name)
     for node in site.graph.nodes:
-        silent = isinstance(op_of(node).kind, (Scalar, Factory)) or isinstance(site.metas[node.name], (int, float, bool))
+        silent = node.op == COPY or isinstance(op_of(node).kind, (Scalar, Factory)) or isinstance(site.metas[node.name], (int, float, bool))
         if silent or node.name in fused or node.name in absorbed:
             continue
         where = f"{node.module or node.source or node.name} ({op_of(node).onnx or node.op})"

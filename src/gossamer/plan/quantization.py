@@ -14,8 +14,9 @@ from gossamer.numerics.formats import IntFormat, PerTensor
 from gossamer.numerics.ranges import choose_quantizer, fit_clamp
 from gossamer.numerics.spread import merge
 from gossamer.plan.calibrate import Calibration, calibrate
-from gossamer.plan.edits import Edit, FoldBatchNorm, QuantizeValue, SplitAttention, SplitGate
+from gossamer.plan.edits import CopyForCodes, Edit, FoldBatchNorm, QuantizeValue, SplitAttention, SplitGate
 from gossamer.plan.equalization_static import StaticCoding, equalize_static
+from gossamer.plan.float_readers import values_read_both_ways
 from gossamer.plan.placement import Placement, place_quantizers
 from gossamer.plan.plan import Frozen, Plan
 from gossamer.plan.rounding import RoundingJob, roundings
@@ -27,6 +28,7 @@ from gossamer.plan.tables import table_edits
 from gossamer.plan.value_formats import ValueFormats
 from gossamer.program.attention import split_attention, whole_attention
 from gossamer.program.clamps import clip_limits
+from gossamer.program.coded_copies import with_copies
 from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
 from gossamer.program.gates import gated_activations, split_gates
 from gossamer.program.graph import Graph
@@ -139,7 +141,8 @@ def _activations(name: str | None, spec: TargetSpec) -> IntFormat:
 
 
 def _prepare(program: Program, spec: TargetSpec, kept_float: Mapping[str, str]) -> tuple[Program, tuple[Edit, ...]]:
-    """The network as it will be quantized: batch norms folded, gated activations and attention split where that lets them run on codes."""
+    """The network as it will be quantized: batch norms folded, gated activations and attention split where that lets them run on codes,
+    values copied that are read on codes and in float."""
     folds = foldable_batch_norms(program)
     prepared = fold_batch_norms(program.copy().eval(), folds)
     edits: tuple[Edit, ...] = tuple(FoldBatchNorm(name) for name in folds)
@@ -153,6 +156,11 @@ def _prepare(program: Program, spec: TargetSpec, kept_float: Mapping[str, str]) 
         whole = whole_attention(prepared)
         prepared = split_attention(prepared, whole)
         edits += tuple(SplitAttention(name) for name in whole)
+    if spec.floats_beside_codes:
+        placement = place_quantizers(prepared, spec, kept_float=kept_float)
+        copies = values_read_both_ways(prepared, placement, spec)
+        prepared = with_copies(prepared, copies)
+        edits += tuple(CopyForCodes(value, readers) for value, readers in copies)
     return prepared, edits
 
 

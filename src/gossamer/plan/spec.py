@@ -48,6 +48,7 @@ class TargetSpec:
     transparent_ops     ops that only move numbers, past which the target moves codes on its own
     codes_as_floats     it computes codes as floats rounded to what codes can hold: nothing gets smaller, faster or cheaper by them
     rows_only           linear layers on codes read matrices: inputs of more axes are made two around them
+    floats_beside_codes what a float op makes is read as floats by float ops, also where others read its codes
     code_products       products of two values get codes even where no layer is next to them, and attention is split for their sake;
                         what they read has its zero point at 0
     wide_ops            ops that it runs on codes of values of more than 8 bits,
@@ -90,6 +91,7 @@ class TargetSpec:
     codes_as_floats: bool = False
     rows_only: bool = True
     code_products: bool = False
+    floats_beside_codes: bool = False
     wide_ops: frozenset[str] = frozenset()
     wide_requantization: str = ""
     fused_clamps: bool = False

@@ -13,6 +13,7 @@ from gossamer.errors import PlanError
 from gossamer.numerics.distance import decibels
 from gossamer.plan.plan import Plan
 from gossamer.program.attention import split_attention, whole_attention
+from gossamer.program.coded_copies import copies_in, with_copies
 from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
 from gossamer.program.gates import gated_activations, split_gates
 from gossamer.program.program import Program
@@ -73,12 +74,14 @@ class _Energies:
 
 
 def aligned(reference: Program, quantized: Program) -> Program:
-    """The reference with the same batch norms folded, gates and attention split, so that equal names mean equal values."""
+    """The reference with the same batch norms folded, gates and attention split and values copied, so that equal names mean equal values."""
     folds = tuple(name for name in foldable_batch_norms(reference) if name not in quantized.graph.by_name)
     folded = fold_batch_norms(reference, folds)
     split = tuple(name for name in gated_activations(folded) if name not in gated_activations(quantized))
     whole = tuple(name for name in whole_attention(folded) if name not in whole_attention(quantized))
-    return split_attention(split_gates(folded, split), whole)
+    parted = split_attention(split_gates(folded, split), whole)
+    known = parted.graph.by_name
+    return with_copies(parted, [(value, tuple(name for name in readers if name in known)) for value, readers in copies_in(quantized)])
 
 
 def _any_batch(program: Program) -> bool:

@@ -5,18 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gossamer.program.ops.kinds import Mixing
+from gossamer.program.ops.kinds import Mixing, Movement
 from gossamer.program.ops.table import add
 
 DYNAMIC = "gossamer.dynamic_quantize.default"
 DYNAMIC_RANGE = "gossamer.dynamic_range.default"
 DYNAMIC_ROWS = "gossamer.dynamic_rows.default"
+COPY = "gossamer.copy.default"  # the same numbers under a name of their own, which can have codes
 ROUNDED = frozenset({DYNAMIC, DYNAMIC_RANGE, DYNAMIC_ROWS})  # they round what they read while the network runs
 
 _LIBRARY = torch.library.Library("gossamer", "DEF")  # type: ignore[no-untyped-call]
+_LIBRARY.define("copy(Tensor self) -> Tensor")  # type: ignore[no-untyped-call]
 _LIBRARY.define("dynamic_range(Tensor self, int bits) -> Tensor")  # type: ignore[no-untyped-call]
 _LIBRARY.define("dynamic_rows(Tensor self, int bits) -> Tensor")  # type: ignore[no-untyped-call]
 _LIBRARY.define("dynamic_quantize(Tensor self, int bits, int block) -> Tensor")  # type: ignore[no-untyped-call]
+
+
+def copy(values: Tensor) -> Tensor:
+    """A view of the same numbers."""
+    return values.view_as(values)
 
 
 def dynamic_range(values: Tensor, bits: int) -> Tensor:
@@ -68,8 +75,10 @@ def dynamic_quantize(values: Tensor, bits: int, block: int) -> Tensor:
     return values + (rounded - values).detach()
 
 
+_LIBRARY.impl("copy", copy, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("dynamic_quantize", dynamic_quantize, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("dynamic_range", dynamic_range, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+add(COPY, Movement(), onnx="CodedCopy")
 add(DYNAMIC_RANGE, Mixing(), onnx="DynamicRange")
 _LIBRARY.impl("dynamic_rows", dynamic_rows, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
 add(DYNAMIC_ROWS, Mixing(), onnx="DynamicRows")

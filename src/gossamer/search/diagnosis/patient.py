@@ -15,11 +15,12 @@ from gossamer.errors import PlanError
 from gossamer.numerics.affine import Quantizer, quantize
 from gossamer.numerics.packing import pack_steps
 from gossamer.plan.calibrate import Calibration, calibrate
-from gossamer.plan.edits import Edit, FoldBatchNorm, QuantizeValue, RoundWeight, ShiftBias, SplitAttention, SplitGate
+from gossamer.plan.edits import CopyForCodes, Edit, FoldBatchNorm, QuantizeValue, RoundWeight, ShiftBias, SplitAttention, SplitGate
 from gossamer.plan.placement import Layer, Placement, has_weight, place_quantizers
 from gossamer.plan.plan import Plan
 from gossamer.plan.spec import TargetSpec, specs
 from gossamer.program.attention import ATTENTION
+from gossamer.program.coded_copies import copies_in
 from gossamer.program.cost import node_macs
 from gossamer.program.graph import Ref
 from gossamer.program.ops import bind, op_of
@@ -88,7 +89,8 @@ def rebuilt_plan(quantized: Program, original: Program) -> Plan:
         for name in original.graph.by_name
         if name in reference.graph.by_name and _was_split(original, reference, name)
     ]
-    edits: list[Edit] = [*folds, *gates, *(QuantizeValue(name, quantizer) for name, quantizer in quantized.quantizers.items())]
+    copies = [CopyForCodes(value, readers) for value, readers in copies_in(quantized)]
+    edits: list[Edit] = [*folds, *gates, *copies, *(QuantizeValue(name, quantizer) for name, quantizer in quantized.quantizers.items())]
     for name in quantized.quantizers:
         if name in quantized.state and name in reference.state:
             codes = quantize(quantized.state[name].detach(), quantized.quantizers[name])

@@ -36,6 +36,7 @@ from gossamer.targets.onnx.lowering import WAY_OUT, Call, lowerings
 from gossamer.targets.onnx.order import clamps_behind_pools, keeps_pool_and_codes_apart
 from gossamer.targets.onnx.proto import Port, to_bytes
 from gossamer.targets.onnx.spec import SPEC
+from gossamer.targets.onnx.tidy import join_reshapes
 
 
 def emit(program: Program, path: Path) -> None:
@@ -66,6 +67,7 @@ def to_onnx(program: Program, io: str = "float") -> bytes:
     if io != "float":
         inputs, outputs = code_ends(walk.draft, program, inputs, outputs, io)
         metadata = ends_metadata(program, inputs, outputs, io)
+    join_reshapes(walk.draft)
     walk.draft.without_dead_code([port.name for port in outputs])
     return to_bytes(walk.draft, inputs, outputs, metadata)
 
@@ -88,6 +90,7 @@ class Walk:
         self.forms: dict[str, AnyForm] = dict(find_forms(program))
         self.coded: dict[str, Quantizer] = {}
         self.codes: dict[str, str] = {}
+        self.rows: dict[str, str] = {}
         self._tensors: dict[str, str | tuple[str, ...]] = {}
         self._batch = ""
         count = len(program.graph.outputs)

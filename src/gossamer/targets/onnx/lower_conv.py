@@ -78,7 +78,11 @@ def linear(call: Call) -> str:
     if quantized and not call.values.spec.rows_only:
         return _linear_on_codes(call, source)
     flat: list[Size] = [product(form.sizes[:-1]), form.sizes[-1]]
-    source_flat = _recoded(call, call.reshape(source, form.sizes, flat), call.values.coded.get(source), "in")
+    source_flat = call.values.rows.get(source) or _recoded(
+        call, call.reshape(source, form.sizes, flat), call.values.coded.get(source), "in"
+    )
+    if quantized:
+        call.values.rows[source] = source_flat  # layers that read one value share its rows
     result = call.op("Gemm", source_flat, call.tensor("weight"), *_bias(call, source_flat), transB=1)
     result = _recoded(call, result, call.values.result_quantizer(call.node), "out")
     return call.reshape(result, [flat[0], call.result.sizes[-1]], call.result.sizes)

@@ -181,6 +181,7 @@ def cast(call: Call) -> str:
     return call.tensor("self", call.result.dtype)
 
 
+@lowerings.add("CodedCopy")
 @lowerings.add("Identity")
 def identity(call: Call) -> str:
     """Copies, and dropout while evaluating."""

@@ -44,5 +44,6 @@ SPEC = TargetSpec(
     input_bits=8,  # MatMulNBits at accuracy level 4, reproduced to 1e-7 by the dynamic_quantize op
     rounded_only=frozenset({"int8", "uint8"}),  # at level 0 its 8-bit kernel takes 3 times as long as float
     table_formats=(IntFormat(bits=8, narrow=True),),
+    floats_beside_codes=True,
     width_multiple=16,  # float kernels work on blocks of 16 channels (AVX-512); 24 take as long as 32
 )
