@@ -133,7 +133,7 @@ FUNCTIONS = {
     "bilinear": (lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"), 8),
     "matrix product": (lambda x: (x.flatten(2) @ x.flatten(2).transpose(1, 2)).unsqueeze(1), 1),
 }
-FLOAT_ON_LITERT = {name for name in FUNCTIONS if "average" in name or "softmax" in name or "product" in name}
+FLOAT_ON_LITERT = {name for name in FUNCTIONS if "average" in name or "hard" in name or "softmax" in name or "product" in name}
 
 
 @pytest.mark.parametrize("target", ["tflm", "litert"])
@@ -147,7 +147,7 @@ def test_a_network_around_each_is_bit_exact(name, target, tmp_path):
     assert bool(plan.frozen) == (target == "litert" and name in FLOAT_ON_LITERT)
     artifact = export(apply(program, plan), tmp_path / "m.tflite", target)
     parity = check_parity(artifact, targets[target].open(artifact.path, threads=1), (samples[:3],))
-    assert parity.max_steps == 0
+    assert parity.max_steps <= int(bool(plan.frozen))  # computed in float, then coded: the last bit may decide a tie
     assert parity.output_error < 1e-6
 
 
@@ -199,6 +199,8 @@ def test_random_chains_are_bit_exact(target, tmp_path_factory, names, width, see
     assert target == "litert" or not plan.frozen
     artifact = export(apply(program, plan), tmp_path_factory.mktemp("chain") / "m.tflite", target)
     parity = check_parity(artifact, targets[target].open(artifact.path, threads=1), (samples[:2],))
-    coded_late = target == "litert" and any(name in ("average", "softmax") for name in names)  # computed in float, then coded
+    coded_late = target == "litert" and any(
+        name in ("average", "softmax", "hard swish", "hard sigmoid") for name in names
+    )  # computed in float, then coded
     assert parity.max_steps <= int(coded_late), [layer for layer in parity.layers if layer.max_steps]
     assert parity.output_error < 1e-5

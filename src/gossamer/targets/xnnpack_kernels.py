@@ -78,11 +78,6 @@ def clamp(call: CodeCall) -> Tensor:
     return convert(*call.first, result_of(call))
 
 
-def hard_sigmoid(call: CodeCall) -> Tensor:
-    """An addition of 3 whose result's codes clip at 0 and 6, and a product with 1/6."""
-    return lite_kernels.hard_sigmoid(call, added, multiplied)
-
-
 xnnpack |= {
     "Add": add,
     "Sub": add,
@@ -91,7 +86,6 @@ xnnpack |= {
     "Div": mul,
     "Relu": clamp,
     "Clip": clamp,
-    "HardSigmoid": hard_sigmoid,
     "Tanh": FLOAT32_HALF_EVEN["Sigmoid"],
     "LeakyRelu": lite_kernels.table(code_tables.short_leaky_relu, slope="negative_slope"),
     "Elu": lite_kernels.table(code_tables.short_elu),

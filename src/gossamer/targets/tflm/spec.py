@@ -8,7 +8,7 @@ from gossamer.targets.tflite.spec import SPEC as LITERT
 
 NAME = "tflm"
 
-_MORE = frozenset({"AveragePool", "HardSwish", "MatMul", "Softmax"})
+_MORE = frozenset({"AveragePool", "HardSigmoid", "HardSwish", "MatMul", "Softmax"})
 
 SPEC = replace(
     LITERT,
