@@ -102,6 +102,31 @@ static inline __attribute__((always_inline)) sums4 dot4(const int8_t *a, const i
 #endif
 }
 
+#ifdef GS_MVE
+/* The same for codes whose zero point is in the sums already. */
+static inline __attribute__((always_inline)) sums4 dot4_plain(const int8_t *a, const int8_t *w, int step, int count, sums4 sums) {
+  const int8_t *v = w + 2 * step;
+  for (; count > 0; count -= 16, a += 16, w += 16, v += 16) {
+    mve_pred16_t left = vctp8q((uint32_t)count);
+    int8x16_t codes = vldrbq_z_s8(a, left);
+    sums.s0 = vmladavaq_s8(sums.s0, codes, vldrbq_z_s8(w, left));
+    sums.s1 = vmladavaq_s8(sums.s1, codes, vldrbq_z_s8(w + step, left));
+    sums.s2 = vmladavaq_s8(sums.s2, codes, vldrbq_z_s8(v, left));
+    sums.s3 = vmladavaq_s8(sums.s3, codes, vldrbq_z_s8(v + step, left));
+  }
+  return sums;
+}
+
+/* Sums less the zero point times each row: it is found once for all places that take the whole row. */
+__attribute__((noinline)) static sums4 without_zero(const int8_t *w, int step, int count, int32_t zero, sums4 sums) {
+  int32_t rows[4] = {0, 0, 0, 0};
+  for (int row = 0; row < 4; ++row, w += step) {
+    for (int i = 0; i < count; i += 16) rows[row] = vaddvaq_s8(rows[row], vldrbq_z_s8(w + i, vctp8q((uint32_t)(count - i))));
+  }
+  return (sums4){sums.s0 - zero * rows[0], sums.s1 - zero * rows[1], sums.s2 - zero * rows[2], sums.s3 - zero * rows[3]};
+}
+#endif
+
 static inline int32_t dot1(const int8_t *a, const int8_t *w, int count, int32_t zero, int32_t sum) {
   for (int i = 0; i < count; ++i) sum += (a[i] - zero) * w[i];
   return sum;
@@ -140,6 +165,15 @@ __attribute__((noinline)) static void points(int rows, int step, int inputs, int
   for (; o + 4 <= outputs; o += 4) {
     const int8_t *weight = layer->weight + o * inputs, *codes = in;
     int8_t *to = out + o;
+#ifdef GS_MVE
+    if (rows > 1) {
+      sums4 start = without_zero(weight, inputs, inputs, layer->in_zero, biases(layer, o));
+      for (int row = 0; row < rows; ++row, codes += step, to += outputs) {
+        store4(layer, o, dot4_plain(codes, weight, inputs, inputs, start), to);
+      }
+      continue;
+    }
+#endif
     for (int row = 0; row < rows; ++row, codes += step, to += outputs) {
       store4(layer, o, dot4(codes, weight, inputs, inputs, layer->in_zero, biases(layer, o)), to);
     }
@@ -162,6 +196,12 @@ static void conv_line(const gs_window *s, const gs_layer *layer, int y, const in
   span rows = on_image(top, s->kernel_h, s->dilation_h, s->in_h);
   for (int o = 0; o < s->out_c; o += 4) {
     int8_t *to = out + o;
+#ifdef GS_MVE
+    sums4 start = {0, 0, 0, 0};
+    if (o + 4 <= s->out_c) {
+      start = without_zero(layer->weight + o * size + rows.from * row, size, (rows.to - rows.from) * row, layer->in_zero, biases(layer, o));
+    }
+#endif
     for (int x = 0; x < s->out_w; ++x, to += s->out_c) {
       int left = x * s->stride_w - s->pad_w;
       span columns = on_image(left, s->kernel_w, s->dilation_w, s->in_w);
@@ -180,6 +220,14 @@ static void conv_line(const gs_window *s, const gs_layer *layer, int y, const in
         }
         continue;
       }
+#ifdef GS_MVE
+      if (whole && wide == s->kernel_w) {
+        sums4 sums = start;
+        for (int ky = rows.from; ky < rows.to; ++ky, codes += down, weight += row) sums = dot4_plain(codes, weight, size, row, sums);
+        store4(layer, o, sums, to);
+        continue;
+      }
+#endif
       sums4 sums = biases(layer, o);
       for (int ky = rows.from; ky < rows.to; ++ky, codes += down, weight += row) {
         for (int part = 0; part < parts; ++part) {
