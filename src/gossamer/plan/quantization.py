@@ -148,8 +148,9 @@ def _prepare(program: Program, spec: TargetSpec, kept_float: Mapping[str, str]) 
     edits: tuple[Edit, ...] = tuple(FoldBatchNorm(name) for name in folds)
     gates = [name for name in gated_activations(prepared) if op_of(prepared.graph.by_name[name]).onnx not in spec.integer_ops]
     if gates and spec.gate_ops and spec.gate_ops <= spec.integer_ops and "Mul" in spec.integer_ops:
-        integer = place_quantizers(split_gates(prepared, tuple(gates)), spec, kept_float=kept_float).integer
-        useful = tuple(name for name in gates if name in integer)
+        split = split_gates(prepared, tuple(gates))
+        integer = place_quantizers(split, spec, kept_float=kept_float).integer
+        useful = tuple(name for name in gates if {name, *split.graph.by_name[name].uses[1:]} <= integer)  # the product and its gate
         prepared = split_gates(prepared, useful)
         edits += tuple(SplitGate(name) for name in useful)
     if spec.code_products:
