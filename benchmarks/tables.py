@@ -15,6 +15,7 @@ from typing import Any
 
 from common import RESULTS, ROOT
 from mnist_table import mnist_pruning
+from rounding_tables import efficientnet_lite0_w4a8
 from target_tables import targets
 from weight_tables import half_quadratic, mixed_precision, streaming
 
@@ -230,6 +231,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "import_time": import_time,
     "coverage": coverage,
     "efficientnet_lite0_int8": efficientnet_lite0_int8,
+    "efficientnet_lite0_w4a8": efficientnet_lite0_w4a8,
     "efficientnet_lite0_pruning": efficientnet_lite0_pruning,
     "mnist_pruning": mnist_pruning,
     "torch_pruning": torch_pruning,
