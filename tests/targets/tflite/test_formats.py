@@ -107,3 +107,33 @@ def test_formats_that_microcontrollers_do_not_have(made):
         plan_dynamic_quantization(program, "tflm")
     with pytest.raises(ConfigError, match="a format that litert computes with"):
         plan_weight_quantization(program, "litert", weights="bf16")
+
+
+@pytest.mark.parametrize("width", [64, 65])
+@pytest.mark.parametrize("way", ["static", "dynamic"])
+def test_weights_of_four_bits(way, width, tmp_path):
+    torch.manual_seed(0)
+    rows = torch.randn(24, width)
+    program = capture(nn.Sequential(nn.Linear(width, 130), nn.ReLU(), nn.Linear(130, 67), nn.ReLU(), nn.Linear(67, 5)).eval(), rows[:2])
+    rules = {"4": "int8"}
+    plan = (
+        plan_quantization(program, rows, "litert", weights="int4", rules=rules)
+        if way == "static"
+        else plan_dynamic_quantization(program, "litert", weights="int4", rules=rules)
+    )
+    artifact, parity = checked(program, plan, rows, tmp_path)
+    assert parity.max_steps == 0
+    assert parity.output_error < 1e-5
+    first = width * 130 / (1 if width % 2 else 2)
+    assert artifact.size_bytes < first + 130 * 67 / 2 + 67 * 5 + 202 * 17 + 5000
+
+
+def test_convolutions_of_four_bits_take_a_byte_for_each(tmp_path):
+    """LiteRT's kernel for halves of bytes is slower than float and rounds otherwise."""
+    torch.manual_seed(0)
+    images = torch.randn(8, 3, 9, 9)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Conv2d(8, 5, 1))
+    program = capture(network.eval(), images[:2])
+    _, parity = checked(program, plan_quantization(program, images, "litert", weights="int4"), images, tmp_path)
+    assert parity.max_steps == 0
+    assert parity.output_error == 0

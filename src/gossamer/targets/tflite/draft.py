@@ -53,12 +53,13 @@ class Draft:
         self.tensors.append(tensor)
         return len(self.tensors) - 1
 
-    def constant(self, data: Array, name: str = "constant", quantizer: Quantizer | None = None, axis: int = 0) -> int:
-        """Number of a tensor with these contents."""
+    def constant(self, data: Array, name: str = "constant", quantizer: Quantizer | None = None, axis: int = 0, dtype: str = "") -> int:
+        """Number of a tensor with these contents, stored as `dtype` where that is not the array's own."""
         data = np.ascontiguousarray(data)
-        key = (data.dtype.str, data.shape, quantizer, axis, hashlib.sha256(data.reshape(-1).view(np.uint8).data).digest())
+        dtype = dtype or data.dtype.name
+        key = (dtype, data.shape, quantizer, axis, hashlib.sha256(data.reshape(-1).view(np.uint8).data).digest())
         if key not in self._constants:
-            self._constants[key] = self.add(DraftTensor(name, data.shape, data.dtype.name, quantizer, data, None, axis))
+            self._constants[key] = self.add(DraftTensor(name, data.shape, dtype, quantizer, data, None, axis))
         return self._constants[key]
 
     def op(self, code: str, inputs: Sequence[int], outputs: Sequence[int], options: str = "", **fields: Any) -> None:

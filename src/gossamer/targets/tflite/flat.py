@@ -17,6 +17,7 @@ LAYOUT = "gossamer.layout"  # metadata: a Note
 _TYPES = {
     "float32": "FLOAT32",
     "float16": "FLOAT16",
+    "int4": "INT4",
     "int8": "INT8",
     "uint8": "UINT8",
     "int16": "INT16",
@@ -111,7 +112,7 @@ def _tensor(names: ModuleType, model: Any, tensor: DraftTensor, lean: bool) -> A
     made.buffer = 0
     if tensor.data is not None:
         made.buffer = len(model.buffers)
-        model.buffers.append(_buffer(names, tensor.data.reshape(-1).view(np.uint8)))
+        model.buffers.append(_buffer(names, _packed(tensor.data) if tensor.dtype == "int4" else tensor.data.reshape(-1).view(np.uint8)))
     if tensor.quantizer is not None and not (lean and tensor.dtype == "int32"):
         coding = names.QuantizationParametersT()
         scale, zero = np.asarray(tensor.quantizer.scale, np.float32), np.asarray(tensor.quantizer.zero_point, np.int64)
@@ -119,6 +120,13 @@ def _tensor(names: ModuleType, model: Any, tensor: DraftTensor, lean: bool) -> A
         coding.quantizedDimension = tensor.axis
         made.quantization = coding
     return made
+
+
+def _packed(codes: np.ndarray) -> np.ndarray:
+    """Two codes in a byte, the first one in its lower half."""
+    halves = codes.reshape(-1).astype(np.uint8) & 15
+    halves = np.append(halves, np.zeros(halves.size % 2, np.uint8))
+    return halves[::2] | halves[1::2] << 4
 
 
 def _buffer(names: ModuleType, data: np.ndarray) -> Any:

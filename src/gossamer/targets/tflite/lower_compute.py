@@ -64,7 +64,7 @@ def linear(call: Call) -> Laid:
     else:
         order = source.order if source.order[-1] == rank - 1 else (*(axis for axis in source.order if axis != rank - 1), rank - 1)
         source = call.in_order(source, call.shape("input"), order)
-    inputs = (source.tensor, layer.stored(call, weight, 0), bias_of(call, weight.shape[0], layer))
+    inputs = (source.tensor, layer.stored(call, weight, 0, halves=True), bias_of(call, weight.shape[0], layer))
     return call.op("FULLY_CONNECTED", inputs, order, "FullyConnectedOptions", keepNumDims=rank != 2, fusedActivationFunction=NONE)
 
 

@@ -20,7 +20,7 @@ WIDE_OPS = "Conv Gemm Add MaxPool Reshape".split()  # of values of 16 bits, whic
 
 SPEC = TargetSpec(
     name=NAME,
-    weight_formats=(IntFormat(bits=8, narrow=True),),
+    weight_formats=(IntFormat(bits=8, narrow=True), IntFormat(bits=4, narrow=True)),
     activation_formats=(IntFormat(bits=8), IntFormat(bits=16)),
     wide_ops=frozenset(WIDE_OPS),
     wide_requantization="litert-int16",
@@ -33,7 +33,7 @@ SPEC = TargetSpec(
     signed_gate_ops=frozenset({"Tanh"}),
     float_formats=(FLOAT_FORMATS["fp16"],),
     table_formats=(IntFormat(bits=8, narrow=True),),
-    dynamic_formats=(IntFormat(bits=8, narrow=True),),
+    dynamic_formats=(IntFormat(bits=8, narrow=True), IntFormat(bits=4, narrow=True)),
     input_bits=8,
     input_rows=True,
     number_ops=frozenset({"Add", "Sub", "Rsub", "Mul", "Div"}),

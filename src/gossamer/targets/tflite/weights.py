@@ -29,11 +29,17 @@ class Weight:
     quantizer: Quantizer | None = None
     decoded: bool = False
 
-    def stored(self, call: Call, array: Array, axis: int) -> int:
-        """The tensor that the layer reads: `array` is `numbers` with its axes moved, output channels at `axis`."""
+    def stored(self, call: Call, array: Array, axis: int, *, halves: bool = False) -> int:
+        """The tensor that the layer reads: `array` is `numbers` with its axes moved, output channels at `axis`.
+
+        halves  the kernel reads codes of 4 bits two at a time; those of convolutions are slower than float then, so that they take a byte each, as do
+                those of rows of odd length
+        """
         arg = call.args["weight"]
         assert isinstance(arg, Ref)
-        number = call.values.draft.constant(array, arg.name, self.quantizer, axis)
+        even = array.shape[-1] % 2 == 0  # kernels disagree on where the next row starts otherwise
+        few = halves and even and not self.decoded and self.quantizer is not None and self.quantizer.format.bits <= 4
+        number = call.values.draft.constant(array, arg.name, self.quantizer, axis, "int4" if few else "")
         if not self.decoded:
             return number
         made = call.values.draft.add(DraftTensor(f"{arg.name}/real", array.shape, "float32"))
