@@ -52,6 +52,12 @@ range_methods.add("mse", source="objective of Banner et al. 2019, arXiv:1810.057
     RangeMethod(histogram, least_error_range)
 )
 
+BY_TOKENS = "auto"
+range_methods.add(
+    BY_TOKENS,
+    source="as mse; for what linear layers read by tokens the error of their outputs, as Nagel et al. 2020, arXiv:2004.10568 (plan.token_ranges)",
+)(RangeMethod(histogram, least_error_range))
+
 ChooseWeight = Callable[[Tensor, IntFormat], Tensor]
 weight_range_methods: Registry[ChooseWeight] = Registry("weight range method")
 _POWER = 19  # eighths, of the errors that "mse" sums

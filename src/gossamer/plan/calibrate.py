@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,12 +13,13 @@ from torch import Tensor
 from gossamer.batches import Batches
 from gossamer.errors import DataError
 from gossamer.numerics.moments import Moments, add_moments, blocks_within, moments_of
-from gossamer.numerics.ranges import range_methods
+from gossamer.numerics.ranges import BY_TOKENS, range_methods
 from gossamer.numerics.spread import Spread, check_spread, extremes
 from gossamer.plan.columns import columns_at
 from gossamer.plan.placement import Layer, Placement
 from gossamer.program.graph import Graph
-from gossamer.program.ops import bind
+from gossamer.program.ops import bind, op_of
+from gossamer.program.ops.kinds import Linear
 from gossamer.program.program import Program
 from gossamer.progress import OnProgress, Progress, silent
 
@@ -26,16 +27,19 @@ CHUNK_ELEMENTS = 5 * 2**16  # of the inputs of one run: values then stay in the 
 WIDEST = 1536  # inputs of a layer's weight up to which second moments are collected: their cost grows with the square
 SAMPLES_PER_COLUMN = 2  # input vectors that moments are taken from, for each number in one, spread over the data
 FEWEST_SAMPLES = 768
+TOKENS = 512  # that are kept of each value which linear layers read token by token, spread over the data
 PENDING_ELEMENTS = 2**20  # input vectors of a layer that wait to be multiplied, since large products are faster
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Calibration:
-    """What was seen: the spread of each root value, the moments of each layer's inputs, and in how many samples."""
+    """What was seen: the spread of each root value, the moments of each layer's inputs, in how many samples, and, where ranges are chosen
+    by them, tokens (n, K) that each linear layer reads."""
 
     spreads: Mapping[str, Spread]
     moments: Mapping[str, Moments]
     samples: int = 0
+    tokens: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def calibrate(
@@ -92,6 +96,7 @@ class _Watch:
         self._state = program.state
         self._blocks, self._expected = blocks, expected  # blocks of second moments by layer, where they are collected
         self._update = range_methods[ranges].update
+        self._tokens: dict[str, list[Tensor]] | None = {} if ranges == BY_TOKENS else None
         self._random = torch.Generator().manual_seed(0)
         self._readers: dict[str, list[Layer]] = {}
         for layer in placement.layers:
@@ -111,7 +116,9 @@ class _Watch:
             self.spreads[name] = self._update(self.spreads[name], value)
         for layer in self._readers.get(name, ()):
             pending = self._pending.setdefault(layer.node, [])
-            pending.append(self._columns(layer, value))
+            columns = self._columns(layer, value)
+            pending.append(columns)
+            self._keep_tokens(layer, value, columns)
             if sum(columns.numel() for columns in pending) > PENDING_ELEMENTS:
                 self._add(layer)
 
@@ -119,7 +126,15 @@ class _Watch:
         """What was seen."""
         for layer in [layer for layers in self._readers.values() for layer in layers]:
             self._add(layer)
-        return Calibration(self.spreads, self.moments, self.samples)
+        tokens = {name: torch.cat(parts) for name, parts in (self._tokens or {}).items()}
+        return Calibration(self.spreads, self.moments, self.samples, tokens)
+
+    def _keep_tokens(self, layer: Layer, value: Tensor, columns: Tensor) -> None:
+        """Keep some of the columns of a linear layer whose input has tokens: more axes than samples and features."""
+        if self._tokens is None or value.dim() < 3 or not isinstance(op_of(self._graph.by_name[layer.node]).kind, Linear):
+            return
+        count = math.ceil(TOKENS * value.shape[0] / self._expected)
+        self._tokens.setdefault(layer.node, []).append(columns[0, :, :count].T.cpu())
 
     def _add(self, layer: Layer) -> None:
         pending = self._pending.pop(layer.node, [])

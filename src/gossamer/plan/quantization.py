@@ -25,6 +25,7 @@ from gossamer.plan.scheme import Scheme, pick_format
 from gossamer.plan.spec import TargetSpec, specs
 from gossamer.plan.stored_floats import stored_weights
 from gossamer.plan.tables import table_edits
+from gossamer.plan.token_ranges import token_quantizers
 from gossamer.plan.value_formats import ValueFormats
 from gossamer.program.attention import split_attention, whole_attention
 from gossamer.program.clamps import clip_limits
@@ -119,6 +120,9 @@ def _plan(
         on_progress=on_progress,
     )
     values = _value_quantizers(prepared.graph, placement, seen, value_kinds, scheme.ranges, spec.symmetric_values)
+    for name, quantizer in token_quantizers(prepared, placement, seen, values, symmetric=spec.symmetric_values).items():
+        limits = _absorbed_limits(prepared.graph, placement, name)
+        values[name] = quantizer if limits is None else fit_clamp(quantizer, *limits)
     job = RoundingJob(prepared, placement, values, seen.moments, batches, formats.codes, scheme)
     rounded = rounding.run(job, on_progress)
     coded = (QuantizeValue(name, quantizer) for name, quantizer in rounded.values.items())

@@ -14,7 +14,8 @@ from gossamer.numerics.ranges import range_methods, weight_range_methods
 class Scheme:
     """How plan_quantization finds scales and codes. The defaults need no tuning.
 
-    ranges           which range of each value the codes cover: a name in numerics.ranges.range_methods
+    ranges           which range of each value the codes cover: a name in numerics.ranges.range_methods; "auto" is "mse", but for what
+                     linear layers read token by token the range that changes their outputs least (plan.token_ranges)
     weight_ranges    likewise for weights: a name in numerics.ranges.weight_range_methods
     rounding         how weights get codes: a name in plan.rounding.roundings, such as "nearest" (one by one) or "second-order"
                      (so that the layer's output changes least)
@@ -27,7 +28,7 @@ class Scheme:
     Raises: ConfigError for a method that does not exist (suggests the nearest).
     """
 
-    ranges: str = "mse"
+    ranges: str = "auto"
     weight_ranges: str = "min-max"
     rounding: str = "second-order"
     bias_correction: bool = True
