@@ -11,8 +11,7 @@ import numpy as np
 from gossamer.errors import UnsupportedOp
 from gossamer.targets.cortex_m.borders import without_borders
 from gossamer.targets.cortex_m.memory import Lifetime, place
-from gossamer.targets.tflite.draft import Draft, DraftOp, DraftTensor
-from gossamer.targets.tflite.emit import Written
+from gossamer.targets.tflite.draft import Draft, DraftOp, DraftTensor, Written
 
 C_TYPES = {"int8": "int8_t", "float32": "float", "int32": "int32_t"}
 _SCRATCH = "scratch of step "
