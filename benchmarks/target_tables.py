@@ -34,7 +34,10 @@ def targets(result: dict[str, Any]) -> str:
         lines.append(f"| {name} | interpreter (file) | {micro['size_bytes']:,} | {micro['arena_bytes']:,} | | | | {micro['max_steps']} |")
         lines += [_chip_line(title, row[kind], row["macs"]) for kind, title in CODE.items() if kind in row]
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
-    lines += ["", f"Random weights, batch 1, 1 thread, sizes in bytes. bakenn quantizes by itself. ({result['machine']}; {versions}; commit {result['commit']})"]
+    lines += [
+        "",
+        f"Random weights, batch 1, 1 thread, sizes in bytes. bakenn quantizes by itself. ({result['machine']}; {versions}; commit {result['commit']})",
+    ]
     return "\n".join(lines)
 
 
