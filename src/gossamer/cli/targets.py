@@ -16,7 +16,7 @@ from gossamer.targets.target import Target, targets
 @command
 def targets_command(json: JsonOption = False, debug: DebugOption = False) -> Callable[[], bool]:
     """List the targets: their files, whether their runtime is installed (or the command to install it), and what they can run."""
-    rows = [_row(entry.value) for entry in targets]
+    rows = [_row(entry.value) for entry in sorted(targets, key=lambda entry: entry.name)]
 
     def shown() -> bool:
         if json:
