@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 import pytest
 
 from gossamer.report.content import Candidate, Content, LayerChange
-from gossamer.report.page import candidate_row, layer_rows, render_page
+from gossamer.report.page import Tile, candidate_row, layer_rows, render_page, tiles
 from reports import HOSTILE, a_document, a_report
 
 VOID = {"meta", "link", "br", "wbr"}
@@ -131,3 +131,11 @@ def test_a_deep_network_makes_a_small_page_fast(count):
     html = page(layers=layers, parity=parity)
     assert time.perf_counter() - start < 2
     assert len(html.encode()) < 500_000
+
+
+def test_ratios_below_one_are_told_the_other_way_round():
+    size, speed, *_ = tiles(a_report(size_ratio=0.5, speedup=0.8))
+    assert size == Tile("2.0x", "larger file")
+    assert speed.value == "1.2x"
+    assert speed.text.startswith("slower (batch ")
+    assert tiles(a_report())[0].text == "smaller file"

@@ -79,13 +79,18 @@ def tiles(report: Report) -> tuple[Tile, ...]:
     low, high = report.drop_interval
     steps = report.parity.max_steps
     return (
-        Tile(f"{report.size_ratio:.1f}x", "smaller file"),
-        Tile(f"{report.speedup:.1f}x", f"faster (batch {report.batch}, {count(report.threads, 'thread')})")
+        _ratio_tile(report.size_ratio, "smaller file", "larger file"),
+        _ratio_tile(report.speedup, *(f"{word} (batch {report.batch}, {count(report.threads, 'thread')})" for word in ("faster", "slower")))
         if report.timed
         else Tile(_DASH, "latency was not measured"),
         Tile(f"{report.drop_points:.2f}", f"points of accuracy lost [{low:.2f}, {high:.2f}]"),
         Tile(f"{steps}", f"code step{'' if steps == 1 else 's'} between file and simulation, at most"),
     )
+
+
+def _ratio_tile(ratio: float, gained: str, lost: str) -> Tile:
+    """A ratio below 1 is told the other way round."""
+    return Tile(f"{ratio:.1f}x", gained) if ratio >= 1 else Tile(f"{1 / ratio:.1f}x", lost)
 
 
 def candidate_row(candidate: Candidate, *, percent: bool) -> CandidateRow:
