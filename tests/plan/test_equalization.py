@@ -14,7 +14,7 @@ from gossamer.numerics.affine import fake_quantize, from_range
 from gossamer.numerics.distance import sqnr_db
 from gossamer.numerics.formats import PerTensor, parse_format
 from gossamer.numerics.packing import pack_floats
-from gossamer.plan.edits import QuantizeValue, ScaleChannels, ScaleInput
+from gossamer.plan.edits import CopyForCodes, QuantizeValue, ScaleChannels, ScaleInput
 from gossamer.plan.equalization import EqualizationJob, equalizations, plan_equalization
 from gossamer.plan.plan import Plan
 from gossamer.plan.quantization import plan_quantization
@@ -218,7 +218,8 @@ def test_multiplications_where_nothing_upstream_takes_the_scale(samples, tmp_pat
     assert edits[0].factors == edits[1].factors  # both read the norm's result
     assert not any(isinstance(edit, ScaleInput) for edit in moved.edits)
     changed = float_part(program, inserted)
-    assert len(changed.graph.nodes) - len(program.graph.nodes) == len({edit.factors for edit in edits})
+    copies = {edit.value for edit in inserted.edits if isinstance(edit, CopyForCodes)}
+    assert len(changed.graph.nodes) - len(program.graph.nodes) == len({edit.factors for edit in edits}) + len(copies)
     with torch.no_grad():
         assert torch.allclose(changed(samples), program(samples), atol=1e-5, rtol=1e-5)
     gain = fidelity(program, inserted, samples[64:]) - fidelity(program, plain, samples[64:])
