@@ -339,6 +339,12 @@ def test_a_fixed_batch_can_be_asked_for():
         program(torch.ones(4, 3, 4))
 
 
+def test_a_fixed_batch_of_one_stays_one():
+    program = capture(Wrap(lambda self, x: x.flatten(1)), torch.ones(1, 3, 4), dynamic_batch=False)
+    assert program.inputs[0].shape == (1, 3, 4)
+    assert program(torch.ones(1, 3, 4)).shape == (1, 12)
+
+
 def test_every_refusal_is_ours():
     for model, _ in REFUSED.values():
         with pytest.raises(GossamerError):

@@ -8,14 +8,18 @@ import torch
 from torch import nn
 
 import gossamer.targets.onnx  # noqa: F401 (registers the target)
+from gossamer.apply.engine import apply
 from gossamer.batches import as_batches
 from gossamer.errors import ConfigError, DataError, FileError
 from gossamer.numerics.intervals import wilson
 from gossamer.plan.budget import Budget
+from gossamer.plan.pruning import plan_pruning
+from gossamer.plan.quantization import plan_quantization
+from gossamer.plan.score import score
 from gossamer.program.capture import capture
 from gossamer.targets.export import export
 from gossamer.targets.results import Report
-from gossamer.targets.target import Artifact
+from gossamer.targets.target import Artifact, targets
 from gossamer.targets.verify import verify
 
 TARGET = "onnxruntime"
@@ -137,6 +141,17 @@ def test_a_fixed_batch_is_kept_and_uneven_data_is_no_problem(samples, labels, tm
     assert report.compressed.accuracy == float((free(samples).argmax(1) == labels).double().mean())
     loader = [(samples[:13], labels[:13]), (samples[13:16], labels[13:16])]
     assert verify(artifact, reference=artifact, data=loader).samples == 16
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino", "litert"])
+def test_a_fixed_batch_of_one_is_pruned_quantized_and_run(samples, labels, tmp_path, target):
+    fixed = capture(network(8, 2), samples[:1], dynamic_batch=False)
+    small = apply(fixed, plan_pruning(fixed, score(fixed, "l2"), removed_ratio=0.5))
+    coded = apply(small, plan_quantization(small, samples[:64], target))
+    assert coded.inputs[0].shape[0] == 1
+    report = verify(export(coded, tmp_path / f"model{targets[target].suffix}", target), reference=fixed, data=(samples[:20], labels[:20]))
+    assert report.problems == ()
+    assert (report.batch, report.samples) == (1, 20)
 
 
 def test_fewer_samples_than_the_batch_are_repeated_for_latency_only(large, samples, labels, tmp_path):

@@ -31,7 +31,9 @@ def repair(
 
     Raises: ConfigError, PlanError and DataError as plan_repair does.
     """
-    found = plan_repair(small, original, plan, as_batches(batches, what="calibration"), method, on_progress=on_progress)
+    found = plan_repair(
+        small, original, plan, as_batches(batches, what="calibration", batch_size=small.at_once()), method, on_progress=on_progress
+    )
     return apply_repair(small, found)
 
 

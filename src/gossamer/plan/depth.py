@@ -116,7 +116,7 @@ def _changes(
     program: Program, blocks: Sequence[Block], around: Mapping[str, str], batches: Any, measure: str, on_progress: OnProgress
 ) -> list[float]:
     """What the absence of each block does to the network in which `around` is bypassed already."""
-    data = as_batches(batches, what="calibration")
+    data = as_batches(batches, what="calibration", batch_size=program.at_once())
     with torch.inference_mode():
         if measure == "influence":
             return _influences(program, blocks, around, data)

@@ -61,7 +61,7 @@ def equalize_blocks(
         raise ConfigError("calibration", None, f"given for equalization={name!r}, which looks at values")
     samples: Batches | None = None
     if calibration is not None and name != "none":
-        samples = few_samples(program, as_batches(calibration, what="calibration"))
+        samples = few_samples(program, as_batches(calibration, what="calibration", batch_size=program.at_once()))
     trial = None if samples is None else Trial(program, samples, lambda changed, _: coding.quantized(changed, layers)).error
     coded = frozenset(layer.node for layer in layers)
     return equalized(EqualizationJob(program, coded=coded, samples=samples, coder=coding, trial=trial), name)

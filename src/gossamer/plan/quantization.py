@@ -80,7 +80,9 @@ def plan_quantization(
     roundings.entry(scheme.rounding)
     formats = layer_formats(program, rules or {}, weights, spec)
     values = ValueFormats(activation, value_formats(program, rules or {}, weights, activation, spec))
-    return _plan(program, as_batches(calibration, what="calibration"), spec, formats, values, scheme, on_progress)
+    return _plan(
+        program, as_batches(calibration, what="calibration", batch_size=program.at_once()), spec, formats, values, scheme, on_progress
+    )
 
 
 def _plan(

@@ -56,7 +56,7 @@ def score(
     program = fold_weights(program)
     analysis = analyse(program, attention)
     if isinstance(chosen, Selection):
-        values = _select(program, analysis, chosen, as_batches(batches, what="scoring"), seed)
+        values = _select(program, analysis, chosen, as_batches(batches, what="scoring", batch_size=program.at_once()), seed)
     else:
         values = _measure(program, analysis, chosen, batches, loss, seed)
     if analysis.groups and not values:
@@ -84,7 +84,9 @@ def _measure(program: Program, analysis: Analysis, chosen: Criterion, batches: A
     carriers, sources = _carriers(program, analysis, chosen, batches)
     if not any(carriers.values()):
         return {}
-    evidence = gather(chosen.needs, program, as_batches(batches, what="scoring"), loss, seed) if chosen.needs else {}
+    evidence = (
+        gather(chosen.needs, program, as_batches(batches, what="scoring", batch_size=program.at_once()), loss, seed) if chosen.needs else {}
+    )
     generator = torch.Generator().manual_seed(seed)
     groups = [group for group in analysis.groups if carriers[group.name]]
     return {group.name: _score_group(group, carriers[group.name], chosen, sources, evidence, generator) for group in groups}
@@ -109,7 +111,7 @@ def _carriers(program: Program, analysis: Analysis, criterion: Criterion, batche
         case "activations":
             members = activation_members(program, analysis)
             names = {member.name for entries in members.values() for member in entries}
-            return members, activation_sizes(program, analysis, names, as_batches(batches, what="scoring"))
+            return members, activation_sizes(program, analysis, names, as_batches(batches, what="scoring", batch_size=program.at_once()))
     return weight_members(program, analysis), program.state
 
 

@@ -61,7 +61,7 @@ def layer_moments(program: Program, layers: Sequence[Layer], calibration: Any) -
     """Second moments of each layer's inputs, or none without data. Raises DataError for data that cannot be used."""
     if calibration is None:
         return {}
-    batches = as_batches(calibration, what="calibration")
+    batches = as_batches(calibration, what="calibration", batch_size=program.at_once())
     nothing: Placement = Placement(groups=(), gates=frozenset(), layers=tuple(layers), integer=frozenset(), frozen=())
     seen = calibrate(program, batches, nothing, ranges="min-max", second_moments=True).moments
     for layer in layers:

@@ -53,11 +53,11 @@ class Adapted(nn.Module):
         return {f"args_{position}": name for position, name in enumerate(positional)}
 
 
-def adapt(model: nn.Module, example: Any, output: Adapter | None) -> tuple[Adapted, tuple[Any, ...]]:
-    """The wrapper and its arguments; a batch of one is doubled, since export takes 1 for a constant."""
+def adapt(model: nn.Module, example: Any, output: Adapter | None, *, dynamic_batch: bool = True) -> tuple[Adapted, tuple[Any, ...]]:
+    """The wrapper and its arguments; a batch of one that is to be dynamic is doubled, since export takes 1 for a constant."""
 
     def widen(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.dim() and value.shape[0] == 1:
+        if dynamic_batch and isinstance(value, Tensor) and value.dim() and value.shape[0] == 1:
             return torch.cat([value, value])
         return value
 
@@ -78,6 +78,7 @@ def fresh(args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def first_line(error: BaseException) -> str:
+    """Of its text, without the closing mark; its type's name where it has none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__).rstrip(".:")
 

@@ -48,14 +48,14 @@ def capture(
     example_inputs  a tensor, a sequence of positional arguments, or a mapping of keyword arguments
     output          for a model that does not return one tensor: a key, an index, or a function from what it
                     returns to the tensor that counts
-    dynamic_batch   False for a model whose code needs the example's batch size
+    dynamic_batch   False for a model whose code needs the example's batch size, and for files of exactly that size
     copy_weights    False to share the weights with the model, for one too large to be held twice: training the program
                     then trains the model
 
     Raises: CaptureError when torch.export refuses the model (with its reason and the line), when the output is no
     tensor, or a weight is not finite; ParityError when the program computes something else than the model.
     """
-    wrapper, args = adapt(model, example_inputs, output)
+    wrapper, args = adapt(model, example_inputs, output, dynamic_batch=dynamic_batch)
     _check_finite(model)
     _check_norms(model)
     was_training = [module for module in model.modules() if module.training]

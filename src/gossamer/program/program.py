@@ -148,6 +148,10 @@ class Program(nn.Module):
         text = "\n".join([self.graph.digest, *map(str, self.inputs), *shapes])
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def at_once(self, samples: int = 64) -> int:
+        """How many samples a call can take where `samples` are wanted: those, or the batch size that was captured as fixed."""
+        return self.inputs[0].shape[0] or samples
+
     def cost(self) -> Cost:
         """Parameters, MACs, bytes and peak activation memory. Raises UnsupportedOp for an op with no cost rule."""
         return count_cost(self)

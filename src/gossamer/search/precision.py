@@ -117,7 +117,7 @@ def choose_precision(
     quantized layer); differs: candidates are verified jointly.
     """
     spec, budget = specs[target], search.budget
-    evidence = Evidence(as_batches(calibration, what="calibration"), search.samples, on_progress)
+    evidence = Evidence(as_batches(calibration, what="calibration", batch_size=program.at_once()), search.samples, on_progress)
     settings = {"activations": activations, "scheme": scheme or Scheme()}
 
     def planned(**formats: Any) -> Program:

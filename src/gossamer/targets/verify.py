@@ -59,7 +59,7 @@ def verify(
     _check_arguments(artifact, reference, threads, batch)
     _check_budget(artifact.target, budget)
     name = metric_name(metric)
-    batch = artifact.program.inputs[0].shape[0] or batch
+    batch = artifact.program.at_once(batch)
     batches = as_batches(data, what="validation", batch_size=batch)
     samples = first_samples(artifact.program, batches, batch)
     with _as_artifact(reference, artifact.target) as original:

@@ -50,7 +50,7 @@ def diagnose(
     """
     start = time.perf_counter()
     _check(quantized, samples, worst)
-    batches = as_batches(data, what="diagnosis")
+    batches = as_batches(data, what="diagnosis", batch_size=quantized.at_once())
     quantized = quantized.copy().eval()
     twin = float_twin(quantized, original, plan)
     first = next(sample_chunks(twin, batches, 1, 1))
