@@ -16,7 +16,7 @@ from typing import Any
 from common import RESULTS, ROOT
 from mnist_table import mnist_pruning
 from rounding_tables import efficientnet_lite0_w4a8
-from target_tables import targets
+from target_tables import export_time, targets
 from weight_tables import half_quadratic, mixed_precision, streaming
 
 
@@ -239,6 +239,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "mixed_precision": mixed_precision,
     "streaming": streaming,
     "targets": targets,
+    "export_time": export_time,
     "quantization_peers": quantization_peers,
     "minilm_reviews": minilm_reviews,
     "calibration_scaling": calibration_scaling,

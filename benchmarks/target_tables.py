@@ -48,3 +48,20 @@ def _chip_line(title: str, one: dict[str, Any], macs: int) -> str:
     steps = one.get("max_steps", "")
     count = one["instructions_m4"]
     return f"| | {title} | {one['size_bytes']:,} | {one['arena_bytes']:,} | {count:,} | {count / macs:.2f} | {wide} | {steps} |"
+
+
+def export_time(result: dict[str, Any]) -> str:
+    """Both exporters, network by network."""
+    lines = ["| network | gossamer | litert-torch | file, gossamer | file, litert-torch |", "|---|---:|---:|---:|---:|"]
+    for name, row in result["rows"].items():
+        lines.append(
+            f"| {name} | {row['gossamer_s']:.2f} s | {row['litert_torch_s']:.1f} s | {row['gossamer_bytes']:,} | {row['litert_torch_bytes']:,} |"
+        )
+    versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    error = max(row[f"{way}_error"] for row in result["rows"].values() for way in ("gossamer", "litert_torch"))
+    lines += [
+        "",
+        f"From the eager network to a float file, medians of {result['repeats']} in turns, one thread; each file's output is within {error:.0e} of the "
+        f"network's. ({result['machine']}; {versions}; commit {result['commit']})",
+    ]
+    return "\n".join(lines)
