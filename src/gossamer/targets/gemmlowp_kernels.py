@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -18,14 +18,22 @@ from gossamer.targets.kernel_sets import KernelSet, kernel_sets
 gemmlowp: KernelSet = kernel_sets.add("gemmlowp", source="reference kernels of tflite-micro; found exact by comparing")({})
 
 
+Scaled = Callable[[Tensor, Sequence[float], Sequence[int]], Tensor]  # sums, factors, the shape that these are broadcast from -> codes
+
+
 def layer(call: CodeCall) -> Tensor:
     """Convolution or linear layer: a multiplier for each output channel."""
+    return scaled_layer(call, _scaled)
+
+
+def scaled_layer(call: CodeCall, scaled: Scaled) -> Tensor:
+    """Convolution or linear layer whose sums become codes by `scaled`."""
     sums, weight = layer_sums(call)
     source, result = call.first[1], result_of(call)
     factors = [source.scale[0] * scale / result.scale[0] for scale in weight.scale]
     shape = [1] * sums.dim()
     shape[1 if sums.dim() > 2 else -1] = len(factors)
-    return call.shaped(clamped(_scaled(sums.to(torch.int64), factors, shape), result))
+    return call.shaped(clamped(scaled(sums.to(torch.int64), factors, shape), result))
 
 
 def add(call: CodeCall) -> Tensor:

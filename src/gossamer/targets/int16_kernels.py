@@ -14,7 +14,7 @@ from gossamer.numerics.affine import Quantizer
 from gossamer.numerics.fixed_point import multiply, quantize_multiplier
 from gossamer.targets import xnnpack_kernels
 from gossamer.targets.float32_kernels import CodeCall, clamped, layer_sums, pair_of, result_of
-from gossamer.targets.gemmlowp_kernels import quantize
+from gossamer.targets.gemmlowp_kernels import quantize, scaled_layer
 from gossamer.targets.kernel_sets import KernelSet, kernel_sets
 
 int16: KernelSet = kernel_sets.add("gemmlowp-int16", source="reference kernels of tflite-micro; found exact by comparing")({})
@@ -22,12 +22,7 @@ int16: KernelSet = kernel_sets.add("gemmlowp-int16", source="reference kernels o
 
 def layer(call: CodeCall) -> Tensor:
     """Convolution or linear layer: a multiplier for each output channel."""
-    sums, weight = layer_sums(call)
-    source, result = call.first[1], result_of(call)
-    factors = [source.scale[0] * scale / result.scale[0] for scale in weight.scale]
-    shape = [1] * sums.dim()
-    shape[1 if sums.dim() > 2 else -1] = len(factors)
-    return call.shaped(clamped(multiply_wide(sums.to(torch.int64), factors, shape), result))
+    return scaled_layer(call, multiply_wide)
 
 
 def add(call: CodeCall) -> Tensor:

@@ -74,16 +74,25 @@ def open_file(path: Path, *, threads: int, values: bool = False) -> LiteRtRunner
         from ai_edge_litert.interpreter import Interpreter
     except ImportError as error:
         raise MissingRuntime("litert", "running .tflite files", "pip install ai-edge-litert") from error
-    data = read_file(Path(path))
-    note = read_note(Path(path), data)
-    exposed: dict[str, int] = {}
-    if values:
-        data, exposed = expose(data, note)
+    data, note, exposed = read_network(Path(path), values=values)
     try:
         interpreter = Interpreter(model_content=data, num_threads=threads)
     except (ValueError, RuntimeError) as error:
         raise FileError(path, f"is not a .tflite file that LiteRT can run ({_reason(error)})", "export it again") from error
     return LiteRtRunner(interpreter, note, exposed)
+
+
+def read_network(path: Path, *, values: bool) -> tuple[bytes, Note, dict[str, int]]:
+    """What an interpreter is given, the note, and the numbers of the exposed values by name: of all quantized ones, or none.
+
+    Raises: FileError for a file that is missing, damaged, or not written by this package.
+    """
+    data = read_file(path)
+    note = read_note(path, data)
+    if not values:
+        return data, note, {}
+    data, exposed = expose(data, note)
+    return data, note, exposed
 
 
 def read_file(path: Path) -> bytes:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from gossamer.errors import ConfigError, DataError, FileError, MissingRuntime
 from gossamer.program.program import Program
 from gossamer.targets.tflite.note import Note, Order
-from gossamer.targets.tflite.run import expose, read_file, read_note
+from gossamer.targets.tflite.run import read_network
 
 Array = npt.NDArray[Any]
 ARENA_BYTES = 64 * 2**20  # what the interpreter may take; what it needs is measured
@@ -74,11 +74,7 @@ def open_file(path: Path, *, threads: int, values: bool = False) -> MicroRunner:
         from tflite_micro.python.tflite_micro import runtime
     except ImportError as error:
         raise MissingRuntime("tflm", "running files for microcontrollers", "pip install --pre tflite-micro") from error
-    data = read_file(Path(path))
-    note = read_note(Path(path), data)
-    exposed: dict[str, int] = {}
-    if values:
-        data, exposed = expose(data, note)
+    data, note, exposed = read_network(Path(path), values=values)
     try:
         interpreter = runtime.Interpreter.from_bytes(data, arena_size=ARENA_BYTES)
     except (ValueError, RuntimeError) as error:
