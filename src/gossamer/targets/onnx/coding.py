@@ -6,6 +6,7 @@ value, never per reader: duplicated pairs kept 7 of 8 residual additions of a Re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from gossamer.errors import PlanError, UnsupportedOp
 from gossamer.numerics.affine import Quantizer, quantize
 from gossamer.numerics.affine import clips_like as clips_like
 from gossamer.numerics.formats import FloatFormat, Format, PerAxis, PerTensor
+from gossamer.program.forms import Size
 from gossamer.targets.onnx.draft import Array, Draft
 from gossamer.targets.onnx.storage import bits_of_floats, storage_of_codes
 
@@ -50,14 +52,19 @@ def emit_real(draft: Draft, codes: str, name: str, quantizer: Quantizer) -> str:
     return draft.emit("DequantizeLinear", (codes, scale, zero), name=name + REAL, axis=axis)[0]
 
 
-def emit_real_by_channel(draft: Draft, codes: str, name: str, quantizer: Quantizer, *, axis: int, size: int) -> str:
-    """Like emit_real, with one (equal) scale for each of `size` positions of an axis.
+def emit_real_by_position(draft: Draft, codes: str, name: str, quantizer: Quantizer, sizes: Sequence[Size], *, axis: int = 1) -> str | None:
+    """Like emit_real, with one (equal) scale for each position of an axis: of `axis`, or of the first other one of several fixed positions.
 
     ONNX Runtime leaves codes with several scales as they are. With one scale, it rounds float weights of a layer between codes to int8
     on its own, with one scale for all of them (WeightBiasQuantization), so that a layer that is kept float for its sensitivity would
     lose most; and where codes are turned into other codes, it leaves out the first rounding (DoubleQDQPairsRemover).
+    None where no axis has several positions.
     """
-    each = replace(quantizer, granularity=PerAxis(axis), scale=quantizer.scale * size, zero_point=quantizer.zero_point * size)
+    fitting = [(place, size) for place, size in enumerate(sizes) if isinstance(size, int) and size > 1]
+    if not fitting:
+        return None
+    place, size = next((pair for pair in fitting if pair[0] == axis % len(sizes)), fitting[0])
+    each = replace(quantizer, granularity=PerAxis(place), scale=quantizer.scale * size, zero_point=quantizer.zero_point * size)
     return emit_real(draft, codes, name, each)
 
 

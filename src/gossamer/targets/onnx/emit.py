@@ -29,7 +29,7 @@ from gossamer.targets.onnx import lower_pool as lower_pool
 from gossamer.targets.onnx import lower_recurrent as lower_recurrent
 from gossamer.targets.onnx import lower_reduce as lower_reduce
 from gossamer.targets.onnx import lower_resize as lower_resize
-from gossamer.targets.onnx.coding import clips_like, code_weight, emit_codes, emit_real, emit_real_by_channel, store_floats
+from gossamer.targets.onnx.coding import clips_like, code_weight, emit_codes, emit_real, emit_real_by_position, store_floats
 from gossamer.targets.onnx.draft import Array, Draft
 from gossamer.targets.onnx.ends import code_ends, ends_metadata
 from gossamer.targets.onnx.lowering import WAY_OUT, Call, lowerings
@@ -199,13 +199,9 @@ class Walk:
     def _real_again(self, name: str, result: str) -> str:
         """What is to be coded; where it has other codes already, in the form in which the runtime keeps those."""
         form = self.forms[name]
-        axes = [axis for axis, size in enumerate(form.sizes) if isinstance(size, int)] if isinstance(form, Form) else []
-        if result not in self.codes or not axes or not self.spec.guarded:
+        if result not in self.codes or not isinstance(form, Form) or not self.spec.guarded:
             return result
-        axis = 1 if 1 in axes else axes[0]
-        size = form.sizes[axis] if isinstance(form, Form) else 0
-        assert isinstance(size, int)
-        return emit_real_by_channel(self.draft, self.codes[result], name + "/in", self.coded[result], axis=axis, size=size)
+        return emit_real_by_position(self.draft, self.codes[result], name + "/in", self.coded[result], form.sizes) or result
 
     def _absorbed(self, node: Node) -> str | None:
         """The input of a clamp that codes replace: nothing needs to be computed."""

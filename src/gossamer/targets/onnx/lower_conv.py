@@ -12,7 +12,7 @@ from gossamer.numerics.formats import PerAxis
 from gossamer.program.forms import Size, product
 from gossamer.program.graph import Ref
 from gossamer.program.ops import bind
-from gossamer.targets.onnx.coding import code_bias, code_weight, emit_codes, emit_real_by_channel
+from gossamer.targets.onnx.coding import code_bias, code_weight, emit_codes, emit_real_by_position
 from gossamer.targets.onnx.lower_blocks import in_blocks, matmul_in_blocks
 from gossamer.targets.onnx.lower_dynamic import matmul_of_range, rounds_its_input
 from gossamer.targets.onnx.lowering import Call, lowerings
@@ -142,14 +142,12 @@ def _transposed(call: Call) -> str:
 
 
 def _for_floats(call: Call, source: str, axis: int) -> str:
-    """The input as a layer with float weights must read it: what its codes stand for, by channel."""
+    """The input as a layer with float weights must read it: what its codes stand for, by position of an axis."""
     values = call.values
-    size = call.form("input").sizes[axis]
-    if not values.spec.guarded:
+    if not values.spec.guarded or source not in values.codes or not _is_stored(call) or call.tensor("weight") in values.coded:
         return source
-    if source not in values.codes or not _is_stored(call) or call.tensor("weight") in values.coded or not isinstance(size, int):
-        return source
-    return emit_real_by_channel(values.draft, values.codes[source], call.node.name + "/in", values.coded[source], axis=axis, size=size)
+    codes, coded, sizes = values.codes[source], values.coded[source], call.form("input").sizes
+    return emit_real_by_position(values.draft, codes, call.node.name + "/in", coded, sizes, axis=axis) or source
 
 
 def _recoded(call: Call, tensor: str, quantizer: Quantizer | None, end: str) -> str:
