@@ -163,3 +163,18 @@ def test_sums_between_layers_and_behind_convolutions_keep_their_codes():
 def test_a_first_layer_with_few_channels_runs_in_integers_where_its_kernel_is_large(kernel, integer):
     _, placement = place(lambda net, x: net.next(net.first(x)), (2, 3, 16, 16), first=nn.Conv2d(3, 8, kernel), next=nn.Conv2d(8, 8, 1))
     assert [layer.weight for layer in placement.layers] == (["first.weight", "next.weight"] if integer else ["next.weight"])
+
+
+def test_groups_of_few_channels_stay_float_where_integers_are_slower():
+    model = nn.Sequential(
+        nn.Conv2d(4, 64, 1),
+        nn.Conv2d(64, 64, 3, groups=16),
+        nn.Conv2d(64, 64, 3, groups=2),
+        nn.Conv2d(64, 64, 3, groups=64),
+        nn.Conv2d(64, 8, 1),
+    )
+    x = torch.randn(4, 4, 12, 12)
+    program = capture(model.eval(), x)
+    onnxruntime, openvino = (place_quantizers(program, specs[target]).frozen for target in ("onnxruntime", "openvino"))
+    assert ["has groups that read only 4 channels" in item.reason for item in onnxruntime] == [True]
+    assert openvino == ()

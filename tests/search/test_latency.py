@@ -115,6 +115,19 @@ def test_files_slower_than_their_layers_are_answered_by_a_tighter_aim():
     assert 3 <= sum(name == "int8" for name in best.rules.values()) < 8
 
 
+def test_one_format_for_all_is_measured_where_layers_alone_look_slower():
+    table = tuple(
+        row(f"l{layer}", name, damage, 8, time) for layer in range(6) for name, damage, time in (("int8", 1.0, 1.1), ("float", 0.1, 1.0))
+    )
+    search = _Search(table, 2, PrecisionBudget(max_latency_ms=4.0), specs["onnxruntime"], (6.0, 0.0))
+
+    def measure(rules):
+        fast = set(rules.values()) == {"int8"}  # between layers on codes nothing is converted
+        return Damage(10.0, 1.0), 3.0 if fast else 6.0
+
+    assert set(search.best(measure).rules.values()) == {"int8"}
+
+
 def test_a_budget_of_time_out_of_reach(program, samples):
     search = PrecisionSearch(budget=PrecisionBudget(max_latency_ms=1e-5), formats=("int8", "float"), samples=8)
     with pytest.raises(PlanError, match=r"the fastest that was measured takes .* ms, allowed are 1e-05 ms \(float takes .* ms\)"):

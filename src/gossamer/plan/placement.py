@@ -196,14 +196,24 @@ class Site:
             return "its weight or bias is computed, not stored"
         if bound["weight"].name in self.graph.outputs:
             return "its weight is an output of the network"
-        channels, columns = self.shape(bound["weight"].name)[1], prod(self.shape(bound["weight"].name)[1:])
-        few = channels < self.spec.least_channels and columns < self.spec.least_columns
-        if isinstance(op_of(node).kind, Convolution) and bound["groups"] == 1 and few:
-            return f"{self.spec.name} is faster in float when a convolution reads only {channels} channel{'s' if channels > 1 else ''}"
+        slow = self._why_slow(node) if isinstance(op_of(node).kind, Convolution) else ""
+        if slow:
+            return f"{self.spec.name} is faster in float when a convolution {slow}"
         for user in self.graph.users[bound["weight"].name]:
             if not has_weight(user) or bind(user)["weight"] != bound["weight"] or user.uses.count(bound["weight"].name) > 1:
                 return f"its weight is also used by {user.name}, which needs the float numbers"
         return "" if self.is_float(bound["weight"].name) else "its weight is not float32"
+
+    def _why_slow(self, node: Node) -> str:
+        """What integer kernels for convolutions take longer for than float ones, or ""."""
+        bound = bind(node)
+        outputs, channels, *window = self.shape(bound["weight"].name)
+        read = f"{channels} channel{'s' if channels > 1 else ''}"
+        if bound["groups"] == 1:
+            few = channels < self.spec.least_channels and channels * prod(window) < self.spec.least_columns
+            return f"reads only {read}" if few else ""
+        depthwise = bound["groups"] == outputs and channels == 1
+        return f"has groups that read only {read}" if channels < self.spec.least_group_channels and not depthwise else ""
 
 
 _POOLS = {"MaxPool", "AveragePool", "Resize"}  # they compute, though their results have the codes of their inputs

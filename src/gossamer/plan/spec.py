@@ -30,6 +30,7 @@ class TargetSpec:
                         of outputs is that of such a file, and the user's file must be as near to it as its own rounding noise
     least_channels      convolutions that read fewer channels (depthwise ones aside) are faster in float,
     least_columns       unless each of their outputs multiplies at least as many numbers
+    least_group_channels  convolutions of several groups (depthwise ones aside) that read fewer channels in each are faster in float
     dynamic_formats     formats of weights whose matrix products quantize their input while they run, to unsigned codes of
                         input_bits; () for none
     block_formats       formats of weights that its matrix products take with one scale per block, best first; () for none
@@ -74,6 +75,7 @@ class TargetSpec:
     exposed_as_run: bool = True
     least_channels: int = 1
     least_columns: int = 2**31
+    least_group_channels: int = 1
     dynamic_formats: tuple[IntFormat, ...] = ()
     block_formats: tuple[IntFormat, ...] = ()
     table_formats: tuple[IntFormat, ...] = ()

@@ -230,6 +230,8 @@ class _Search:
             self.tried.append(found)
             if not self._met(found) and found.latency_ms is not None:
                 aim *= min(0.98, self.limit_ms / found.latency_ms)  # files are slower than the sums of their layers
+        if not any(self._met(tried) for tried in self.tried):
+            self._try_uniform(measure)
         met = [tried for tried in self.tried if self._met(tried)]
         if not met:
             fastest = min((tried.latency_ms or 0.0 for tried in self.tried), default=math.nan)
@@ -238,6 +240,13 @@ class _Search:
                 f"{self.limit_ms:.3g} ms (float takes {self._times[0] if self._times else math.nan:.3g} ms)."
             )
         return self._result(min(met, key=lambda tried: self.score(tried.damage)))
+
+    def _try_uniform(self, measure: Measure) -> None:
+        """Measure what is left of one format for all layers: whole networks can be faster than their layers alone, which convert at both ends."""
+        known = {tried.allocation.choice for tried in self.tried}
+        for place in self._uniform():
+            if place.choice not in known and self._fits(place):
+                self.tried.append(Tried(place, *measure(self.rules(place))))
 
     def _check_size(self) -> None:
         if not any(self._fits(allocation) for allocation in self.front):
