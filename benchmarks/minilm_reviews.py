@@ -8,6 +8,7 @@ python benchmarks/minilm_reviews.py [--weights FILE]      FILE keeps the fine-tu
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
 from collections import Counter
@@ -16,59 +17,91 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import header, write
+from common import RESULTS, header, write
 from minilm import LENGTH, TRAINING, fine_tuned, reviews
 from torch import Tensor
 
 import gossamer as gs
+from gossamer.plan.plan import Frozen
+from gossamer.search.precision import choose_precision
+from gossamer.search.precision_settings import PrecisionBudget, PrecisionSearch
 from gossamer.targets.onnx.optimized import optimized_ops
 from gossamer.targets.results import Report
-from gossamer.targets.target import targets
 
 THREADS, SEED, CALIBRATION = 1, 0, 256
+BATCH, UPDATES, MIXED_BITS = 32, 48, 6
+TUNING = gs.Recipe(optimizer="adamw", learning_rate=3e-5, batch_size=BATCH)
+PATH = RESULTS / "minilm_reviews.json"
 
 
-def methods(program: gs.Program, samples: list[tuple[tuple[Tensor, Tensor], None]]) -> dict[str, Callable[[str], gs.Plan]]:
-    """Each way to quantize, as a function of the target."""
+Make = Callable[[str], tuple[gs.Program, tuple[Frozen, ...]]]  # of a target: the quantized network, and what stays as it was
+Batches = list[tuple[tuple[Tensor, Tensor], Tensor]]
+
+
+def methods(program: gs.Program, training: Batches) -> dict[str, Make]:
+    """Each way to quantize. Only the last one, which trains, sees labels; the original is its teacher."""
+    samples = [(inputs, None) for inputs, _ in training[: CALIBRATION // BATCH]]
+    fine = gs.Scheme(weight_ranges="mse")
+
+    def applied(plan: gs.Plan) -> tuple[gs.Program, tuple[Frozen, ...]]:
+        return gs.apply(program, plan), plan.frozen
+
+    def mixed(target: str) -> tuple[gs.Program, tuple[Frozen, ...]]:
+        search = PrecisionSearch(budget=PrecisionBudget(max_bits=MIXED_BITS), formats=("int4", "int8"), samples=2 * BATCH)
+        rules = choose_precision(program, samples, target, search=search, scheme=fine).rules
+        return applied(gs.plan_quantization(program, samples, target, rules=rules, scheme=fine))
+
+    def trained(target: str) -> tuple[gs.Program, tuple[Frozen, ...]]:
+        planned, frozen = applied(gs.plan_quantization(program, samples, target, weights="int4", scheme=fine))
+        return gs.fit(planned, training[:UPDATES], teacher=program, epochs=1, recipe=TUNING, seed=SEED), frozen
+
     return {
-        "dynamic range": lambda target: gs.plan_dynamic_quantization(program, target),
-        "static": lambda target: gs.plan_quantization(program, samples, target),
+        "dynamic range": lambda target: applied(gs.plan_dynamic_quantization(program, target)),
+        "static": lambda target: applied(gs.plan_quantization(program, samples, target)),
+        "static, W4A8": lambda target: applied(gs.plan_quantization(program, samples, target, weights="int4", scheme=fine)),
+        f"mixed, {MIXED_BITS} bits": mixed,
+        "QAT, W4A8": trained,
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--weights", type=Path)
+    parser.add_argument(
+        "--only", nargs="+", default=None, metavar="METHOD", help="these methods on ONNX Runtime only; the others keep their figures"
+    )
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
     training, held_out = reviews(SEED)
     network = fine_tuned(training, options.weights, seed=SEED)
     program = gs.capture(network, (training[0][:2], training[1][:2]))
-    samples = [((training[0][part], training[1][part]), None) for part in torch.arange(CALIBRATION).split(32)]
+    batches = [((training[0][part], training[1][part]), training[2][part]) for part in torch.arange(TRAINING).split(BATCH)]
     data = [((held_out[0][part], held_out[1][part]), held_out[2][part]) for part in torch.arange(len(held_out[2])).split(64)]
-    rows = []
+    rows = json.loads(PATH.read_text())["rows"] if options.only else []
     with tempfile.TemporaryDirectory() as folder:
-        for target in ("onnxruntime", "openvino"):
-            for name, plan in methods(program, samples).items():
-                if name == "dynamic range" and not targets[target].spec.dynamic_formats:
+        for target in ("onnxruntime",) if options.only else ("onnxruntime", "openvino"):
+            for name, make in methods(program, batches).items():
+                if options.only and name not in options.only:
                     continue
-                row = measured(program, plan, target, Path(folder) / "model.onnx", data)
-                rows.append({"name": name, "target": target, **row})
+                if target != "onnxruntime" and name != "static":  # no dynamic ranges, and codes of 8 bits only
+                    continue
+                row = {"name": name, "target": target, **measured(program, make, target, Path(folder) / "model.onnx", data)}
+                rows = [*(other for other in rows if (other["name"], other["target"]) != (name, target)), row]
                 print(rows[-1], flush=True)
     setting = (
         f"fine-tuned for one epoch on {TRAINING:,} sentences, {CALIBRATION} of them without labels to calibrate; accuracy on {len(held_out[2]):,} others, "
-        f"{LENGTH} tokens each; latency of one sentence, median in turns."
+        f"{LENGTH} tokens each; QAT from the planned codes, {UPDATES} batches of {BATCH}, with the original as teacher; latency of one sentence, median in turns."
     )
     facts = header(("torch", "transformers", "onnxruntime", "openvino"), threads=THREADS, seed=SEED, n=len(held_out[2]), setting=setting)
     write("minilm_reviews", {**facts, "rows": rows})
 
 
-def measured(program: gs.Program, plan: Callable[[str], gs.Plan], target: str, path: Path, data: Any) -> dict[str, Any]:
-    """Plan, write, verify; what the report says."""
+def measured(program: gs.Program, make: Make, target: str, path: Path, data: Any) -> dict[str, Any]:
+    """Quantize, write, verify; what the report says."""
     start = time.perf_counter()
-    made = plan(target)
+    quantized, frozen = make(target)
     seconds = time.perf_counter() - start
-    report: Report = gs.verify(gs.export(gs.apply(program, made), path, target), reference=program, data=data, threads=THREADS, batch=1)
+    report: Report = gs.verify(gs.export(quantized, path, target), reference=program, data=data, threads=THREADS, batch=1)
     before, after = report.original, report.compressed
     return {
         "fp32_accuracy": before.accuracy,
@@ -87,7 +120,7 @@ def measured(program: gs.Program, plan: Callable[[str], gs.Plan], target: str, p
         "output_error": report.parity.output_error,
         "plan_seconds": seconds,
         "ops": optimized_ops(path) if target == "onnxruntime" else {},
-        "float_because": dict(Counter(item.reason for item in made.frozen).most_common()),
+        "float_because": dict(Counter(item.reason for item in frozen).most_common()),
     }
 
 

@@ -31,10 +31,10 @@ class Network(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.conv = nn.Conv2d(8, 16, 3, padding=1)
-        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
-        self.grouped = nn.Conv2d(16, 16, 3, padding=1, groups=4)
-        self.pointwise = nn.Conv2d(16, 12, 1)
+        self.conv = nn.Conv2d(8, 64, 3, padding=1)
+        self.depthwise = nn.Conv2d(64, 64, 3, padding=1, groups=64)
+        self.grouped = nn.Conv2d(64, 64, 3, padding=1, groups=2)  # smaller groups stay float on ONNX Runtime
+        self.pointwise = nn.Conv2d(64, 12, 1)
         self.fc = nn.Linear(12, 5)
         with torch.no_grad():
             for weight in (parameter for parameter in self.parameters() if parameter.dim() > 1):
