@@ -226,8 +226,7 @@ class _Search:
             place = next((found for found in self._wanted(aim) if found.choice not in known), None)
             if place is None:
                 break
-            found = Tried(place, *measure(self.rules(place)))
-            self.tried.append(found)
+            found = self._try(place, measure)
             if not self._met(found) and found.latency_ms is not None:
                 aim *= min(0.98, self.limit_ms / found.latency_ms)  # files are slower than the sums of their layers
         if not any(self._met(tried) for tried in self.tried):
@@ -246,7 +245,13 @@ class _Search:
         known = {tried.allocation.choice for tried in self.tried}
         for place in self._uniform():
             if place.choice not in known and self._fits(place):
-                self.tried.append(Tried(place, *measure(self.rules(place))))
+                self._try(place, measure)
+
+    def _try(self, place: Allocation, measure: Measure) -> Tried:
+        """Measure a choice as a whole and keep what was found."""
+        found = Tried(place, *measure(self.rules(place)))
+        self.tried.append(found)
+        return found
 
     def _check_size(self) -> None:
         if not any(self._fits(allocation) for allocation in self.front):
@@ -297,16 +302,14 @@ class _Search:
         place = next((place for place, found in enumerate(self.front) if found.damage <= limit), len(self.front) - 1)
         met: Tried | None = None
         while low < high - 1 and len(self.tried) < MOST_TRIED:
-            found = Tried(self.front[place], *measure(self.rules(self.front[place])))
-            self.tried.append(found)
+            found = self._try(self.front[place], measure)
             if self.score(found.damage) <= limit:
                 met, high = found, place
             else:
                 low = place
             place = self._next(low, high, found, limit)
         if met is None and high == len(self.front) and low < high - 1:
-            found = Tried(self.front[-1], *measure(self.rules(self.front[-1])))
-            self.tried.append(found)
+            found = self._try(self.front[-1], measure)
             met = found if self.score(found.damage) <= limit else None
         if met is None:
             nearest = min((tried.damage for tried in self.tried), key=self.score)
