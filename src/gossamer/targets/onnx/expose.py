@@ -59,3 +59,9 @@ def expose(path: Path, data: bytes) -> tuple[bytes, dict[str, str]]:
             model.graph.output.append(helper.make_tensor_value_info(node.input[0], TENSOR_FLOAT, None))
     copy: bytes = model.SerializeToString()
     return copy, exposed
+
+
+def read_network(path: Path, *, values: bool) -> tuple[bytes, dict[str, str]]:
+    """A file as a runtime is given it, and the exposed tensors' names by value: of all quantized values, or none. Raises FileError."""
+    data = read(path)
+    return expose(path, data) if values else (data, {})

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from gossamer.errors import ConfigError, DataError, FileError, MissingRuntime
 from gossamer.targets.onnx.cpu import PRECISE, saturates
-from gossamer.targets.onnx.expose import expose, read
+from gossamer.targets.onnx.expose import read_network
 
 Array = npt.NDArray[Any]
 
@@ -59,10 +59,7 @@ def open_session(path: Path, *, threads: int, values: bool = False) -> OnnxRunne
     """
     if threads < 1:
         raise ConfigError("threads", threads, "at least 1")
-    data = read(Path(path))
-    exposed: dict[str, str] = {}
-    if values:
-        data, exposed = expose(Path(path), data)
+    data, exposed = read_network(Path(path), values=values)
     return OnnxRunner(start_session(Path(path), data, threads=threads), exposed)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gossamer.errors import ConfigError, DataError, FileError, MissingRuntime
-from gossamer.targets.onnx.expose import expose, read
+from gossamer.targets.onnx.expose import read_network
 
 Array = npt.NDArray[Any]
 INSTALL = "pip install 'gossamer[openvino]'"
@@ -67,10 +67,7 @@ def open_model(path: Path, *, threads: int, values: bool = False) -> OpenVinoRun
     if threads < 1:
         raise ConfigError("threads", threads, "at least 1")
     path = Path(path)
-    data = read(path)
-    exposed: dict[str, str] = {}
-    if values:
-        data, exposed = expose(path, data)
+    data, exposed = read_network(path, values=values)
     return OpenVinoRunner(compile_model(path, data, threads=threads), exposed)
 
 

@@ -17,7 +17,7 @@ import torch
 
 from gossamer.errors import ConfigError, DataError, FileError
 from gossamer.program.program import Program
-from gossamer.targets.onnx.expose import expose, read
+from gossamer.targets.onnx.expose import read_network
 from gossamer.targets.onnx.run import OnnxRunner, start_session
 from gossamer.targets.target import Runner
 
@@ -67,10 +67,7 @@ def open_file(path: Path, *, threads: int, values: bool = False) -> Runner:
     if threads < 1:
         raise ConfigError("threads", threads, "at least 1")
     path = Path(path)
-    data = read(path)
-    exposed: dict[str, str] = {}
-    if values:
-        data, exposed = expose(path, data)
+    data, exposed = read_network(path, values=values)
     if stands_in():
         return OnnxRunner(start_session(path, data, threads=threads, as_written=True), exposed)
     return TensorRtRunner(path, data, exposed, torch.device("cuda"))
