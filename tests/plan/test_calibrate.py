@@ -6,7 +6,7 @@ from torch import nn
 
 from gossamer.batches import as_batches
 from gossamer.errors import DataError
-from gossamer.numerics.moments import conv_columns
+from gossamer.numerics.patches import as_columns, conv_patches
 from gossamer.plan import calibrate as module
 from gossamer.plan.calibrate import calibrate
 from gossamer.plan.placement import place_quantizers
@@ -60,7 +60,7 @@ def test_moments_are_those_of_all_positions_where_there_are_few(program, samples
     monkeypatch.setattr(module, "FEWEST_SAMPLES", 10**6)
     seen = run(program, samples).moments
     every = {"stride": (2, 2), "padding": (1, 1), "dilation": (1, 1), "groups": 1, "limit": 10**6, "generator": torch.Generator()}
-    columns = conv_columns(samples, (3, 3), **every)[0]
+    columns = as_columns(conv_patches(samples, (3, 3), **every))[0]
     found = seen["conv2d"]
     torch.testing.assert_close(found.mean[0].float(), columns.mean(1), atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found.covariance(centred=True)[0], torch.cov(columns, correction=0), atol=1e-3, rtol=1e-3)

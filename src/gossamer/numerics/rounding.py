@@ -13,7 +13,7 @@ from torch import Tensor
 from gossamer.numerics.formats import Format
 from gossamer.numerics.nearest import nearest_codes
 
-BLOCK = 96  # columns whose updates are gathered before they reach the rest of the weight
+BLOCK = 64  # columns whose updates are gathered before they reach the rest of the weight
 DAMPING = 0.3  # share of the mean diagonal added to it: moments come from few samples, other data differs
 
 
@@ -41,20 +41,21 @@ def second_order_codes(
     errors = torch.empty_like(wanted)
     columns = wanted.shape[1]
     dropped = None if keep is None else ~keep.transpose(1, 2)
+    wanted_at, error_at = wanted.unbind(1), errors.unbind(1)
     for start in range(0, columns, BLOCK):
         stop = min(start + BLOCK, columns)
-        base = wanted[:, start:stop]
+        base = wanted[:, start:stop].clone()
         if start:
-            base = base + feedback[:, :start, start:stop].transpose(1, 2) @ errors[:, :start]
+            base.baddbmm_(feedback[:, :start, start:stop].transpose(1, 2), errors[:, :start])
         inner = feedback[:, start:stop, start:stop].transpose(1, 2).contiguous()
-        for column in range(stop - start):
-            target = base[:, column]
-            if column:
-                target = target + (inner[:, column : column + 1, :column] @ errors[:, start : start + column]).squeeze(1)
-            rounded = grid.nearest(target, start + column)
+        for place, target in enumerate(base.unbind(1)):  # each target is final when its turn comes
+            column = start + place
+            rounded = grid.nearest(target, column)
             if dropped is not None:
-                rounded.masked_fill_(dropped[:, start + column], 0.0)
-            torch.sub(wanted[:, start + column], rounded, out=errors[:, start + column])
+                rounded.masked_fill_(dropped[:, column], 0.0)
+            torch.sub(wanted_at[column], rounded, out=error_at[column])
+            if column + 1 < stop:
+                base[:, place + 1 :].addcmul_(inner[:, place + 1 :, place : place + 1], errors[:, column : column + 1])
     return grid.codes((wanted - errors).transpose(1, 2))
 
 

@@ -13,6 +13,7 @@ from gossamer.errors import DataError
 BINS = 2048  # of a histogram, half of them for negative values
 SAMPLES = 16384  # elements of one batch that enter a histogram
 _LOWEST_EXPONENT = -140
+_LEAST_NORMAL = -126  # exponents above it and their inverses are float32 numbers
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,9 +45,8 @@ class Spread:
 def merge(left: Spread, right: Spread) -> Spread:
     """The state after seeing what both saw."""
     exponent = max(left.exponent, right.exponent)
-    parts = [_coarser(side, exponent) for side in (left, right)]
-    counts = None if all(part is None for part in parts) else sum(part for part in parts if part is not None)
-    assert not isinstance(counts, int)
+    one, other = _coarser(left, exponent), _coarser(right, exponent)
+    counts = one if other is None else other if one is None else one + other
     return Spread(_least(left.low, right.low), _most(left.high, right.high), counts, exponent, left.samples + right.samples)
 
 
@@ -92,9 +92,11 @@ def histogram(state: Spread, batch: Tensor) -> Spread:
         return merge(state, seen)
     exponent = max(_exponent_for(seen), state.exponent)
     flat = _spaced(_in_memory_order(batch.detach()))
+    # exact in the value's own precision: a multiplication by a power of two, and whole numbers up to BINS
+    wide = flat if flat.dtype == torch.float32 and exponent > _LEAST_NORMAL else flat.to(torch.float64)
     # floor before the offset is added: a number next to the edge of a bin must not be rounded across it
-    bins = (flat.to(torch.float64) * math.ldexp(1.0, -exponent)).floor_().add_(BINS // 2).clamp_(0, BINS - 1)
-    counts = torch.bincount(bins.to(torch.int64), minlength=BINS)
+    bins = (wide * math.ldexp(1.0, -exponent)).floor_().add_(BINS // 2).clamp_(0, BINS - 1)
+    counts = torch.bincount(bins.to(torch.int32), minlength=BINS)
     return merge(state, Spread(seen.low, seen.high, counts.to(torch.float64), exponent))
 
 

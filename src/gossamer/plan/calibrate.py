@@ -12,10 +12,10 @@ from torch import Tensor
 
 from gossamer.batches import Batches
 from gossamer.errors import DataError
-from gossamer.numerics.moments import Moments, add_moments, blocks_within, moments_of
+from gossamer.numerics.moments import Moments, add_moments, blocks_within, moments_of_patches
 from gossamer.numerics.ranges import BY_TOKENS, range_methods
 from gossamer.numerics.spread import Spread, check_spread, extremes
-from gossamer.plan.columns import columns_at
+from gossamer.plan.columns import patches_at
 from gossamer.plan.placement import Layer, Placement
 from gossamer.program.graph import Graph
 from gossamer.program.ops import bind, op_of
@@ -26,7 +26,7 @@ from gossamer.progress import OnProgress, Progress, silent
 CHUNK_ELEMENTS = 5 * 2**16  # of the inputs of one run: values then stay in the processor's cache, which pays for more calls
 WIDEST = 1536  # inputs of a layer's weight up to which second moments are collected: their cost grows with the square
 SAMPLES_PER_COLUMN = 2  # input vectors that moments are taken from, for each number in one, spread over the data
-FEWEST_SAMPLES = 768
+FEWEST_SAMPLES = 256
 TOKENS = 512  # that are kept of each value which linear layers read token by token, spread over the data
 PENDING_ELEMENTS = 2**20  # input vectors of a layer that wait to be multiplied, since large products are faster
 
@@ -116,10 +116,10 @@ class _Watch:
             self.spreads[name] = self._update(self.spreads[name], value)
         for layer in self._readers.get(name, ()):
             pending = self._pending.setdefault(layer.node, [])
-            columns = self._columns(layer, value)
-            pending.append(columns)
-            self._keep_tokens(layer, value, columns)
-            if sum(columns.numel() for columns in pending) > PENDING_ELEMENTS:
+            patches = self._patches(layer, value)
+            pending.append(patches)
+            self._keep_tokens(layer, value, patches)
+            if sum(part.numel() for part in pending) > PENDING_ELEMENTS:
                 self._add(layer)
 
     def finish(self) -> Calibration:
@@ -129,27 +129,27 @@ class _Watch:
         tokens = {name: torch.cat(parts) for name, parts in (self._tokens or {}).items()}
         return Calibration(self.spreads, self.moments, self.samples, tokens)
 
-    def _keep_tokens(self, layer: Layer, value: Tensor, columns: Tensor) -> None:
-        """Keep some of the columns of a linear layer whose input has tokens: more axes than samples and features."""
+    def _keep_tokens(self, layer: Layer, value: Tensor, patches: Tensor) -> None:
+        """Keep some of the vectors of a linear layer whose input has tokens: more axes than samples and features."""
         if self._tokens is None or value.dim() < 3 or not isinstance(op_of(self._graph.by_name[layer.node]).kind, Linear):
             return
         count = math.ceil(TOKENS * value.shape[0] / self._expected)
-        self._tokens.setdefault(layer.node, []).append(columns[0, :, :count].T.cpu())
+        self._tokens.setdefault(layer.node, []).append(patches[:count, 0, 0].to("cpu", copy=True))
 
     def _add(self, layer: Layer) -> None:
         pending = self._pending.pop(layer.node, [])
         if pending:
             blocks = self._blocks.get(layer.node)
-            seen = moments_of(torch.cat(pending, 2), second=blocks is not None, blocks=blocks or 1)
+            seen = moments_of_patches(torch.cat(pending), second=blocks is not None, blocks=blocks or 1)
             known = self.moments.get(layer.node)
             self.moments[layer.node] = seen if known is None else add_moments(known, seen)
 
-    def _columns(self, layer: Layer, value: Tensor) -> Tensor:
+    def _patches(self, layer: Layer, value: Tensor) -> Tensor:
         node = self._graph.by_name[layer.node]
         share = value.shape[0] / self._expected  # of all samples
         width = self._columns_of(layer) // self._blocks.get(layer.node, 1)
         limit = math.ceil(max(FEWEST_SAMPLES, SAMPLES_PER_COLUMN * width) * share)
-        return columns_at(node, self._state[layer.weight], value, limit, self._random)
+        return patches_at(node, self._state[layer.weight], value, limit, self._random)
 
     def _columns_of(self, layer: Layer) -> int:
         return self._state[layer.weight][0].numel()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gossamer.numerics.moments import conv_columns, linear_columns
+from gossamer.numerics.patches import as_columns, conv_patches, linear_patches
 from gossamer.program.graph import Node
 from gossamer.program.ops import bind, op_of
 from gossamer.program.ops.kinds import Convolution, Linear
@@ -27,11 +27,16 @@ def layer_columns(node: Node, weight: Tensor, value: Tensor, *, limit: int, seed
 
 def columns_at(node: Node, weight: Tensor, value: Tensor, limit: int, generator: torch.Generator) -> Tensor:
     """Input vectors (G, K, samples), about `limit` of them, at positions that `generator` picks."""
+    return as_columns(patches_at(node, weight, value, limit, generator))
+
+
+def patches_at(node: Node, weight: Tensor, value: Tensor, limit: int, generator: torch.Generator) -> Tensor:
+    """The same vectors as patches (samples, taps, G, channels of a group), which are made with fewer copies."""
     if not isinstance(op_of(node).kind, Convolution):
-        return linear_columns(value, limit, generator)
+        return linear_patches(value, limit, generator)
     bound, kernel = bind(node), weight.shape[2:]
     dims = len(kernel)
-    return conv_columns(
+    return conv_patches(
         value,
         kernel,
         stride=_per_axis(bound["stride"], dims),
