@@ -90,6 +90,21 @@ def test_dropout_is_looked_through():
     assert [node.op for node in inference_graph(program.graph).nodes].count("aten.dropout.default") == 0
 
 
+def test_padding_of_an_input_whose_size_is_read_moves_codes():
+    program, placement = place(
+        lambda net, x: net.conv(F.pad(x, (0, 1, 0, 1))).reshape(x.size(0), -1), shape=(2, 8, 6, 6), conv=nn.Conv2d(8, 8, 3, stride=2)
+    )
+    assert any(node.op == "aten.sym_size.int" and node.uses == ("x",) for node in program.graph.nodes)
+    assert {"x", "pad"} in [set(group.values) for group in placement.groups]
+
+
+def test_padding_of_an_input_that_float_ops_read_too_stays_float():
+    _, placement = place(
+        lambda net, x: net.conv(F.pad(x, (0, 1, 0, 1))).flatten(1).sum(1) + torch.erf(x).flatten(1).sum(1), conv=nn.Conv2d(8, 8, 3, stride=2)
+    )
+    assert "x" not in coded(placement)
+
+
 def test_split_parts_share_the_codes_of_the_whole():
     def forward(net, x):
         left, right = net.one(x).chunk(2, 1)

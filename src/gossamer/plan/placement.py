@@ -154,7 +154,11 @@ class Site:
 
     def is_sole_part(self, node: Node) -> bool:
         """Whether one value is all that comes of what a node reads: parts of a value keep codes of their own, made where they are read."""
-        return not isinstance(self.metas[node.name], tuple) and all(self.graph.sole_user(name) is not None for name in self.inputs(node))
+        return not isinstance(self.metas[node.name], tuple) and all(map(self._is_read_once, self.inputs(node)))
+
+    def _is_read_once(self, name: str) -> bool:
+        readers = [user for user in self.graph.users.get(name, ()) if not isinstance(op_of(user).kind, Scalar)]  # sizes are no numbers
+        return len(readers) == 1 and name not in self.graph.outputs
 
     def is_state(self, arg: Any) -> bool:
         """Whether an argument is a parameter or buffer."""
