@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from gossamer.errors import PlanError, UnsupportedOp
 from gossamer.numerics.affine import Quantizer, from_range, quantize
 from gossamer.numerics.formats import IntFormat, PerAxis, PerTensor
-from gossamer.targets.onnx.coding import bias_codes, bias_scales, clips_like, code_dtype, code_weight, emit_codes, emit_real
+from gossamer.targets.onnx.coding import bias_codes, bias_scales, clips_like, code_bias, code_dtype, code_weight, emit_codes, emit_real
 from gossamer.targets.onnx.draft import Draft
 
 BYTE = IntFormat(bits=8, signed=False)
@@ -27,6 +27,16 @@ def test_codes_of_a_weight_are_stored_with_the_axis():
     np.testing.assert_array_equal(scale, np.asarray(quantizer.scale, np.float32))
 
 
+@pytest.mark.parametrize(("symmetric", "stored"), [(True, 2), (False, 3)])
+def test_zero_points_of_convolutions_are_stored_where_they_are_not_0(symmetric, stored):
+    weight = torch.rand(3, 4, 2, 2) + 1
+    rows = weight.flatten(1)
+    draft = Draft()
+    code_weight(draft, weight, "w", from_range(rows.amin(1), rows.amax(1), IntFormat(bits=8), PerAxis(0), symmetric=symmetric))
+    (node,) = draft.nodes
+    assert len(node.inputs) == stored
+
+
 def test_equal_parameters_are_stored_once():
     draft, quantizer = Draft(), Quantizer(BYTE, PerTensor(), (0.5,), (3,))
     for name in ("a", "b"):
@@ -41,6 +51,20 @@ def test_bias_is_coded_at_the_scale_of_the_accumulator():
     assert scales.dtype == np.float32
     np.testing.assert_array_equal(scales, np.float32(0.1) * np.asarray([0.01, 0.02], np.float32))
     np.testing.assert_array_equal(bias_codes(torch.tensor([0.0105, -1.0]), scales), [10, -500])
+
+
+def test_scales_of_a_bias_are_made_of_those_that_the_file_holds_anyway():
+    source = Quantizer(BYTE, PerTensor(), (0.1,), (7,))
+    weight = Quantizer(WEIGHT, PerAxis(0), (0.01, 0.02), (0, 0))
+    draft, bias = Draft(), torch.tensor([0.0105, -1.0])
+    emit_real(draft, emit_codes(draft, "x", "x", source), "x", source)
+    code_weight(draft, torch.ones(2, 1, 1, 1), "w", weight)
+    stored = set(draft.initializers)
+    code_bias(draft, bias, "b", source, weight)
+    product, decoder = draft.nodes[-2:]
+    assert set(draft.initializers) - stored == {decoder.inputs[0]}
+    np.testing.assert_array_equal(np.multiply(*(draft.initializers[name] for name in product.inputs)), bias_scales(source, weight))
+    assert (product.op, product.outputs) == ("Mul", decoder.inputs[1:])
 
 
 def test_a_bias_that_does_not_fit_is_refused():

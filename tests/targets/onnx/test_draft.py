@@ -5,7 +5,8 @@ from gossamer.targets.onnx.draft import Draft
 
 def test_names_are_unique_and_equal_constants_are_one():
     draft = Draft()
-    assert [draft.fresh("a") for _ in range(3)] == ["a", "a.1", "a.2"]
+    assert [draft.fresh("relu") for _ in range(3)] == ["relu", "relu.1", "relu.2"]
+    assert [draft.fresh(wish) for wish in ("a", "a1", "a", "a1")] == ["a", "a1", "a2", "a1.1"]
     one, again = draft.constant(np.float32(1)), draft.constant(np.float32(1))
     assert one == again
     assert draft.constant(np.float64(1)) != one

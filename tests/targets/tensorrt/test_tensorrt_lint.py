@@ -199,6 +199,14 @@ def test_a_file_that_breaks_a_rule_is_found(change, rule, sentence):
     assert all(finding.node for finding in found)
 
 
+def test_a_coded_bias_is_one_finding_where_its_scale_is_a_product_too():
+    file = Crafted()
+    coded_bias(file)
+    file.before("first/bdq", ("product", "Mul", "s", "first/s"))
+    file.nodes["first/bdq"].input[1] = "product"
+    assert [finding.rule for finding in lint_model(file.model())] == ["float-bias"]
+
+
 def test_every_rule_has_a_crafted_file():
     assert {rule for _, rule, _ in CASES} == set(rules.names())
 

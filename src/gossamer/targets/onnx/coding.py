@@ -22,8 +22,10 @@ from gossamer.targets.onnx.storage import bits_of_floats, storage_of_codes
 
 CODES, REAL, ZERO = "/q", "/dq", "/z"  # ends of the tensor names of a value's codes, of what they stand for, of a weight's zero points
 WIDE, SCALE = "/q8", "/s"  # ends of the names of a weight's narrower codes once they are int8, and of a float weight's scales
+DECODED_WEIGHT, DECODED_BIAS, BIAS_SCALE = "w", "b", "m"  # names, short since they say nothing: the codes next to them have the parameter's
 UNCLIPPED = "/wide"  # end of the name of codes before they are clipped to fewer bits
 FLOAT, INT8 = 1, 3  # of TensorProto
+_MATRIX = 2  # axes
 
 
 def code_dtype(fmt: Format) -> type[np.generic]:
@@ -69,12 +71,16 @@ def emit_real_by_position(draft: Draft, codes: str, name: str, quantizer: Quanti
 
 
 def code_weight(draft: Draft, weight: Tensor, name: str, quantizer: Quantizer) -> str:
-    """Emit a weight's codes as a constant with a DequantizeLinear; return what stands for the float weight."""
+    """Emit a weight's codes as a constant with a DequantizeLinear; return what stands for the float weight.
+
+    Zero points of convolutions are left out where they are 0. ONNX Runtime makes integer kernels of linear layers with zero points only, and its
+    session.x64quantprecision replaces these by name and stumbles over shared ones.
+    """
     codes = quantize(weight.detach().float(), quantizer).numpy().astype(code_dtype(quantizer.format))
-    # ONNX Runtime's session.x64quantprecision replaces the zero points of weights by name and stumbles over shared ones
     scale, zero, axis = _parameters(draft, quantizer, own_zero=name + ZERO)
+    zeros = () if weight.dim() > _MATRIX and not any(quantizer.zero_point) else (zero,)
     stored = store_codes(draft, codes, name, quantizer.format)
-    return draft.emit("DequantizeLinear", (stored, scale, zero), name=name + REAL, axis=axis)[0]
+    return draft.emit("DequantizeLinear", (stored, scale, *zeros), name=DECODED_WEIGHT, axis=axis)[0]
 
 
 def store_floats(draft: Draft, weight: Tensor, name: str, quantizer: Quantizer, fmt: FloatFormat) -> str:
@@ -96,13 +102,18 @@ def store_codes(draft: Draft, codes: Array, name: str, fmt: Format) -> str:
 
 
 def code_bias(draft: Draft, bias: Tensor, name: str, source: Quantizer, weight: Quantizer) -> str:
-    """Emit a bias as int32 at exactly scale(input) * scale(weight), the scale of the accumulator; zero point 0."""
+    """Emit a bias as int32 at exactly scale(input) * scale(weight), the scale of the accumulator; zero point 0, as for all that have none.
+
+    Scales of channels are a product of constants in the file, which runtimes compute once, on loading: storing it would take as much as the bias itself.
+    """
     scales = bias_scales(source, weight)
-    codes = bias_codes(bias, scales)
-    scale = draft.constant(scales, name="s")
-    zero = draft.constant(np.zeros(scales.shape, np.int32), name="z")
-    stored = draft.constant(codes, name=name + CODES)
-    return draft.emit("DequantizeLinear", (stored, scale, zero), name=name + REAL, axis=0 if scales.ndim else None)[0]
+    if scales.ndim:
+        factors = (_scale(draft, source), _scale(draft, weight))
+        scale = draft.emit("Mul", factors, name=BIAS_SCALE)[0]
+    else:
+        scale = draft.constant(scales, name="s")
+    stored = draft.constant(bias_codes(bias, scales), name=name + CODES)
+    return draft.emit("DequantizeLinear", (stored, scale), name=DECODED_BIAS, axis=0 if scales.ndim else None)[0]
 
 
 def bias_scales(source: Quantizer, weight: Quantizer) -> Array:
@@ -125,8 +136,11 @@ def bias_codes(bias: Tensor, scales: Array) -> Array:
 def _parameters(draft: Draft, quantizer: Quantizer, *, own_zero: str = "") -> tuple[str, str, int | None]:
     """Names of scale and zero point, and the axis for PerAxis. `own_zero`: name of a zero point that nothing else shares."""
     axis = quantizer.granularity.axis if isinstance(quantizer.granularity, PerAxis) else None
+    zero = np.asarray(quantizer.zero_point if axis is not None else quantizer.zero_point[0], dtype=code_dtype(quantizer.format))
+    return _scale(draft, quantizer), draft.constant(zero, name=own_zero or "z", shared=not own_zero), axis
+
+
+def _scale(draft: Draft, quantizer: Quantizer) -> str:
+    """Name of the scales, (channels,) for PerAxis, else ()."""
     scale = np.asarray(quantizer.scale, dtype=np.float32)
-    zero = np.asarray(quantizer.zero_point, dtype=code_dtype(quantizer.format))
-    if axis is None:
-        scale, zero = scale[0], zero[0]
-    return draft.constant(scale, name="s"), draft.constant(zero, name=own_zero or "z", shared=not own_zero), axis
+    return draft.constant(scale if isinstance(quantizer.granularity, PerAxis) else scale[0], name="s")

@@ -34,11 +34,11 @@ class Draft:
         self._constants: dict[tuple[str, str, tuple[int, ...], bytes], str] = {}
 
     def fresh(self, wish: str) -> str:
-        """`wish`, with a number behind it where that is taken."""
-        name = wish
+        """`wish`, with a number behind it where that is taken; a dot keeps them apart where the wish is a name, not just a letter."""
+        name, dot = wish, "." if len(wish) > 1 else ""
         while name in self._taken:
             self._taken[wish] += 1
-            name = f"{wish}.{self._taken[wish]}"
+            name = f"{wish}{dot}{self._taken[wish]}"
         self._taken[name] = 0
         return name
 

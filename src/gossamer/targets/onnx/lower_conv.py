@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -30,15 +31,7 @@ def conv(call: Call) -> str:
         pads = list(_per_axis(padding, dims)) * 2
     pads = [own + extra for own, extra in zip(pads, before or [0] * 2 * dims, strict=True)]
     inputs = [_for_floats(call, source, 1), call.tensor("weight"), *_bias(call, source)]
-    return call.op(
-        "Conv",
-        *inputs,
-        kernel_shape=_kernel(call),
-        strides=_per_axis(call["stride"], dims),
-        dilations=_per_axis(call["dilation"], dims),
-        pads=pads,
-        group=call["groups"],
-    )
+    return call.op("Conv", *inputs, kernel_shape=_kernel(call), **_said(call, dims, pads))
 
 
 @lowerings.add("ConvTranspose")
@@ -47,15 +40,10 @@ def conv_transpose(call: Call) -> str:
     source = _source(call)
     dims = call.form("weight").rank - 2
     inputs = [_for_floats(call, source, 1), call.tensor("weight"), *([] if call["bias"] is None else [call.tensor("bias")])]
+    output_padding = _per_axis(call["output_padding"], dims)
+    said = _said(call, dims, list(_per_axis(call["padding"], dims)) * 2)
     return call.op(
-        "ConvTranspose",
-        *inputs,
-        kernel_shape=_kernel(call),
-        strides=_per_axis(call["stride"], dims),
-        dilations=_per_axis(call["dilation"], dims),
-        pads=list(_per_axis(call["padding"], dims)) * 2,
-        output_padding=_per_axis(call["output_padding"], dims),
-        group=call["groups"],
+        "ConvTranspose", *inputs, kernel_shape=_kernel(call), output_padding=output_padding if any(output_padding) else None, **said
     )
 
 
@@ -178,6 +166,17 @@ def _bias(call: Call, source: str) -> list[str]:
 
 def _kernel(call: Call) -> list[int]:
     return [size for size in call.form("weight").sizes[2:] if isinstance(size, int)]
+
+
+def _said(call: Call, dims: int, pads: list[int]) -> dict[str, Any]:
+    """Attributes of a convolution; None for what is so by itself."""
+    strides, dilations = _per_axis(call["stride"], dims), _per_axis(call["dilation"], dims)
+    return {
+        "strides": strides if strides != [1] * dims else None,
+        "dilations": dilations if dilations != [1] * dims else None,
+        "pads": pads if any(pads) else None,
+        "group": call["groups"] if call["groups"] != 1 else None,
+    }
 
 
 def _per_axis(value: int | Sequence[int], dims: int) -> list[int]:

@@ -87,7 +87,7 @@ def to_bytes(draft: Draft, inputs: Sequence[Port], outputs: Sequence[Port], meta
     graph = model.graph  # filled in place: onnx.helper's own functions copy the weights three times
     graph.name = "g"
     graph.node.extend(
-        helper.make_node(node.op.split("::")[-1], node.inputs, node.outputs, domain=_domain(node.op), **dict(node.attributes))
+        helper.make_node(node.op.split("::")[-1], node.inputs, node.outputs, domain=_domain(node.op) or None, **dict(node.attributes))
         for node in draft.nodes
     )
     for side, ports in ((graph.input, inputs), (graph.output, outputs)):

@@ -71,7 +71,7 @@ def zero_point(view: View) -> Breaches:
 @rules.add("constant-scale")
 def constant_scale(view: View) -> Breaches:
     """Scales are constants, finite and above 0."""
-    for node in view.of_type(QUANTIZE, DEQUANTIZE):
+    for node in (node for node in view.of_type(QUANTIZE, DEQUANTIZE) if not _is_bias(view, node)):
         numbers = view.numbers(node.input[1])
         if numbers is None:
             yield node, "its scale is computed while the network runs; TensorRT wants a constant"
