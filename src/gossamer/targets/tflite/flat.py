@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from gossamer.errors import MissingRuntime
-from gossamer.targets.tflite.draft import Draft, DraftTensor
+from gossamer.numerics.affine import Quantizer
+from gossamer.targets.tflite.draft import Draft, DraftOp, DraftTensor
 from gossamer.targets.tflite.note import Note
 
 IDENTIFIER = b"TFL3"
@@ -49,10 +51,11 @@ def to_bytes(draft: Draft, inputs: Sequence[int], outputs: Sequence[int], said: 
     model.buffers = [names.BufferT()]
     graph = names.SubGraphT()
     graph.name, graph.inputs, graph.outputs = "main", list(inputs), list(outputs)
-    graph.tensors = [_tensor(names, model, tensor, lean) for tensor in draft.tensors]
+    codings: dict[object, Any] = {}
+    graph.tensors = [_tensor(names, model, tensor, lean, codings) for tensor in draft.tensors]
     codes = sorted({op.code for op in draft.ops})
     model.operatorCodes = [_operator_code(names, code) for code in codes]
-    graph.operators = [_operator(names, codes.index(op.code), op) for op in draft.ops]
+    graph.operators = _operators(names, codes, draft.ops)
     model.subgraphs = [graph]
     model.signatureDefs = [_signature(names, draft, inputs, outputs)]
     note = names.MetadataT()
@@ -103,7 +106,7 @@ def _signature(names: ModuleType, draft: Draft, inputs: Sequence[int], outputs: 
     return made
 
 
-def _tensor(names: ModuleType, model: Any, tensor: DraftTensor, lean: bool) -> Any:
+def _tensor(names: ModuleType, model: Any, tensor: DraftTensor, lean: bool, codings: dict[object, Any]) -> Any:
     made = names.TensorT()
     made.name, made.type = tensor.name.encode(), getattr(names.TensorType, _TYPES[tensor.dtype])
     made.shape = np.asarray(tensor.shape, np.int32)
@@ -114,12 +117,25 @@ def _tensor(names: ModuleType, model: Any, tensor: DraftTensor, lean: bool) -> A
         made.buffer = len(model.buffers)
         model.buffers.append(_buffer(names, _packed(tensor.data) if tensor.dtype == "int4" else tensor.data.reshape(-1).view(np.uint8)))
     if tensor.quantizer is not None and not (lean and tensor.dtype == "int32"):
-        coding = names.QuantizationParametersT()
-        scale, zero = np.asarray(tensor.quantizer.scale, np.float32), np.asarray(tensor.quantizer.zero_point, np.int64)
-        coding.scale, coding.zeroPoint = scale, zero[:1] if lean and not zero.any() else zero
-        coding.quantizedDimension = tensor.axis
-        made.quantization = coding
+        key = (tensor.quantizer.scale, tensor.quantizer.zero_point, tensor.axis)
+        if key not in codings:
+            codings[key] = _once(_coding(names, tensor.quantizer, tensor.axis, lean))
+        made.quantization = codings[key]
     return made
+
+
+def _coding(names: ModuleType, quantizer: Quantizer, axis: int, lean: bool) -> Any:
+    made = names.QuantizationParametersT()
+    zero = np.asarray(quantizer.zero_point, np.int64)
+    made.scale, made.zeroPoint = np.asarray(quantizer.scale, np.float32), zero[:1] if lean and not zero.any() else zero
+    made.quantizedDimension = axis
+    return made
+
+
+def _once(table: Any) -> Any:
+    """A table that several others point to: it is written once in each file."""
+    table.Pack = lru_cache(maxsize=1)(table.Pack)
+    return table
 
 
 def _packed(codes: np.ndarray) -> np.ndarray:
@@ -179,15 +195,24 @@ _VERSIONS = {
 }
 
 
-def _operator(names: ModuleType, position: int, op: Any) -> Any:
-    made = names.OperatorT()
-    made.opcodeIndex, made.inputs, made.outputs = position, list(op.inputs), list(op.outputs)
-    if op.options:
-        table = getattr(names, f"{op.options}T")()
-        for field, value in op.fields.items():
-            if not hasattr(table, field):
-                raise AttributeError(f"{op.options} has no field {field}")
-            setattr(table, field, value)
-        made.builtinOptionsType = getattr(names.BuiltinOptions, op.options)
-        made.builtinOptions = table
+def _operators(names: ModuleType, codes: Sequence[str], ops: Sequence[DraftOp]) -> list[Any]:
+    made, tables = [], dict[str, Any]()
+    for op in ops:
+        operator = names.OperatorT()
+        operator.opcodeIndex = codes.index(op.code)
+        operator.inputs, operator.outputs = np.asarray(op.inputs, np.int32), np.asarray(op.outputs, np.int32)
+        if op.options:
+            key = f"{op.options} {sorted(op.fields.items())}"
+            tables[key] = tables.get(key) or _once(_options(names, op))
+            operator.builtinOptionsType, operator.builtinOptions = getattr(names.BuiltinOptions, op.options), tables[key]
+        made.append(operator)
     return made
+
+
+def _options(names: ModuleType, op: DraftOp) -> Any:
+    table = getattr(names, f"{op.options}T")()
+    for field, value in op.fields.items():
+        if not hasattr(table, field):
+            raise AttributeError(f"{op.options} has no field {field}")
+        setattr(table, field, value)
+    return table
