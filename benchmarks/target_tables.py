@@ -34,9 +34,12 @@ def targets(result: dict[str, Any]) -> str:
         lines.append(f"| {name} | interpreter (file) | {micro['size_bytes']:,} | {micro['arena_bytes']:,} | | | | {micro['max_steps']} |")
         lines += [_chip_line(title, row[kind], row["macs"]) for kind, title in CODE.items() if kind in row]
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
+    sizes = f", sizes {result['sizes']['commit']}" if "sizes" in result else ""
     lines += [
         "",
-        f"Random weights, batch 1, 1 thread, sizes in bytes. bakenn quantizes by itself. ({result['machine']}; {versions}; commit {result['commit']})",
+        "Random weights, batch 1, 1 thread, sizes in bytes. Weights are what Program.cost says: codes, 4 bytes for each number of a bias and of what stays "
+        "float, and one float32 scale for each channel of a weight. bakenn quantizes by itself. "
+        f"({result['machine']}; {versions}; commit {result['commit']}{sizes})",
     ]
     return "\n".join(lines)
 

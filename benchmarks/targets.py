@@ -1,7 +1,10 @@
 """Each target beside the float network on it: parity with the simulation, speed, file size and time to write the file.
 
-python benchmarks/targets.py [NAME ...] [--target TARGET ...]      rows to run anew, such as resnet18 or DS-CNN, and on which targets;
-all without a name, on all whose runtime is installed. What is not run keeps its figures.
+python benchmarks/targets.py [NAME ...] [--target TARGET ...] [--sizes]      rows to run anew, such as resnet18 or DS-CNN, and on which targets;
+all without a name, on all whose runtime is installed. What is not run keeps its figures. --sizes: only sizes of files, which a busy machine cannot spoil.
+
+weight_bytes is what the quantized network itself takes (Program.cost): codes of weights, 4 bytes for each number of a bias and of what stays float, and one
+float32 scale for each channel of a weight. Whatever else a file holds is in over_weights: names, operators, zero points, scales of biases.
 
 Networks of MLPerf Tiny, torchvision and timm with random weights, MiniLM with its own on random words; ranges from 8 random images and nearest rounding, since neither parity nor
 speed depends on them. FP32 and INT8 take turns in one process, one thread each.
@@ -28,7 +31,7 @@ import gossamer as gs
 from gossamer.targets.cortex_m.run import measure_memory, open_on
 from gossamer.targets.measure import measure_latency
 from gossamer.targets.parity import check_parity
-from gossamer.targets.target import targets
+from gossamer.targets.target import Artifact, targets
 
 SENTENCES = "MiniLM-L6"
 LARGE = ("resnet18", "mobilenet_v2", "tf_efficientnet_lite0", "vit_tiny_patch16_224", SENTENCES)
@@ -67,7 +70,7 @@ def row(program: gs.Program, samples: tuple[torch.Tensor, ...], target: str) -> 
         started = time.perf_counter()
         plain = gs.export(program, Path(folder) / f"plain{found.suffix}", target)
         float_s = time.perf_counter() - started
-        coded = gs.apply(program, gs.plan_quantization(program, [(samples, None)], target, scheme=gs.Scheme(rounding="nearest")))
+        coded = quantized(program, samples, target)
         started = time.perf_counter()
         artifact = gs.export(coded, Path(folder) / f"coded{found.suffix}", target)
         coded_s = time.perf_counter() - started
@@ -90,23 +93,61 @@ def row(program: gs.Program, samples: tuple[torch.Tensor, ...], target: str) -> 
                 figures |= {"arena_bytes": memory.ram_bytes, "size_bytes": memory.flash_bytes, "instructions_m4": sum(counts.values())}
                 figures["instructions_m55"] = sum(open_on(artifact.path, "cortex-m55").instructions(images.numpy()).values())
             return figures
-        weights = sum(tensor.numel() * (4 if name not in coded.quantizers else 1) for name, tensor in coded.state.items())
         latencies = measure_latency({"float": found.open(plain.path, threads=1), "int8": runner}, [tensor.numpy() for tensor in one])
-        return figures | {
-            "size_bytes": artifact.size_bytes,
-            "weight_bytes": weights,
-            "over_weights": round(artifact.size_bytes / weights - 1, 4),
-            "speedup": latencies.speedup("float", "int8"),
-            "steady": latencies.steady,
-        }
+        return figures | sizes(artifact, coded) | {"speedup": latencies.speedup("float", "int8"), "steady": latencies.steady}
+
+
+def quantized(program: gs.Program, samples: tuple[torch.Tensor, ...], target: str) -> gs.Program:
+    """The network in integers, planned for a target."""
+    return gs.apply(program, gs.plan_quantization(program, [(samples, None)], target, scheme=gs.Scheme(rounding="nearest")))
+
+
+def sizes(artifact: Artifact, coded: gs.Program) -> dict[str, Any]:
+    """A file beside the network that it holds."""
+    weights = coded.cost().size_bytes
+    return {"size_bytes": artifact.size_bytes, "weight_bytes": weights, "over_weights": round(artifact.size_bytes / weights - 1, 4)}
+
+
+def sizes_alone(program: gs.Program, samples: tuple[torch.Tensor, ...], target: str) -> dict[str, Any]:
+    """The sizes of one network on one target, nothing run."""
+    coded = quantized(program, samples, target)
+    with tempfile.TemporaryDirectory() as folder:
+        found = sizes(gs.export(coded, Path(folder) / f"coded{targets[target].suffix}", target), coded)
+    return {"size_bytes": found["size_bytes"]} if target in CHIPS else found
+
+
+def lacks_packages(name: str) -> bool:
+    """Whether a network cannot be made here, which is then said."""
+    missing = [package for package in WORDS if find_spec(package) is None] if name == SENTENCES else []
+    if missing:
+        print(f"{name} is not run: {', '.join(missing)} not installed; see benchmarks/minilm.py")
+    return bool(missing)
+
+
+def update_sizes(names: list[str], wanted: list[str]) -> None:
+    """Write sizes anew and leave all other figures as they are, with the commit that they are of."""
+    document = json.loads(PATH.read_text())
+    for name in [name for name in names if not lacks_packages(name)]:
+        rows = document["rows"][name]
+        program, samples = network(name)
+        for target in [target for target in wanted if target in rows]:
+            rows[target] |= sizes_alone(program, samples, target)
+            print(name, target, rows[target], flush=True)
+    found = header((), threads=1)
+    document["sizes"] = {"commit": found["commit"], "date": found["date"]}
+    write("targets", {**{key: value for key, value in document.items() if key != "rows"}, "rows": document["rows"]}, quiet=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", choices=[*NETWORKS, *LARGE, []])
     parser.add_argument("--target", action="append", choices=[*FAST, *CHIPS, BESIDE], help="may be repeated")
+    parser.add_argument("--sizes", action="store_true", help="measure files alone, where there are other figures already")
     arguments = parser.parse_args()
     names, wanted = arguments.names or [*NETWORKS, *LARGE], arguments.target or [*FAST, *CHIPS, BESIDE]
+    if arguments.sizes:
+        update_sizes(names, [target for target in wanted if target in (*FAST, "tflm")])  # sizes of C code are a compiler's
+        return
     if BESIDE in wanted and find_spec(BESIDE) is None:
         wanted.remove(BESIDE)
         print(f"{BESIDE} is not installed and keeps its figures: pip install {BESIDE}==1.0.0")
@@ -116,8 +157,7 @@ def main() -> None:
     torch.set_num_threads(1)
     old = json.loads(PATH.read_text())["rows"] if PATH.exists() else {}
     for name in names:
-        if name == SENTENCES and (missing := [package for package in WORDS if find_spec(package) is None]):
-            print(f"{name} is not run: {', '.join(missing)} not installed; see benchmarks/minilm.py")
+        if lacks_packages(name):
             continue
         program, samples = network(name)
         old[name] = {**old.get(name, {}), "params": program.cost().params, "macs": program.cost().macs}
