@@ -105,6 +105,16 @@ def test_every_core_computes_the_same_bits(artifact, quantized, samples, core):
 
 
 @toolchain
+@pytest.mark.parametrize("core", ["cortex-m4", "cortex-m7", "cortex-m55"])
+def test_instructions_are_those_that_run(artifact, samples, core):
+    before = open_on(artifact.path, core).instructions(samples.numpy())
+    loop = '{ int turns = 50000; __asm volatile("1: subs %0, #1\\n\\tbne 1b" : "+l"(turns) : : "cc"); }'
+    artifact.path.write_text(artifact.path.read_text().replace("GS_STEP(1);", f"{loop} GS_STEP(1);"))
+    more = sum(open_on(artifact.path, core).instructions(samples.numpy()).values()) - sum(before.values())
+    assert more == pytest.approx(100_000, rel=1e-3)  # each board's timer has a clock of its own
+
+
+@toolchain
 def test_verify_compares_with_the_float_network_on_the_same_chip(program, artifact, samples):
     report = verify(artifact, reference=program, data=(samples, program(samples).argmax(1)), batch=4)
     assert report.passed, report.problems

@@ -9,9 +9,10 @@ from gossamer.registry import Registry
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """An emulated board: its machine, the compiler's flags, and its memories (origin, bytes)."""
+    """An emulated board: its machine, the clock of its timer, the compiler's flags, and its memories (origin, bytes)."""
 
     machine: str
+    clock_mhz: int
     flags: tuple[str, ...]
     flash: tuple[int, int]
     ram: tuple[int, int]
@@ -20,9 +21,9 @@ class Board:
 boards: Registry[Board] = Registry("core")
 _HARD = "-mfloat-abi=hard"
 _LARGE = ((0x0, 4 << 20), (0x20000000, 4 << 20))
-boards.add("cortex-m4")(Board("mps2-an386", ("-mcpu=cortex-m4", "-mfpu=fpv4-sp-d16", _HARD), *_LARGE))
-boards.add("cortex-m7")(Board("mps2-an500", ("-mcpu=cortex-m7", "-mfpu=fpv5-d16", _HARD), *_LARGE))
-boards.add("cortex-m55")(Board("mps3-an547", ("-mcpu=cortex-m55", "-mfpu=auto", _HARD), (0x0, 512 << 10), (0x20000000, 512 << 10)))
+boards.add("cortex-m4")(Board("mps2-an386", 25, ("-mcpu=cortex-m4", "-mfpu=fpv4-sp-d16", _HARD), *_LARGE))
+boards.add("cortex-m7")(Board("mps2-an500", 25, ("-mcpu=cortex-m7", "-mfpu=fpv5-d16", _HARD), *_LARGE))
+boards.add("cortex-m55")(Board("mps3-an547", 32, ("-mcpu=cortex-m55", "-mfpu=auto", _HARD), (0x0, 512 << 10), (0x20000000, 512 << 10)))
 
 
 def linker_script(board: Board) -> str:

@@ -37,7 +37,7 @@ STRICT = ("-Wall", "-Werror")
 SECONDS = 600  # an emulated run that takes longer is stopped
 CORE = "cortex-m4"
 _cache: tempfile.TemporaryDirectory[str] | None = None  # compiled kernels
-_TICK_NS, _INSTRUCTION_SHIFT = 40, 6  # of the boards' timer, and of the emulator's clock: 2^6 ns for each instruction
+_INSTRUCTION_SHIFT = 6  # of the emulator's clock: 2^6 ns for each instruction
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class CortexRunner:
         """Instructions of each step for the first sample, counted by the emulator. They are no cycles of a chip."""
         self._run(tuple(array[:1] for array in inputs), "GS_COUNT")
         ticks = np.fromfile(self._folder / "ticks.bin", np.uint64).astype(np.int64)
-        counts = np.diff(ticks) * _TICK_NS >> _INSTRUCTION_SHIFT
+        counts = np.diff(ticks) * 1000 // (self._board.clock_mhz << _INSTRUCTION_SHIFT)
         steps = self._note["steps"]
         return {f"{position} {step['name']}": int(count) for position, (step, count) in enumerate(zip(steps, counts, strict=True))}
 
