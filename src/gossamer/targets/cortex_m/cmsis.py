@@ -55,10 +55,10 @@ def write(writing: Writing) -> str:
         return f"gs_cmsis_max_pool({window(writing)}, {writing.address(0)}, {writing.out});"
     if code == "CONV_2D" and writing.tensor(1).shape[3] != writing.tensor(0).shape[3]:
         raise writing.unsupported("a grouped convolution")
-    data = ", ".join(writing.address(position) for position in range(3))
     multiplier, shift = layer_tables(writing, "int32_t")
     tables = f"{multiplier}, {shift}"
     if code != "FULLY_CONNECTED":
+        data = ", ".join(writing.address(position) for position in range(3))
         return f"if ({_CALLS[code]}({window(writing)}, {zeros(writing)}, {data}, {tables}, {working}, {size}, {writing.out})) return 1;"
     outputs, inputs = writing.tensor(1).shape
     sizes = f"{prod(writing.tensor(0).shape) // inputs}, {inputs}, {outputs}"
