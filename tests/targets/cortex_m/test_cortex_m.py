@@ -152,7 +152,8 @@ def test_the_header_tells_what_callers_need(artifact, quantized):
     assert repr(quantized.quantizers["x"].scale[0]) in text
     assert "malloc" not in artifact.path.read_text()
     assert {file.name for file in artifact.path.parent.iterdir()} == {
-        "net.c", "net.h", "gossamer_kernels.c", "gossamer_layers_s8.c", "gossamer_kernels.h", "Makefile", "CMakeLists.txt",
+        "net.c", "net.h", "gossamer_kernels.c", "gossamer_layers_s8.c", "gossamer_kernels.h", "gossamer_layers_mve.c",
+        "gossamer_depthwise_mve.c", "gossamer_values_mve.c", "gossamer_mve.h", "Makefile", "CMakeLists.txt",
     }  # fmt: skip
 
 

@@ -12,7 +12,8 @@ from gossamer.targets.cortex_m.statements import Writing, writers
 from gossamer.targets.tflite.draft import Draft, DraftOp
 
 OWN = ("gossamer_kernels.c", "gossamer_kernels.h")
-_WHERE_CALLED = ("gossamer_layers_s8.c", "gossamer_codes.c", "gossamer_floats.c")
+WHERE_CALLED = tuple(f"gossamer_{name}.c" for name in ("layers_s8", "codes", "floats", "layers_mve", "depthwise_mve", "values_mve"))
+VECTORS = "gossamer_mve.h"  # what the kernels for cores with vectors share
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +53,10 @@ def write_portable(writing: Writing) -> str:
 def own_files(statements: Sequence[str]) -> dict[str, bytes]:
     """Our kernels: those of layers, and what else the statements call."""
     called = {name for statement in statements for name in re.findall(r"\bgs_\w+", statement)}
-    found = {name: runtime_file(name) for name in (*OWN, *_WHERE_CALLED)}
+    found = {name: runtime_file(name) for name in (*OWN, *WHERE_CALLED)}
     made = {name: set(re.findall(r"^(?:void|float) (gs_\w+)", data.decode(), flags=re.MULTILINE)) for name, data in found.items()}
-    return {name: data for name, data in found.items() if name in OWN or called & made[name]}
+    taken = {name: data for name, data in found.items() if name in OWN or called & made[name]}
+    return taken | ({VECTORS: runtime_file(VECTORS)} if any(name.endswith("_mve.c") for name in taken) else {})
 
 
 PORTABLE = Kernels("portable C", OWN[1], "", write_portable, lambda draft, op: 0, own_files)

@@ -8,17 +8,9 @@ static inline int8_t clamped(int32_t value) {
   return (int8_t)(value < -128 ? -128 : value > 127 ? 127 : value);
 }
 
+#ifndef GS_MVE
 void gs_lookup_s8(int count, const int8_t *table, const int8_t *in, int8_t *out) {
   for (int i = 0; i < count; ++i) out[i] = table[in[i] + 128];
-}
-
-void gs_combine_s8(int count, int a_repeat, int b_repeat, int sign, const int8_t zeros[3], const gs_factor factors[3], const int8_t *a,
-                   const int8_t *b, int8_t *out) {
-  for (int i = 0; i < count; ++i) {
-    int32_t sum = gs_scaled((a[i % a_repeat] - zeros[0]) * (1 << 20), factors[0]) +
-                  sign * gs_scaled((b[i % b_repeat] - zeros[1]) * (1 << 20), factors[1]);
-    out[i] = clamped(gs_scaled(sum, factors[2]) + zeros[2]);
-  }
 }
 
 void gs_average_pool_s8(const gs_window *s, const int8_t *in, int8_t *out) {
@@ -39,6 +31,16 @@ void gs_average_pool_s8(const gs_window *s, const int8_t *in, int8_t *out) {
         *out++ = (int8_t)((sum + (sum > 0 ? count / 2 : -(count / 2))) / count);
       }
     }
+  }
+}
+#endif
+
+void gs_combine_s8(int count, int a_repeat, int b_repeat, int sign, const int8_t zeros[3], const gs_factor factors[3], const int8_t *a,
+                   const int8_t *b, int8_t *out) {
+  for (int i = 0; i < count; ++i) {
+    int32_t sum = gs_scaled((a[i % a_repeat] - zeros[0]) * (1 << 20), factors[0]) +
+                  sign * gs_scaled((b[i % b_repeat] - zeros[1]) * (1 << 20), factors[1]);
+    out[i] = clamped(gs_scaled(sum, factors[2]) + zeros[2]);
   }
 }
 

@@ -7,18 +7,12 @@ static inline int8_t clamped(int32_t value) {
   return (int8_t)(value < -128 ? -128 : value > 127 ? 127 : value);
 }
 
+#ifndef GS_MVE
 void gs_add_s8(int count, int8_t a_zero, int8_t b_zero, int8_t out_zero, gs_factor a_factor, gs_factor b_factor, gs_factor factor,
                const int8_t *a, const int8_t *b, int8_t *out) {
   for (int i = 0; i < count; ++i) {
     int32_t sum = gs_scaled((a[i] - a_zero) * (1 << 20), a_factor) + gs_scaled((b[i] - b_zero) * (1 << 20), b_factor);
     out[i] = clamped(gs_scaled(sum, factor) + out_zero);
-  }
-}
-
-void gs_mul_s8(int count, int repeat, int8_t a_zero, int8_t b_zero, int8_t out_zero, gs_factor factor, const int8_t *a,
-               const int8_t *b, int8_t *out) {
-  for (int i = 0; i < count; ++i) {
-    out[i] = clamped(gs_scaled((a[i] - a_zero) * (b[i % repeat] - b_zero), factor) + out_zero);
   }
 }
 
@@ -32,6 +26,14 @@ void gs_mean_s8(int positions, int channels, int8_t in_zero, int8_t out_zero, gs
 
 void gs_convert_s8(int count, int8_t in_zero, int8_t out_zero, gs_factor factor, const int8_t *in, int8_t *out) {
   for (int i = 0; i < count; ++i) out[i] = clamped(gs_scaled(in[i] - in_zero, factor) + out_zero);
+}
+#endif
+
+void gs_mul_s8(int count, int repeat, int8_t a_zero, int8_t b_zero, int8_t out_zero, gs_factor factor, const int8_t *a,
+               const int8_t *b, int8_t *out) {
+  for (int i = 0; i < count; ++i) {
+    out[i] = clamped(gs_scaled((a[i] - a_zero) * (b[i % repeat] - b_zero), factor) + out_zero);
+  }
 }
 
 void gs_conv_f32(const gs_window *s, const float *in, const float *weight, const float *bias, float *out) {
@@ -117,7 +119,9 @@ void gs_mul_f32(int count, int repeat, const float *a, const float *b, float *ou
       }                                                                                      \
     }                                                                                        \
   }
+#ifndef GS_MVE
 MAX_POOL(gs_max_pool_s8, int8_t, INT8_MIN)
+#endif
 MAX_POOL(gs_max_pool_f32, float, -INFINITY)
 
 void gs_mean_f32(int positions, int channels, const float *in, float *out) {

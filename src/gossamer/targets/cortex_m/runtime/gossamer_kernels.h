@@ -3,6 +3,11 @@
 #define GOSSAMER_KERNELS_H
 #include <stdint.h>
 
+/* Cores with vectors (Helium, MVE) have kernels of their own in gossamer_*_mve.c, which compute the same bits as those in plain C. */
+#if defined(__ARM_FEATURE_MVE) && (__ARM_FEATURE_MVE & 1) && defined(__GNUC__) && defined(__OPTIMIZE__)
+#define GS_MVE 1
+#endif
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -42,13 +47,24 @@ static inline int32_t gs_scaled(int32_t value, gs_factor factor) {
   return (((high + (high >> 31)) >> (-factor.shift - 1)) + 1) >> 1; /* and here away from zero; 31 bits leave room for the 1 */
 }
 
-/* A layer of codes: its numbers by output channel; value * multiplier * 2^(shift - 31) makes a result of a sum. */
+/* A layer of codes: its numbers by output channel. Weights are -127 to 127; value * multiplier * 2^(shift - 31) makes a result of a sum. */
 typedef struct {
   const int8_t *weight;
   const int32_t *bias, *multiplier;
   const int8_t *shift;
   int in_zero, out_zero;
 } gs_layer;
+
+/* Part of a kernel that lies on the image: from the first to behind the last; nothing where `to` is not behind `from`. */
+typedef struct {
+  int from, to;
+} gs_span;
+static inline gs_span gs_on_image(int start, int kernel, int dilation, int size) {
+  if (start >= 0 && start + (kernel - 1) * dilation < size) return (gs_span){0, kernel};
+  gs_span found = {start < 0 ? (-start + dilation - 1) / dilation : 0, kernel};
+  if (start + (kernel - 1) * dilation >= size) found.to = start >= size ? 0 : (size - start + dilation - 1) / dilation;
+  return found;
+}
 
 void gs_conv_s8(const gs_window *size, const gs_layer *layer, const int8_t *in, int8_t *out);
 void gs_depthwise_s8(const gs_window *size, const gs_layer *layer, const int8_t *in, int8_t *out);

@@ -1,12 +1,10 @@
-/* Convolutions and linear layers of 8-bit codes: on cores with vectors (MVE) 16 products at once, with the DSP extension two, else one. */
+/* Convolutions and linear layers of 8-bit codes: with the DSP extension two products at once, else one. */
 #include <string.h>
 
 #include "gossamer_kernels.h"
 
-#if defined(__ARM_FEATURE_MVE) && (__ARM_FEATURE_MVE & 1)
-#include <arm_mve.h>
-#define GS_MVE 1
-#elif defined(__ARM_FEATURE_DSP) && __ARM_FEATURE_DSP && defined(__GNUC__) && defined(__OPTIMIZE__)
+#ifndef GS_MVE
+#if defined(__ARM_FEATURE_DSP) && __ARM_FEATURE_DSP && defined(__GNUC__) && defined(__OPTIMIZE__)
 #include <arm_acle.h>
 #define GS_DSP 1
 static inline uint32_t word(const int8_t *bytes) {
@@ -74,21 +72,6 @@ typedef struct {
 /* Adds the products of (a - zero) and each of four rows of w, which lie `step` apart: the codes are widened once for all four. */
 static inline __attribute__((always_inline)) sums4 dot4(const int8_t *a, const int8_t *w, int step, int count, int32_t zero, sums4 sums) {
   int32_t s0 = sums.s0, s1 = sums.s1, s2 = sums.s2, s3 = sums.s3;
-#ifdef GS_MVE
-  int32_t t0 = 0, t1 = 0, t2 = 0, t3 = 0;
-  for (; count > 0; count -= 16, a += 16, w += 16) {
-    mve_pred16_t left = vctp8q((uint32_t)count);
-    int8x16_t codes = vldrbq_z_s8(a, left), row = vldrbq_z_s8(w, left);
-    s0 = vmladavaq_s8(s0, codes, row), t0 = vaddvaq_s8(t0, row);
-    row = vldrbq_z_s8(w + step, left);
-    s1 = vmladavaq_s8(s1, codes, row), t1 = vaddvaq_s8(t1, row);
-    row = vldrbq_z_s8(w + 2 * step, left);
-    s2 = vmladavaq_s8(s2, codes, row), t2 = vaddvaq_s8(t2, row);
-    row = vldrbq_z_s8(w + 3 * step, left);
-    s3 = vmladavaq_s8(s3, codes, row), t3 = vaddvaq_s8(t3, row);
-  }
-  return (sums4){s0 - zero * t0, s1 - zero * t1, s2 - zero * t2, s3 - zero * t3};
-#else
 #ifdef GS_DSP
   if (count & 4) GS_STEPS(a + 4, "");
   if (count & ~7) GS_STEPS(a + (count & ~7), GS_FOUR);
@@ -99,33 +82,7 @@ static inline __attribute__((always_inline)) sums4 dot4(const int8_t *a, const i
     s0 += code * w[i], s1 += code * w[step + i], s2 += code * w[2 * step + i], s3 += code * w[3 * step + i];
   }
   return (sums4){s0, s1, s2, s3};
-#endif
 }
-
-#ifdef GS_MVE
-/* The same for codes whose zero point is in the sums already. */
-static inline __attribute__((always_inline)) sums4 dot4_plain(const int8_t *a, const int8_t *w, int step, int count, sums4 sums) {
-  const int8_t *v = w + 2 * step;
-  for (; count > 0; count -= 16, a += 16, w += 16, v += 16) {
-    mve_pred16_t left = vctp8q((uint32_t)count);
-    int8x16_t codes = vldrbq_z_s8(a, left);
-    sums.s0 = vmladavaq_s8(sums.s0, codes, vldrbq_z_s8(w, left));
-    sums.s1 = vmladavaq_s8(sums.s1, codes, vldrbq_z_s8(w + step, left));
-    sums.s2 = vmladavaq_s8(sums.s2, codes, vldrbq_z_s8(v, left));
-    sums.s3 = vmladavaq_s8(sums.s3, codes, vldrbq_z_s8(v + step, left));
-  }
-  return sums;
-}
-
-/* Sums less the zero point times each row: it is found once for all places that take the whole row. */
-__attribute__((noinline)) static sums4 without_zero(const int8_t *w, int step, int count, int32_t zero, sums4 sums) {
-  int32_t rows[4] = {0, 0, 0, 0};
-  for (int row = 0; row < 4; ++row, w += step) {
-    for (int i = 0; i < count; i += 16) rows[row] = vaddvaq_s8(rows[row], vldrbq_z_s8(w + i, vctp8q((uint32_t)(count - i))));
-  }
-  return (sums4){sums.s0 - zero * rows[0], sums.s1 - zero * rows[1], sums.s2 - zero * rows[2], sums.s3 - zero * rows[3]};
-}
-#endif
 
 static inline int32_t dot1(const int8_t *a, const int8_t *w, int count, int32_t zero, int32_t sum) {
   for (int i = 0; i < count; ++i) sum += (a[i] - zero) * w[i];
@@ -148,32 +105,12 @@ static inline void store4(const gs_layer *layer, int channel, sums4 sums, int8_t
   out[3] = result(layer, channel + 3, sums.s3);
 }
 
-/* Part of a kernel that lies on the image: from the first to behind the last. */
-typedef struct {
-  int from, to;
-} span;
-static inline span on_image(int start, int kernel, int dilation, int size) {
-  if (start >= 0 && start + (kernel - 1) * dilation < size) return (span){0, kernel};
-  span found = {start < 0 ? (-start + dilation - 1) / dilation : 0, kernel};
-  if (start + (kernel - 1) * dilation >= size) found.to = start >= size ? 0 : (size - start + dilation - 1) / dilation;
-  return found;
-}
-
 /* `rows` vectors of `inputs` codes, `step` apart, by all outputs: linear layers and 1x1 convolutions. */
 __attribute__((noinline)) static void points(int rows, int step, int inputs, int outputs, const gs_layer *layer, const int8_t *in, int8_t *out) {
   int o = 0;
   for (; o + 4 <= outputs; o += 4) {
     const int8_t *weight = layer->weight + o * inputs, *codes = in;
     int8_t *to = out + o;
-#ifdef GS_MVE
-    if (rows > 1) {
-      sums4 start = without_zero(weight, inputs, inputs, layer->in_zero, biases(layer, o));
-      for (int row = 0; row < rows; ++row, codes += step, to += outputs) {
-        store4(layer, o, dot4_plain(codes, weight, inputs, inputs, start), to);
-      }
-      continue;
-    }
-#endif
     for (int row = 0; row < rows; ++row, codes += step, to += outputs) {
       store4(layer, o, dot4(codes, weight, inputs, inputs, layer->in_zero, biases(layer, o)), to);
     }
@@ -193,18 +130,12 @@ void gs_linear_s8(int rows, int inputs, int outputs, const gs_layer *layer, cons
 static void conv_line(const gs_window *s, const gs_layer *layer, int y, const int8_t *in, int8_t *out) {
   int top = y * s->stride_h - s->pad_h, row = s->kernel_w * s->in_c, size = s->kernel_h * row, line = s->in_w * s->in_c;
   int down = s->dilation_h * line, across = s->dilation_w * s->in_c, whole = s->dilation_w == 1;
-  span rows = on_image(top, s->kernel_h, s->dilation_h, s->in_h);
+  gs_span rows = gs_on_image(top, s->kernel_h, s->dilation_h, s->in_h);
   for (int o = 0; o < s->out_c; o += 4) {
     int8_t *to = out + o;
-#ifdef GS_MVE
-    sums4 start = {0, 0, 0, 0};
-    if (o + 4 <= s->out_c) {
-      start = without_zero(layer->weight + o * size + rows.from * row, size, (rows.to - rows.from) * row, layer->in_zero, biases(layer, o));
-    }
-#endif
     for (int x = 0; x < s->out_w; ++x, to += s->out_c) {
       int left = x * s->stride_w - s->pad_w;
-      span columns = on_image(left, s->kernel_w, s->dilation_w, s->in_w);
+      gs_span columns = gs_on_image(left, s->kernel_w, s->dilation_w, s->in_w);
       int wide = columns.to - columns.from, parts = whole ? 1 : wide, length = whole ? wide * s->in_c : s->in_c;
       const int8_t *codes = in + (top + rows.from * s->dilation_h) * line + (left + columns.from * s->dilation_w) * s->in_c;
       const int8_t *weight = layer->weight + o * size + rows.from * row + columns.from * s->in_c;
@@ -220,14 +151,6 @@ static void conv_line(const gs_window *s, const gs_layer *layer, int y, const in
         }
         continue;
       }
-#ifdef GS_MVE
-      if (whole && wide == s->kernel_w) {
-        sums4 sums = start;
-        for (int ky = rows.from; ky < rows.to; ++ky, codes += down, weight += row) sums = dot4_plain(codes, weight, size, row, sums);
-        store4(layer, o, sums, to);
-        continue;
-      }
-#endif
       sums4 sums = biases(layer, o);
       for (int ky = rows.from; ky < rows.to; ++ky, codes += down, weight += row) {
         for (int part = 0; part < parts; ++part) {
@@ -244,10 +167,10 @@ enum { SHORT = 16, TOGETHER = 192 };
 static void conv_short(const gs_window *s, const gs_layer *layer, int y, const int8_t *in, int8_t *out) {
   int8_t codes[TOGETHER];
   int top = y * s->stride_h - s->pad_h, row = s->kernel_w * s->in_c, size = s->kernel_h * row;
-  span rows = on_image(top, s->kernel_h, s->dilation_h, s->in_h);
+  gs_span rows = gs_on_image(top, s->kernel_h, s->dilation_h, s->in_h);
   for (int x = 0; x < s->out_w; ++x, out += s->out_c) {
     int left = x * s->stride_w - s->pad_w;
-    span columns = on_image(left, s->kernel_w, 1, s->in_w);
+    gs_span columns = gs_on_image(left, s->kernel_w, 1, s->in_w);
     int length = (columns.to - columns.from) * s->in_c;
     if (length < row || rows.to - rows.from < s->kernel_h) memset(codes, layer->in_zero, (size_t)size);
     for (int ky = rows.from; ky < rows.to; ++ky) {
@@ -299,17 +222,6 @@ __attribute__((noinline)) static void depthwise_run(const gs_window *s, const gs
   int channels = s->in_c, down = s->dilation_h * s->in_w * channels, row = s->kernel_w * channels, across = s->stride_w * channels;
   for (; places > 0; --places, in += across, out += channels) {
     const int8_t *codes = in, *w = weight;
-#ifdef GS_MVE
-    int32x4_t total = vld1q_s32(layer->bias + channel);
-    for (int ky = 0; ky < rows; ++ky, codes += down, w += row) {
-      for (int kx = 0; kx < columns; ++kx) {
-        int32x4_t code = vsubq_n_s32(vldrbq_s32(codes + kx * channels), layer->in_zero);
-        total = vaddq_s32(total, vmulq_s32(code, vldrbq_s32(w + kx * channels)));
-      }
-    }
-    sums4 sums;
-    vst1q_s32(&sums.s0, total);
-#else
     sums4 sums = biases(layer, channel);
     if (columns == 3) {
       for (int ky = 0; ky < rows; ++ky, codes += down, w += row) {
@@ -322,7 +234,6 @@ __attribute__((noinline)) static void depthwise_run(const gs_window *s, const gs
         for (int kx = 0; kx < columns; ++kx) sums = step4(codes + kx * channels, w + kx * channels, layer->in_zero, sums);
       }
     }
-#endif
     store4(layer, channel, sums, out);
   }
 }
@@ -331,7 +242,7 @@ __attribute__((noinline)) static void depthwise_run(const gs_window *s, const gs
 static int32_t depthwise_one(const gs_window *s, const gs_layer *layer, int y, int x, int channel, const int8_t *in) {
   int32_t sum = layer->bias[channel];
   int top = y * s->stride_h - s->pad_h, left = x * s->stride_w - s->pad_w, from = channel / (s->out_c / s->in_c);
-  span rows = on_image(top, s->kernel_h, s->dilation_h, s->in_h), columns = on_image(left, s->kernel_w, s->dilation_w, s->in_w);
+  gs_span rows = gs_on_image(top, s->kernel_h, s->dilation_h, s->in_h), columns = gs_on_image(left, s->kernel_w, s->dilation_w, s->in_w);
   for (int ky = rows.from; ky < rows.to; ++ky) {
     for (int kx = columns.from; kx < columns.to; ++kx) {
       int place = (top + ky * s->dilation_h) * s->in_w + left + kx * s->dilation_w;
@@ -345,10 +256,10 @@ void gs_depthwise_s8(const gs_window *s, const gs_layer *layer, const int8_t *in
   int channels = s->in_c, together = s->out_c == channels && s->dilation_w == 1 ? channels / 4 * 4 : 0;
   for (int y = 0; y < s->out_h; ++y, out += s->out_w * s->out_c) {
     int top = y * s->stride_h - s->pad_h;
-    span rows = on_image(top, s->kernel_h, s->dilation_h, s->in_h);
+    gs_span rows = gs_on_image(top, s->kernel_h, s->dilation_h, s->in_h);
     for (int x = 0, run; x < s->out_w; x += run) { /* places with the same columns of the kernel on the image, one run after another */
       int left = x * s->stride_w - s->pad_w;
-      span columns = on_image(left, s->kernel_w, s->dilation_w, s->in_w);
+      gs_span columns = gs_on_image(left, s->kernel_w, s->dilation_w, s->in_w);
       run = left < 0 || left + s->kernel_w > s->in_w ? 1 : (s->in_w - s->kernel_w - left) / s->stride_w + 1;
       if (run > s->out_w - x) run = s->out_w - x;
       const int8_t *codes = in + ((top + rows.from * s->dilation_h) * s->in_w + left + columns.from) * channels;
@@ -362,3 +273,4 @@ void gs_depthwise_s8(const gs_window *s, const gs_layer *layer, const int8_t *in
     }
   }
 }
+#endif
