@@ -75,7 +75,7 @@ def test_verify_holds_a_network_against_a_board(tmp_path):
     assert not found.passed
     (problem,) = found.problems
     assert "the flash of stm32f446re is" in problem
-    assert "most bytes are held by linear" in str(found)
+    assert "most bytes are held by 0 (641,600), 2 (8,020)" in str(found)  # the layers' paths in the user's network
     assert found.chip.instructions > 400 * 400
     assert found.compressed.ram_bytes == found.chip.ram_bytes == found.chip.arena_bytes + 405 * 4
     assert type(found).from_dict(json.loads(json.dumps(found.to_dict()))) == found

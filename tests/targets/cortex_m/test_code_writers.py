@@ -14,6 +14,7 @@ from gossamer.apply.engine import apply
 from gossamer.errors import UnsupportedOp
 from gossamer.plan.quantization import plan_quantization
 from gossamer.program.capture import capture
+from gossamer.targets.cortex_m.emit import read_note
 from gossamer.targets.cortex_m.run import COMPILER, EMULATOR, INSTALL, measure_memory, open_on
 from gossamer.targets.export import export
 from gossamer.targets.parity import check_parity
@@ -143,6 +144,34 @@ def test_whole_networks_of_integers(name, tmp_path):
     interpreter = targets["tflm"].open(micro.path, threads=1)
     np.testing.assert_array_equal(interpreter.run(samples[:2].numpy()), expected)
     assert measure_memory(artifact.path).ram_bytes < interpreter.arena_bytes()
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.act, self.second = nn.Conv2d(3, 3, 3, padding=1), nn.ReLU(), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        y = self.second(self.act(self.first(x)))
+        return (y + x) + y
+
+
+def test_steps_have_the_names_of_the_users_layers(samples, tmp_path):
+    torch.manual_seed(0)
+    network = nn.Sequential()
+    network.add_module("stage", nn.Sequential(Block(), nn.MaxPool2d(2)))
+    network.add_module("head", nn.Sequential(nn.Flatten(), nn.Linear(90, 4)))
+    program = capture(network.eval(), samples[:2])
+    artifact = export(apply(program, plan_quantization(program, samples, "cortex_m")), tmp_path / "net.c", "cortex_m")
+    steps = [(step["name"], step["op"]) for step in read_note(artifact.path)["steps"]]
+    assert steps == [
+        ("stage.0.first", "CONV_2D"), ("stage.0.second", "CONV_2D"), ("stage.0 (add)", "ADD"), ("stage.0 (add_1)", "ADD"),
+        ("stage.1", "MAX_POOL_2D"), ("head.0", "RESHAPE"), ("head.1", "FULLY_CONNECTED"),
+    ]  # fmt: skip
+    if targets["cortex_m"].runtime_version is not None:
+        report = verify(artifact, reference=program, data=(samples, program(samples).argmax(1)), batch=1)
+        assert [layer.name for layer in report.chip.layers] == [name for name, _ in steps]
+        assert "stage.0.second" in {row[0] for row in report.chip.layer_rows()}
 
 
 def test_what_has_no_kernel_is_refused_by_name(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -108,7 +109,7 @@ def _coding(quantizer: Quantizer | None) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One operator in C, and what it costs: {"name", "op", "constant_bytes", "arena_bytes"}."""
+    """One operator in C, and what it costs: {"name", "op", "constant_bytes", "arena_bytes"}; its name is the path of the user's module."""
 
     lines: tuple[str, ...]
     note: Mapping[str, Any]
@@ -124,18 +125,28 @@ class Body:
 
 def statements(network: Network, kernels: Kernels) -> Body:
     """Write every operator with its kernels. Raises UnsupportedOp for one without a kernel."""
-    page, steps = Page(), []
+    page, steps, names = Page(), [], step_names(network)
     for step, op in enumerate(network.ops):
         before = page.bytes
         text = kernels.write(Writing(network, op, page, step))
         note = {
-            "name": value_name(network.tensor(op.outputs[0]).name),
+            "name": names[step],
             "op": op.code,
             "constant_bytes": page.bytes - before,
             "arena_bytes": sum(life.size for life in network.lives if life.first <= step <= life.last),
         }
         steps.append(Step((text,) if text else (), note))
     return Body(tuple(steps), tuple(page.lines))
+
+
+def step_names(network: Network) -> list[str]:
+    """Paths of the users' modules; the value that is made where there is none, and behind it where several operators of one kind share it."""
+    values = [value_name(network.tensor(op.outputs[0]).name) for op in network.ops]
+    shared = Counter((op.module, op.code) for op in network.ops)
+    return [
+        f"{op.module} ({value})" if op.module and shared[op.module, op.code] > 1 else op.module or value
+        for op, value in zip(network.ops, values, strict=True)
+    ]
 
 
 def source(name: str, path: Path, network: Network, note: Mapping[str, Any], body: Body, include: str) -> str:

@@ -31,19 +31,24 @@ class DraftTensor:
 
 @dataclass(frozen=True, slots=True)
 class DraftOp:
-    """One builtin operator on tensors by number (-1: absent); options: the name of its options table and the fields set in it."""
+    """One builtin operator on tensors by number (-1: absent); options: the name of its options table and the fields set in it.
+
+    module  path of the user's module that it is written for; "" where that is the whole network
+    """
 
     code: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     options: str
     fields: Mapping[str, Any]
+    module: str = ""
 
 
 class Draft:
-    """Collects tensors and operators. Equal constants are stored once."""
+    """Collects tensors and operators, those for `module` from now on. Equal constants are stored once."""
 
     def __init__(self) -> None:
+        self.module = ""
         self.tensors: list[DraftTensor] = []
         self.ops: list[DraftOp] = []
         self._constants: dict[tuple[object, ...], int] = {}
@@ -64,7 +69,7 @@ class Draft:
 
     def op(self, code: str, inputs: Sequence[int], outputs: Sequence[int], options: str = "", **fields: Any) -> None:
         """Add an operator."""
-        self.ops.append(DraftOp(code, tuple(inputs), tuple(outputs), options, fields))
+        self.ops.append(DraftOp(code, tuple(inputs), tuple(outputs), options, fields, self.module))
 
     def live(self, outputs: Sequence[int], names: Mapping[int, str]) -> tuple[Draft, Mapping[int, int]]:
         """The same without what reaches no output, and the new number of each tensor that is left.
@@ -83,8 +88,8 @@ class Draft:
         slim.tensors = [replace(self.tensors[n], name=names[n] if n in names else free.take(self.tensors[n].name)) for n in numbers]
         new = {number: position for position, number in enumerate(numbers)}
         for op in reversed(kept):
-            inputs, outputs = ([new.get(number, -1) for number in group] for group in (op.inputs, op.outputs))
-            slim.op(op.code, inputs, outputs, op.options, **op.fields)
+            inputs, outputs = (tuple(new.get(number, -1) for number in group) for group in (op.inputs, op.outputs))
+            slim.ops.append(replace(op, inputs=inputs, outputs=outputs))
         return slim, new
 
 

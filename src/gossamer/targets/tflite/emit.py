@@ -73,6 +73,7 @@ def draft_of(program: Program, *, fuse: bool = False) -> Written:
     walk = Walk(program)
     for node in walk.graph.nodes:
         walk.visit(node)
+    walk.draft.module = ""
     results = [walk.handed_out(name) for name in walk.graph.outputs]
     if fuse:
         fuse_activations(walk.draft, [laid.tensor for laid in results])
@@ -116,6 +117,7 @@ class Walk:
         row = op_of(node)
         if row.onnx not in lowerings:
             raise UnsupportedOp(node.op, node.where, needed="LiteRT", way_out=WAY_OUT)
+        self.draft.module = node.module
         results = self._integer.get(node.name)
         name = results[0] if results else node.name
         laid = lowerings[row.onnx](Call(node, bind(node), self, results is not None, name))
