@@ -8,7 +8,7 @@ from gossamer.errors import ConfigError, PlanError
 from gossamer.program.masks import check_zeros
 from gossamer.program.program import Program
 from gossamer.targets.coded_ends import check_ends
-from gossamer.targets.target import Artifact, targets
+from gossamer.targets.target import IO_KINDS, Artifact, targets
 
 
 def export(program: Program, path: str | Path, target: str = "onnxruntime", *, io: str = "float") -> Artifact:
@@ -28,11 +28,11 @@ def export(program: Program, path: str | Path, target: str = "onnxruntime", *, i
             f"the network was quantized for {program.target or 'no target'!r}, not for {target!r}; plan it anew for that target."
         )
     check_zeros(program)
+    if io in IO_KINDS[1:] and found.emit_coded is None:
+        raise ConfigError("io", io, f"'float' for {target}: {found.own_ends}")
     check_ends(program, io)
-    if io == "float":
+    if found.emit_coded is None or io == "float":
         found.emit(program, path)
-    elif found.emit_coded is None:
-        raise ConfigError("io", io, f"'float' for {target}, whose files take and give floats here")
     else:
         found.emit_coded(program, path, io)
     return Artifact(path, target, program, io)

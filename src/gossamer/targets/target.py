@@ -49,6 +49,7 @@ class Target:
     """One runtime. `emit(program, path)` writes the file; `open` raises MissingRuntime when the runtime is absent.
 
     `emit_coded(program, path, io)` writes one whose inputs and outputs are "uint8" or "int8" codes, where the target has such.
+    `own_ends` says in a few words what files take and give where there is no emit_coded, and what users do who have other codes.
     `open_values(program, threads=...)` opens a file written for the purpose that hands out codes, where an exported one cannot be made to.
     `count_zeros(path)` finds (zeros, numbers) of each weight in the file, where the target has it.
     `notes(program)` tells what users of the file must know, in sentences, where there is anything.
@@ -69,6 +70,7 @@ class Target:
     count_zeros: Callable[[Path], Mapping[str, tuple[int, int]]] | None = None
     notes: Callable[[Program], tuple[str, ...]] | None = None
     emit_coded: Callable[[Program, Path, str], None] | None = None
+    own_ends: str = "its files take and give floats here"
     beside: Callable[[Path], tuple[Path, ...]] | None = None
     size: Callable[[Path], int] | None = None
     ram: Callable[[Path], int] | None = None

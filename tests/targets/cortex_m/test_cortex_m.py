@@ -13,6 +13,7 @@ from torch import nn
 from gossamer.apply.engine import apply
 from gossamer.data.source import Data
 from gossamer.errors import ConfigError, DataError, FileError, MissingRuntime, UnsupportedOp
+from gossamer.numerics.affine import quantize
 from gossamer.pipeline.loop import compress
 from gossamer.pipeline.settings import Settings
 from gossamer.plan.quantization import plan_quantization
@@ -23,7 +24,7 @@ from gossamer.targets.cortex_m.run import COMPILER, EMULATOR, INSTALL, measure_m
 from gossamer.targets.export import export
 from gossamer.targets.parity import check_parity
 from gossamer.targets.simulate import simulate
-from gossamer.targets.target import targets
+from gossamer.targets.target import end_codes, targets
 from gossamer.targets.verify import verify
 
 toolchain = pytest.mark.skipif(not (shutil.which(COMPILER) and shutil.which(EMULATOR)), reason=f"needs {INSTALL}")
@@ -155,6 +156,18 @@ def test_the_header_tells_what_callers_need(artifact, quantized):
         "net.c", "net.h", "gossamer_kernels.c", "gossamer_layers_s8.c", "gossamer_kernels.h", "gossamer_layers_mve.c",
         "gossamer_depthwise_mve.c", "gossamer_values_mve.c", "gossamer_mve.h", "Makefile", "CMakeLists.txt",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("target", ["cortex_m", "cmsis_nn"])
+def test_codes_of_other_kinds_are_made_by_callers(program, samples, target, tmp_path):
+    quantized = apply(program, plan_quantization(program, samples, target))
+    for io in ("uint8", "int8"):
+        with pytest.raises(ConfigError, match=r"io must be 'float' for \w+: its C function takes and gives int8 codes .* \(byte \^ 0x80\)"):
+            export(quantized, tmp_path / "net.c", target, io=io)
+    ours = quantized.quantizers["x"]
+    values = torch.linspace(-5, 5, 999)
+    unsigned = quantize(values, end_codes(ours, "uint8")).numpy().astype(np.uint8)
+    np.testing.assert_array_equal((unsigned ^ 0x80).view(np.int8), quantize(values, end_codes(ours, "int8")).numpy())
 
 
 @toolchain

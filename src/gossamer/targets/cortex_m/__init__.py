@@ -20,6 +20,10 @@ TARGET = Target(
     spec=SPEC,
     suffix=".c",
     emit=emit,
+    own_ends=(
+        "its C function takes and gives int8 codes by itself where the network has them at its ends; "
+        "for uint8 bytes flip the top bit of each (byte ^ 0x80) before and after the call"
+    ),
     open=open_file,
     notes=notes,
     beside=beside,
