@@ -35,11 +35,12 @@ def targets(result: dict[str, Any]) -> str:
         lines += [_chip_line(title, row[kind], row["macs"]) for kind, title in CODE.items() if kind in row]
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     sizes = f", sizes {result['sizes']['commit']}" if "sizes" in result else ""
+    counted = f"; chips counted at {result['counted_at']}" if result.get("counted_at", result["commit"]) != result["commit"] else ""
     lines += [
         "",
         "Random weights, batch 1, 1 thread, sizes in bytes. Weights are what Program.cost says: codes, 4 bytes for each number of a bias and of what stays "
         "float, and one float32 scale for each channel of a weight. bakenn quantizes by itself. "
-        f"({result['machine']}; {versions}; commit {result['commit']}{sizes})",
+        f"({result['machine']}; {versions}; commit {result['commit']}{sizes}{counted})",
     ]
     return "\n".join(lines)
 

@@ -1,7 +1,8 @@
 """Each target beside the float network on it: parity with the simulation, speed, file size and time to write the file.
 
 python benchmarks/targets.py [NAME ...] [--target TARGET ...] [--sizes]      rows to run anew, such as resnet18 or DS-CNN, and on which targets;
-all without a name, on all whose runtime is installed. What is not run keeps its figures. --sizes: only sizes of files, which a busy machine cannot spoil.
+all without a name, on all whose runtime is installed. What is not run keeps its figures; where only chips are run, which are counted and not
+timed, all times stay, too, and so does what the file says of its machine. --sizes: only sizes of files, which a busy machine cannot spoil.
 
 weight_bytes is what the quantized network itself takes (Program.cost): codes of weights, 4 bytes for each number of a bias and of what stays float, and one
 float32 scale for each channel of a weight. Whatever else a file holds is in over_weights: names, operators, zero points, scales of biases.
@@ -155,7 +156,8 @@ def main() -> None:
         wanted.remove(target)
         print(f"{target} is not installed and keeps its figures: {targets[target].install_command}")
     torch.set_num_threads(1)
-    old = json.loads(PATH.read_text())["rows"] if PATH.exists() else {}
+    before = json.loads(PATH.read_text()) if PATH.exists() else {"rows": {}}
+    old, only_counted = before["rows"], bool(before["rows"]) and set(wanted) <= set(CHIPS)
     for name in names:
         if lacks_packages(name):
             continue
@@ -169,13 +171,17 @@ def main() -> None:
                 print(name, {key: one for key, one in old[name].items() if key.startswith(BESIDE)}, flush=True)
                 continue
             try:
-                old[name][target] = row(program, samples, target)
+                found = row(program, samples, target)
+                times = {key: one for key, one in old[name].get(target, {}).items() if key.endswith("_s") and only_counted}
+                old[name][target] = {**found, **times}
             except gs.GossamerError as error:
                 print(name, target, f"not run: {error}", flush=True)
                 continue
             print(name, target, old[name][target], flush=True)
         packages = ("torch", "onnxruntime", "openvino", "ai-edge-litert", "tflite-micro", "executorch", "bakenn")
-        write("targets", {**header(packages, threads=1, batch=1), "rows": old}, quiet=True)
+        facts = header(packages, threads=1, batch=1)
+        kept = {key: one for key, one in before.items() if key != "rows"}
+        write("targets", {**(kept if only_counted else facts), "counted_at": facts["commit"], "rows": old}, quiet=True)
 
 
 if __name__ == "__main__":
