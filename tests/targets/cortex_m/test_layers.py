@@ -109,7 +109,7 @@ def test_convolutions_of_any_shape(library, case):
     shape = (s.kernel_h, s.kernel_w, s.out_c) if depthwise else (s.out_c, s.kernel_h, s.kernel_w, s.in_c)
     weight = rng.integers(-127, 128, shape).astype(np.int8)
     bias = rng.integers(-3000, 3000, s.out_c).astype(np.int32)
-    pairs = [quantize_multiplier(float(number)) for number in rng.uniform(1e-4, 0.05, s.out_c)]
+    pairs = [quantize_multiplier(float(number)) for number in rng.uniform(1e-4, 0.05, s.out_c) * rng.choice([1, 1, 1e-9, 40], s.out_c)]
     multiplier, shift = np.array([m for m, _ in pairs], np.int32), np.array([e for _, e in pairs], np.int8)
     in_zero, out_zero = (int(number) for number in rng.integers(-128, 128, 2))
     layer = Layer(*(array.ctypes.data for array in (weight, bias, multiplier, shift)), in_zero, out_zero)

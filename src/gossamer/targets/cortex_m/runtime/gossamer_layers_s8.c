@@ -7,6 +7,9 @@
 #if defined(__ARM_FEATURE_DSP) && __ARM_FEATURE_DSP && defined(__GNUC__) && defined(__OPTIMIZE__)
 #include <arm_acle.h>
 #define GS_DSP 1
+#ifndef __clang__
+#pragma GCC optimize("omit-frame-pointer") /* GS_STEPS takes all registers but one */
+#endif
 static inline uint32_t word(const int8_t *bytes) {
   uint32_t found;
   memcpy(&found, bytes, 4);
@@ -48,10 +51,10 @@ static inline uint32_t twice(int32_t number) { return ((uint32_t)number & 0xFFFF
   do {                                                                                                          \
     const int8_t *until = END;                                                                                  \
     uint32_t first, second, row, part;                                                                          \
-    __asm("1:\n\t" GS_FOUR MORE "ldr %[part], %[until]\n\tcmp %[a], %[part]\n\tbne 1b"                          \
+    __asm("1:\n\t" GS_FOUR MORE "cmp %[a], %[until]\n\tbne 1b"                                                      \
           : [a] "+r"(a), [w] "+r"(w), [s0] "+r"(s0), [s1] "+r"(s1), [s2] "+r"(s2), [s3] "+r"(s3),               \
             [first] "=&r"(first), [second] "=&r"(second), [row] "=&r"(row), [part] "=&r"(part)                  \
-          : [step] "r"(step), [offset] "r"(twice(-zero)), [until] "m"(until)             \
+          : [step] "r"(step), [offset] "r"(twice(-zero)), [until] "r"(until)             \
           : "cc", "memory");                                                                                    \
   } while (0)
 #endif
@@ -89,7 +92,7 @@ static inline int32_t dot1(const int8_t *a, const int8_t *w, int count, int32_t 
   return sum;
 }
 
-static inline int8_t result(const gs_layer *layer, int channel, int32_t sum) {
+static __attribute__((noinline)) int8_t result(const gs_layer *layer, int channel, int32_t sum) {
   return clamped(gs_scaled(sum, (gs_factor){layer->multiplier[channel], layer->shift[channel]}) + layer->out_zero);
 }
 
@@ -98,11 +101,24 @@ static inline sums4 biases(const gs_layer *layer, int channel) {
   return (sums4){bias[0], bias[1], bias[2], bias[3]};
 }
 
+/* result() where the shift is -32 to -1, which needs no look at it. */
+static inline int8_t usual_result(const gs_layer *layer, int channel, int32_t sum) {
+  int32_t high = (int32_t)(((int64_t)sum * layer->multiplier[channel] + (INT64_C(1) << 30)) >> 31);
+  return clamped(((((high + (high >> 31)) >> (-layer->shift[channel] - 1)) + 1) >> 1) + layer->out_zero);
+}
+
 static inline void store4(const gs_layer *layer, int channel, sums4 sums, int8_t *out) {
-  out[0] = result(layer, channel, sums.s0);
-  out[1] = result(layer, channel + 1, sums.s1);
-  out[2] = result(layer, channel + 2, sums.s2);
-  out[3] = result(layer, channel + 3, sums.s3);
+  uint32_t shifts;
+  memcpy(&shifts, layer->shift + channel, 4);
+  if ((shifts & 0xE0E0E0E0u) != 0xE0E0E0E0u) { /* not all of them are -32 to -1 */
+    const int32_t each[] = {sums.s0, sums.s1, sums.s2, sums.s3};
+    for (int i = 0; i < 4; ++i) out[i] = result(layer, channel + i, each[i]);
+    return;
+  }
+  out[0] = usual_result(layer, channel, sums.s0);
+  out[1] = usual_result(layer, channel + 1, sums.s1);
+  out[2] = usual_result(layer, channel + 2, sums.s2);
+  out[3] = usual_result(layer, channel + 3, sums.s3);
 }
 
 /* `rows` vectors of `inputs` codes, `step` apart, by all outputs: linear layers and 1x1 convolutions. */
