@@ -26,6 +26,7 @@ from gossamer.plan.edits import (
     ShiftBias,
     SplitAttention,
     SplitGate,
+    SplitTransposed,
 )
 from gossamer.program.attention import split_attention, whole_attention
 from gossamer.program.coded_copies import with_copies
@@ -36,6 +37,7 @@ from gossamer.program.ops import bind, op_of, with_arguments
 from gossamer.program.ops.kinds import Convolution, Linear
 from gossamer.program.ops.own import DYNAMIC, DYNAMIC_RANGE, DYNAMIC_ROWS
 from gossamer.program.program import Program
+from gossamer.program.transposed import split_transposed, transposed_convolutions
 
 
 def quantize_program(program: Program, edits: Sequence[Edit], target: str) -> Program:
@@ -56,8 +58,8 @@ def quantize_program(program: Program, edits: Sequence[Edit], target: str) -> Pr
 
 
 def restructure(program: Program, edits: Sequence[Edit]) -> Program:
-    """A copy with the edits made that leave a float network's outputs as they are: folded batch norms, split gates and attention, copies,
-    scaled channels.
+    """A copy with the edits made that leave a float network's outputs as they are: folded batch norms; split gates, attention and
+    transposed convolutions; copies; scaled channels.
 
     Raises: PlanError for edits that name what the network does not have.
     """
@@ -72,7 +74,10 @@ def restructure(program: Program, edits: Sequence[Edit]) -> Program:
     attention = tuple(edit.node for edit in edits if isinstance(edit, SplitAttention))
     if not set(attention) <= set(whole_attention(folded)):
         raise PlanError(f"the plan splits {sorted(attention)[0]!r}, which is no attention of this network that can be split.")
-    split = split_attention(split_gates(folded, gates), attention)
+    transposed = tuple(edit.node for edit in edits if isinstance(edit, SplitTransposed))
+    if not set(transposed) <= set(transposed_convolutions(folded)):
+        raise PlanError(f"the plan splits {sorted(transposed)[0]!r}, which is no transposed convolution of this network that can be split.")
+    split = split_attention(split_gates(split_transposed(folded, transposed), gates), attention)
     split = with_copies(split, [(edit.value, edit.readers) for edit in edits if isinstance(edit, CopyForCodes)])
     return scale_channels(split, [edit for edit in edits if isinstance(edit, (ScaleChannels, ScaleInput))])
 

@@ -85,6 +85,13 @@ class SplitAttention:
 
 
 @dataclass(frozen=True, slots=True)
+class SplitTransposed:
+    """Split the transposed convolution `node` into a convolution and the move of its channels to pixels."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
 class CopyForCodes:
     """Let the nodes `readers` read a copy of `value`, called VALUE_coded, so that it can have codes while whatever else reads the value
     reads floats."""
@@ -172,6 +179,7 @@ Edit = (
     | FoldBatchNorm
     | SplitGate
     | SplitAttention
+    | SplitTransposed
     | CopyForCodes
     | ScaleChannels
     | ScaleInput
@@ -191,6 +199,7 @@ _KINDS: dict[str, type[Any]] = {
         FoldBatchNorm,
         SplitGate,
         SplitAttention,
+        SplitTransposed,
         CopyForCodes,
         ScaleChannels,
         ScaleInput,

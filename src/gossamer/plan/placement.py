@@ -24,6 +24,7 @@ from gossamer.program.ops.kinds import Convolution, Embedding, Factory, Linear, 
 from gossamer.program.ops.own import COPY
 from gossamer.program.program import Program
 from gossamer.program.shapes import Meta, TensorMeta, infer_shapes
+from gossamer.program.transposed import is_transposed, why_whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,11 @@ class Site:
 
     def inputs(self, node: Node) -> tuple[str, ...]:
         """Values with codes of their own that an integer op reads."""
-        return node.uses[:1] if has_weight(node) else tuple(dict.fromkeys(name for name in node.uses if self.is_float(name)))
+        return (
+            node.uses[:1]
+            if has_weight(node)
+            else tuple(dict.fromkeys(name for name in node.uses if self.is_float(name)))
+        )
 
     def results(self, node: Node) -> tuple[str, ...]:
         """Values that carry the codes of an integer op's results: of the activation behind it where that is free."""
@@ -181,6 +186,8 @@ class Site:
         if name in self.spec.absorbed_ops - self.spec.integer_ops:
             return "it is free only right behind an op on integers that nothing else reads"
         if name not in self.spec.integer_ops:
+            if is_transposed(node) and "Pixels" in self.spec.integer_ops and (reason := why_whole(self.graph, node)):
+                return reason
             return f"{self.spec.name} has no integer kernel for {name or node.op}"
         if not all(self.is_float(result) for result in self.results(node)):
             return f"the result of {name} is not float32, so there is nothing to code"

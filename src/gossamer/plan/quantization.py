@@ -14,7 +14,7 @@ from gossamer.numerics.formats import IntFormat, PerTensor
 from gossamer.numerics.ranges import choose_quantizer, fit_clamp
 from gossamer.numerics.spread import merge
 from gossamer.plan.calibrate import Calibration, calibrate
-from gossamer.plan.edits import CopyForCodes, Edit, FoldBatchNorm, QuantizeValue, SplitAttention, SplitGate
+from gossamer.plan.edits import CopyForCodes, Edit, FoldBatchNorm, QuantizeValue, SplitAttention, SplitGate, SplitTransposed
 from gossamer.plan.equalization_static import StaticCoding, equalize_static
 from gossamer.plan.float_readers import values_read_both_ways
 from gossamer.plan.placement import Placement, place_quantizers
@@ -35,6 +35,7 @@ from gossamer.program.gates import gated_activations, split_gates
 from gossamer.program.graph import Graph
 from gossamer.program.ops import op_of
 from gossamer.program.program import Program
+from gossamer.program.transposed import conv_name, split_transposed, transposed_convolutions
 from gossamer.progress import OnProgress, silent
 
 FEW_BITS = 4  # of weights: up to here second-order rounding is worth its cost in wide layers, too
@@ -97,6 +98,8 @@ def _plan(
     """Prepare, place, equalize, calibrate, round."""
     rounding = roundings[scheme.rounding]
     prepared, edits = _prepare(program, spec, formats.kept_float)
+    names = {edit.node: conv_name(edit.node) for edit in edits if isinstance(edit, SplitTransposed)}
+    formats, value_kinds = formats.renamed(names), value_kinds.renamed(names)
     placement = place_quantizers(prepared, spec, kept_float=formats.kept_float, code_ends=scheme.code_ends)
     if not placement.layers:
         why = f": {placement.frozen[0].where}, {placement.frozen[0].reason}" if placement.frozen else ""
@@ -147,11 +150,14 @@ def _activations(name: str | None, spec: TargetSpec) -> IntFormat:
 
 
 def _prepare(program: Program, spec: TargetSpec, kept_float: Mapping[str, str]) -> tuple[Program, tuple[Edit, ...]]:
-    """The network as it will be quantized: batch norms folded, gated activations and attention split where that lets them run on codes,
-    values copied that are read on codes and in float."""
+    """The network as it will be quantized: batch norms folded, transposed convolutions, gated activations and attention split where that
+    lets them run on codes, values copied that are read on codes and in float."""
     folds = foldable_batch_norms(program)
     prepared = fold_batch_norms(program.copy().eval(), folds)
     edits: tuple[Edit, ...] = tuple(FoldBatchNorm(name) for name in folds)
+    transposed = _useful_splits(prepared, spec, kept_float)
+    prepared = split_transposed(prepared, transposed)
+    edits += tuple(SplitTransposed(name) for name in transposed)
     gates = [name for name in gated_activations(prepared) if op_of(prepared.graph.by_name[name]).onnx not in spec.integer_ops]
     if gates and spec.gate_ops and spec.gate_ops <= spec.integer_ops and "Mul" in spec.integer_ops:
         split = split_gates(prepared, tuple(gates))
@@ -169,6 +175,16 @@ def _prepare(program: Program, spec: TargetSpec, kept_float: Mapping[str, str]) 
         prepared = with_copies(prepared, copies)
         edits += tuple(CopyForCodes(value, readers) for value, readers in copies)
     return prepared, edits
+
+
+def _useful_splits(program: Program, spec: TargetSpec, kept_float: Mapping[str, str]) -> tuple[str, ...]:
+    """Transposed convolutions that run on codes once they are split."""
+    names = tuple(name for name in transposed_convolutions(program) if name not in kept_float)
+    if not names or not {"Conv", "Pixels"} <= spec.integer_ops:
+        return ()
+    split = split_transposed(program, names)
+    integer = place_quantizers(split, spec, kept_float=kept_float).integer
+    return tuple(name for name in names if conv_name(name) in integer)
 
 
 def _value_quantizers(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from gossamer.errors import ConfigError, PlanError, nearest
@@ -56,6 +56,10 @@ class LayerFormats:
     codes: Mapping[str, IntFormat]
     stored: Mapping[str, FloatFormat]
     kept_float: Mapping[str, str]
+
+    def renamed(self, names: Mapping[str, str]) -> LayerFormats:
+        """The same for layers that others have taken the place of: old name -> new one."""
+        return replace(self, codes={names.get(node, node): fmt for node, fmt in self.codes.items()})
 
 
 def layer_formats(program: Program, rules: Mapping[str, str], weights: str, spec: TargetSpec) -> LayerFormats:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gossamer.numerics.formats import IntFormat
 from gossamer.plan.placement import Placement
@@ -15,6 +15,10 @@ class ValueFormats:
 
     default: IntFormat
     asked: Mapping[str, IntFormat]
+
+    def renamed(self, names: Mapping[str, str]) -> ValueFormats:
+        """The same for layers that others have taken the place of: old name -> new one."""
+        return replace(self, asked={names.get(node, node): fmt for node, fmt in self.asked.items()})
 
     def of(self, placement: Placement, values: Collection[str]) -> IntFormat:
         """The format of values that share a quantizer: the finest that a layer which reads one of them asks for."""

@@ -17,6 +17,7 @@ from gossamer.program.coded_copies import copies_in, with_copies
 from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
 from gossamer.program.gates import gated_activations, split_gates
 from gossamer.program.program import Program
+from gossamer.program.transposed import split_transposed, transposed_convolutions
 
 MOST_SAMPLES = 16  # enough for a figure in whole decibels, cheap enough for a report
 CHUNK = 4  # samples whose values are all held at once
@@ -74,12 +75,14 @@ class _Energies:
 
 
 def aligned(reference: Program, quantized: Program) -> Program:
-    """The reference with the same batch norms folded, gates and attention split and values copied, so that equal names mean equal values."""
+    """The reference with the same batch norms folded, gates, attention and transposed convolutions split and
+    values copied, so that equal names mean equal values."""
     folds = tuple(name for name in foldable_batch_norms(reference) if name not in quantized.graph.by_name)
     folded = fold_batch_norms(reference, folds)
     split = tuple(name for name in gated_activations(folded) if name not in gated_activations(quantized))
     whole = tuple(name for name in whole_attention(folded) if name not in whole_attention(quantized))
-    parted = split_attention(split_gates(folded, split), whole)
+    transposed = tuple(name for name in transposed_convolutions(folded) if name not in transposed_convolutions(quantized))
+    parted = split_attention(split_gates(split_transposed(folded, transposed), split), whole)
     known = parted.graph.by_name
     return with_copies(parted, [(value, tuple(name for name in readers if name in known)) for value, readers in copies_in(quantized)])
 

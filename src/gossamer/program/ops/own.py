@@ -12,10 +12,12 @@ DYNAMIC = "gossamer.dynamic_quantize.default"
 DYNAMIC_RANGE = "gossamer.dynamic_range.default"
 DYNAMIC_ROWS = "gossamer.dynamic_rows.default"
 COPY = "gossamer.copy.default"  # the same numbers under a name of their own, which can have codes
+PIXELS = "gossamer.pixels.default"  # channels become pixels
 ROUNDED = frozenset({DYNAMIC, DYNAMIC_RANGE, DYNAMIC_ROWS})  # they round what they read while the network runs
 
 _LIBRARY = torch.library.Library("gossamer", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define("copy(Tensor self) -> Tensor")  # type: ignore[no-untyped-call]
+_LIBRARY.define("pixels(Tensor self, int[] strides, int[] start, int[] size) -> Tensor")  # type: ignore[no-untyped-call]
 _LIBRARY.define("dynamic_range(Tensor self, int bits) -> Tensor")  # type: ignore[no-untyped-call]
 _LIBRARY.define("dynamic_rows(Tensor self, int bits) -> Tensor")  # type: ignore[no-untyped-call]
 _LIBRARY.define("dynamic_quantize(Tensor self, int bits, int block) -> Tensor")  # type: ignore[no-untyped-call]
@@ -24,6 +26,20 @@ _LIBRARY.define("dynamic_quantize(Tensor self, int bits, int block) -> Tensor") 
 def copy(values: Tensor) -> Tensor:
     """A view of the same numbers."""
     return values.view_as(values)
+
+
+def pixels(values: Tensor, strides: list[int], start: list[int], size: list[int]) -> Tensor:
+    """Channels (*strides, O) of each place as that many pixels, of which `size` from `start` on are kept.
+
+    Shapes: (N, prod(strides) * O, *S) -> (N, O, *size).
+    """
+    dims = len(strides)
+    split = values.reshape(values.shape[0], *strides, -1, *values.shape[2:])
+    moved = split.permute(0, dims + 1, *(axis for k in range(dims) for axis in (dims + 2 + k, 1 + k)))
+    whole = moved.reshape(values.shape[0], moved.shape[1], *(n * stride for n, stride in zip(values.shape[2:], strides, strict=True)))
+    for axis, (first, length) in enumerate(zip(start, size, strict=True), 2):
+        whole = whole.narrow(axis, first, length)
+    return whole
 
 
 def dynamic_range(values: Tensor, bits: int) -> Tensor:
@@ -78,7 +94,9 @@ def dynamic_quantize(values: Tensor, bits: int, block: int) -> Tensor:
 _LIBRARY.impl("copy", copy, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("dynamic_quantize", dynamic_quantize, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
 _LIBRARY.impl("dynamic_range", dynamic_range, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
+_LIBRARY.impl("pixels", pixels, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
 add(COPY, Movement(), onnx="CodedCopy")
+add(PIXELS, Movement(), onnx="Pixels")
 add(DYNAMIC_RANGE, Mixing(), onnx="DynamicRange")
 _LIBRARY.impl("dynamic_rows", dynamic_rows, "CompositeImplicitAutograd")  # type: ignore[no-untyped-call]
 add(DYNAMIC_ROWS, Mixing(), onnx="DynamicRows")

@@ -15,17 +15,30 @@ from gossamer.errors import PlanError
 from gossamer.numerics.affine import Quantizer, quantize
 from gossamer.numerics.packing import pack_steps
 from gossamer.plan.calibrate import Calibration, calibrate
-from gossamer.plan.edits import CopyForCodes, Edit, FoldBatchNorm, QuantizeValue, RoundWeight, ShiftBias, SplitAttention, SplitGate
+from gossamer.plan.edits import (
+    CopyForCodes,
+    Edit,
+    FoldBatchNorm,
+    QuantizeValue,
+    RoundWeight,
+    ShiftBias,
+    SplitAttention,
+    SplitGate,
+    SplitTransposed,
+)
 from gossamer.plan.placement import Layer, Placement, has_weight, place_quantizers
 from gossamer.plan.plan import Plan
 from gossamer.plan.spec import TargetSpec, specs
-from gossamer.program.attention import ATTENTION
+from gossamer.program.attention import ATTENTION, whole_attention
 from gossamer.program.coded_copies import copies_in
 from gossamer.program.cost import node_macs
+from gossamer.program.fold import foldable_batch_norms
+from gossamer.program.gates import gated_activations
 from gossamer.program.graph import Ref
 from gossamer.program.ops import bind, op_of
 from gossamer.program.program import Program
 from gossamer.program.shapes import infer_shapes
+from gossamer.program.transposed import transposed_convolutions
 from gossamer.progress import OnProgress
 from gossamer.search.diagnosis.evidence import largest_bias_codes
 from gossamer.targets.value_errors import aligned
@@ -83,14 +96,17 @@ def rebuilt_plan(quantized: Program, original: Program) -> Plan:
     Raises: PlanError where there is none: the network was trained or equalized in between.
     """
     reference = aligned(original.copy().eval(), quantized)
-    folds = [FoldBatchNorm(name) for name in original.graph.by_name if name not in reference.graph.by_name]
+    folds = [FoldBatchNorm(name) for name in foldable_batch_norms(original) if name not in quantized.graph.by_name]
+    whole = transposed_convolutions(quantized)
+    transposed = [SplitTransposed(name) for name in transposed_convolutions(original) if name not in whole]
     gates = [
         (SplitAttention if original.graph.by_name[name].op == ATTENTION else SplitGate)(name)
-        for name in original.graph.by_name
-        if name in reference.graph.by_name and _was_split(original, reference, name)
+        for name in (*gated_activations(original), *whole_attention(original))
+        if _was_split(original, reference, name)
     ]
     copies = [CopyForCodes(value, readers) for value, readers in copies_in(quantized)]
-    edits: list[Edit] = [*folds, *gates, *copies, *(QuantizeValue(name, quantizer) for name, quantizer in quantized.quantizers.items())]
+    edits: list[Edit] = [*folds, *transposed, *gates, *copies]
+    edits += (QuantizeValue(name, quantizer) for name, quantizer in quantized.quantizers.items())
     for name in quantized.quantizers:
         if name in quantized.state and name in reference.state:
             codes = quantize(quantized.state[name].detach(), quantized.quantizers[name])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import prod
 
 import numpy as np
@@ -182,12 +182,11 @@ def _strides(shape: Sequence[int]) -> list[int]:
     return [prod(shape[k + 1 :]) for k in range(len(shape))]
 
 
-def _moved(writing: Writing, start: int, steps: Sequence[int]) -> str:
-    """Numbers `steps` numbers apart along each axis of the result, from the number `start` on."""
+def _moved(writing: Writing, start: int, axes: Iterable[tuple[int, int]]) -> str:
+    """Numbers from the number `start` on, for each axis of the result (size, how many numbers apart)."""
     item = np.dtype(writing.result.dtype).itemsize
-    axes = [(size, step) for size, step in zip(writing.result.shape, steps, strict=True) if size != 1]
     merged: list[tuple[int, int]] = []
-    for size, step in axes:
+    for size, step in (axis for axis in axes if axis[0] != 1):
         if merged and merged[-1][1] == size * step:
             merged[-1] = (merged[-1][0] * size, step)
         else:
@@ -205,7 +204,15 @@ def _moved(writing: Writing, start: int, steps: Sequence[int]) -> str:
 def _transpose(writing: Writing) -> str:
     order, strides = writing.tensor(1).data, _strides(writing.tensor(0).shape)
     assert order is not None
-    return _moved(writing, 0, [strides[axis] for axis in order.tolist()])
+    return _moved(writing, 0, zip(writing.result.shape, (strides[axis] for axis in order.tolist()), strict=True))
+
+
+@writers.add("DEPTH_TO_SPACE")
+def _pixels(writing: Writing) -> str:
+    (_, height, width, _), (_, _, _, channels), block = writing.tensor(0).shape, writing.result.shape, writing.op.fields["blockSize"]
+    line, place = width * block * block * channels, block * block * channels
+    axes = ((height, line), (block, block * channels), (width, place), (block * channels, 1))
+    return _moved(writing, 0, axes)
 
 
 def _cut(writing: Writing) -> str:
@@ -215,7 +222,8 @@ def _cut(writing: Writing) -> str:
     each = writing.tensor(3).data if writing.op.code == "STRIDED_SLICE" else np.ones(len(strides), np.int32)
     assert each is not None
     start = sum(int(place) * stride for place, stride in zip(begin, strides, strict=True))
-    return _moved(writing, start, [int(step) * stride for step, stride in zip(each, strides, strict=True)])
+    steps = [int(step) * stride for step, stride in zip(each, strides, strict=True)]
+    return _moved(writing, start, zip(writing.result.shape, steps, strict=True))
 
 
 writers.add("SLICE")(_cut)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from gossamer.numerics.affine import quantize
@@ -183,6 +185,40 @@ def pixel_shuffle(call: Call) -> str:
     if call.form("self").rank != 4:
         raise call.unsupported(f"{call.node.op} of other than four axes")
     return call.op("DepthToSpace", call.tensor("self"), blocksize=call.number("upscale_factor"), mode="CRD")
+
+
+@lowerings.add("Pixels")
+def pixels(call: Call) -> str:
+    """Channels (*strides, O) become pixels, of which a part is kept; codes are moved as they are."""
+    source, strides = call.tensor("self"), call["strides"]
+    quantizer = call.values.coded.get(source)
+    codes = call.values.codes.get(source) if quantizer == call.values.program.quantizers.get(call.node.name) else None
+    moved = _pixels(call, source if codes is None else codes)
+    starts, size = call["start"], call["size"]
+    have = [place * stride for place, stride in zip(call.form("self").sizes[2:], strides, strict=True)]  # type: ignore[operator]
+    if [*size] != have:
+        ends = [first + length for first, length in zip(starts, size, strict=True)]
+        moved = call.op("Slice", moved, call.ints(*starts), call.ints(*ends), call.ints(*range(2, 2 + len(size))))
+    return moved if codes is None or quantizer is None else call.define_codes(moved, quantizer)
+
+
+def _pixels(call: Call, source: str) -> str:
+    """All pixels."""
+    strides, (batch, channels, *places) = call["strides"], call.form("self").sizes
+    dims, count = len(strides), math.prod(strides)
+    if count == 1:
+        return source
+    if strides == (strides[0],) * 2:
+        return call.op("DepthToSpace", source, blocksize=strides[0], mode="DCR")
+    split = [batch, *strides, divided(channels, count), *places]
+    moved = call.op(
+        "Transpose",
+        call.reshape(source, call.form("self").sizes, split),
+        perm=[0, dims + 1, *(axis for k in range(dims) for axis in (dims + 2 + k, 1 + k))],
+    )
+    pairs = list(zip(places, strides, strict=True))
+    have = [batch, split[dims + 1], *(size for pair in pairs for size in pair)]
+    return call.reshape(moved, have, [batch, split[dims + 1], *(product(pair) for pair in pairs)])
 
 
 @lowerings.add("SpaceToDepth")

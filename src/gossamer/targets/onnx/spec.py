@@ -14,7 +14,7 @@ from gossamer.plan.spec import TargetSpec
 NAME = "onnxruntime"
 
 # they hand on codes as they are, so source and result share one quantizer
-_SAME_SCALE = "MaxPool Reshape Transpose Slice Split Select Unbind Gather Flip Pad DepthToSpace SpaceToDepth ChannelShuffle".split()
+_SAME_SCALE = "MaxPool Reshape Transpose Slice Split Select Unbind Gather Flip Pad DepthToSpace SpaceToDepth ChannelShuffle Pixels".split()
 _COMPUTE = "Conv Gemm MatMul Add Mul Sigmoid HardSigmoid LeakyRelu AveragePool AdaptiveAveragePool ReduceMean Concat".split()
 
 # kernels take int8 codes: of fewer bits, only the file is smaller (half for 3 and 4 bits, a quarter for 2); at most 7 bits are

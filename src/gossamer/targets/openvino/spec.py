@@ -13,7 +13,7 @@ from gossamer.plan.spec import TargetSpec
 NAME = "openvino"
 
 # they hand on codes as they are, so source and result share one quantizer
-_SAME_SCALE = "MaxPool Reshape Transpose Slice Split Select Unbind Gather Flip Pad DepthToSpace SpaceToDepth ChannelShuffle".split()
+_SAME_SCALE = "MaxPool Reshape Transpose Slice Split Select Unbind Gather Flip Pad DepthToSpace SpaceToDepth ChannelShuffle Pixels".split()
 _COMPUTE = "Conv Gemm MatMul Add Mul AveragePool AdaptiveAveragePool ReduceMean Concat".split()
 
 SPEC = TargetSpec(

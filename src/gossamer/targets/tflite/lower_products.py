@@ -1,4 +1,4 @@
-"""Transposed convolutions, convolutions over three axes, and products named by letters."""
+"""Transposed convolutions and their pixels, convolutions over three axes, and products named by letters."""
 
 from __future__ import annotations
 
@@ -64,6 +64,32 @@ def conv_transpose(call: Call) -> Laid:
     if dims == 1:
         pixels = tape.reshape(pixels, (pixels.shape[0], *pixels.shape[2:]))
     return Laid(pixels.number, channels_last(dims + 2))
+
+
+@lowerings.add("Pixels")
+def pixels(call: Call) -> Laid:
+    """Channels (*strides, O) become pixels, of which a part is kept."""
+    shape, strides, starts, size = call.shape("self"), call["strides"], call["start"], call["size"]
+    laid = call.in_order(call.laid("self"), shape, channels_last(len(shape)))
+    tape = Tape(call)
+    source = Part(tape, laid.tensor)
+    places = tuple(have * stride for have, stride in zip(source.shape[1:-1], strides, strict=True))
+    whole = (source.shape[0], *places, call.out_shape[1])
+    kept = (*size, call.out_shape[1])
+    cut = whole[1:] != kept
+    if len(strides) == 2 and strides[0] != strides[1]:
+        raise call.unsupported(f"{call.node.op} with strides that differ")
+    inputs = [source.number]
+    code, options, fields = "DEPTH_TO_SPACE", "DepthToSpaceOptions", {"blockSize": strides[0]}
+    if len(strides) == 1:
+        code, options, fields = "RESHAPE", "ReshapeOptions", {}
+        inputs.append(call.shape_vector(whole, source.tensor.batched))
+    if set(strides) != {1}:
+        if not cut:
+            return call.op(code, inputs, channels_last(len(shape)), options, **fields)
+        source = Part(tape, call.step(code, inputs, whole, options, **fields))
+    ends = call.ints([0, *starts, 0]), call.ints([-1, *kept])
+    return call.op("SLICE", (source.number, *ends), channels_last(len(shape)), "SliceOptions")
 
 
 def _spread(weight: Array, dilations: Sequence[int]) -> Array:

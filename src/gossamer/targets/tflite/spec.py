@@ -12,7 +12,7 @@ from gossamer.plan.spec import TargetSpec
 
 NAME = "litert"
 
-_SAME_SCALE = "MaxPool Resize Reshape Transpose Slice Split Select Unbind Pad".split()
+_SAME_SCALE = "MaxPool Resize Reshape Transpose Slice Split Select Unbind Pad Pixels".split()
 _FUNCTIONS = "Relu Clip Sigmoid Tanh LeakyRelu Elu".split()
 _COMPUTE = ["Conv", "Gemm", "Add", "Sub", "Rsub", "Mul", "Div", "AdaptiveAveragePool", "ReduceMean", "Concat", *_FUNCTIONS]
 
