@@ -68,6 +68,15 @@ def _why_float_elu(site: Site, node: Node) -> str:
     return "" if plain else "its kernel has no factors"
 
 
+def _why_float_prelu(site: Site, node: Node) -> str:
+    slopes = bind(node)["weight"]
+    if not site.is_state(slopes):
+        return "its slopes are computed, not stored"
+    if site.shape(slopes.name) != (1,) and not site.spec.channel_slopes:
+        return "its kernel has one slope for all channels"
+    return ""
+
+
 def _why_float_resize(site: Site, node: Node) -> str:
     known = "nearest2d" in node.op or ("bilinear2d" in node.op and "aa" not in node.op)
     return "" if known else "only resizing an image to the nearest pixel or between two has an integer kernel"
@@ -98,5 +107,6 @@ CHECKS: dict[str, Callable[[Site, Node], str]] = {
     "Relu": _why_float_clamp,
     "Clip": _why_float_clamp,
     "Elu": _why_float_elu,
+    "PRelu": _why_float_prelu,
     "Resize": _why_float_resize,
 }

@@ -66,6 +66,7 @@ class Placement:
 
 
 FUSED_CLAMPS = ((0, None), (0, 6))
+WITH_PARAMETERS = frozenset({"PRelu"})  # their kernels on codes take all but the first argument from the file
 
 
 def place_quantizers(
@@ -129,7 +130,7 @@ class Site:
         """Values with codes of their own that an integer op reads."""
         return (
             node.uses[:1]
-            if has_weight(node)
+            if has_weight(node) or op_of(node).onnx in WITH_PARAMETERS
             else tuple(dict.fromkeys(name for name in node.uses if self.is_float(name)))
         )
 

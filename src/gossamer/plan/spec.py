@@ -22,6 +22,7 @@ class TargetSpec:
     float_result_ops    integer ops that can hand out a float result without a quantizer of their own
     gate_ops            integer ops with results in [0, 1] that need codes of scale 2^-bits from the lowest code on
     signed_gate_ops     integer ops with results in [-1, 1] that need codes of scale 2^(1 - bits) with their zero point at 0
+    channel_slopes      a PReLU on codes may have a slope for each channel, not only one for all
     number_ops          integer ops that may have a plain number in place of a second value
     requantization      name of the rounding from accumulator to code, as the simulator computes it
     add_tolerance_steps how far an integer Add may be from the simulator, in code steps
@@ -70,6 +71,7 @@ class TargetSpec:
     gate_ops: frozenset[str] = frozenset()
     signed_gate_ops: frozenset[str] = frozenset()
     number_ops: frozenset[str] = frozenset()
+    channel_slopes: bool = False
     add_tolerance_steps: int = 0
     tolerance_steps: int = 0
     exposed_as_run: bool = True

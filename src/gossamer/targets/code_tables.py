@@ -40,7 +40,7 @@ def hard_swish(codes: Tensor, source: Quantizer, result: Quantizer) -> Tensor:
 def fixed_leaky_relu(codes: Tensor, source: Quantizer, result: Quantizer, slope: float) -> Tensor:
     """One multiplier for each sign."""
     scale, step = source.scale[0], result.scale[0]
-    return _bent(codes, source, result, (scale / step, scale * slope / step))
+    return _bent(codes, source, result, (scale / step, scale * float(torch.tensor(slope)) / step))
 
 
 def _bent(codes: Tensor, source: Quantizer, result: Quantizer, factors: tuple[float, float]) -> Tensor:

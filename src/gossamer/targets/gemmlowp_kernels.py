@@ -137,6 +137,7 @@ gemmlowp |= {
     "Sigmoid": lite_kernels.table(code_tables.fixed_sigmoid),
     "Tanh": lite_kernels.table(code_tables.fixed_tanh),
     "LeakyRelu": lite_kernels.table(code_tables.fixed_leaky_relu, slope="negative_slope"),
+    "PRelu": lite_kernels.prelu(code_tables.fixed_leaky_relu),
     "Resize": lite_kernels.resize(fixed_bilinear),
     "Concat": concat,
     "AdaptiveAveragePool": mean,

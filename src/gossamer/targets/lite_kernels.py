@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gossamer.numerics import fixed_functions
-from gossamer.numerics.affine import Quantizer
+from gossamer.numerics.affine import Quantizer, quantize
+from gossamer.numerics.fixed_point import multiply, quantize_multiplier
 from gossamer.numerics.formats import IntFormat, PerTensor
 from gossamer.program.graph import Ref
 from gossamer.program.ops import bind, op_of
@@ -26,6 +27,24 @@ def table(function: Callable[..., Tensor], **numbers: str) -> Kernel:
         bound = bind(call.node)
         codes, source = call.first
         return function(codes, source, result_of(call), **{name: bound[argument] for name, argument in numbers.items()})
+
+    return kernel
+
+
+def prelu(one_slope: Callable[..., Tensor]) -> Kernel:
+    """One slope for all: as leaky ReLU; otherwise codes of slopes, and a multiplier for each sign."""
+
+    def kernel(call: CodeCall) -> Tensor:
+        codes, source = call.first
+        result, slopes = result_of(call), call.state[bind(call.node)["weight"].name]
+        if slopes.numel() == 1:
+            return one_slope(codes, source, result, float(slopes))
+        factors, coding = coded_slopes(slopes)
+        shape = [1] * codes.dim()
+        shape[1 if codes.dim() > 1 else 0] = -1
+        away, scale = codes.to(torch.int64) - source.zero_point[0], source.scale[0] / result.scale[0]
+        below = multiply(away * factors.reshape(shape), *quantize_multiplier(source.scale[0] * coding.scale[0] / result.scale[0]))
+        return clamped(torch.where(away >= 0, multiply(away, *quantize_multiplier(scale)), below), result)
 
     return kernel
 
@@ -69,6 +88,13 @@ def resize(bilinear: Callable[..., Tensor]) -> Kernel:
 def coded_number(value: float) -> tuple[int, Quantizer]:
     """A plain number as 127 or -127 steps."""
     return 127 if value > 0 else -127, Quantizer(IntFormat(bits=8), PerTensor(), (float(torch.tensor(abs(value) / 127)),), (0,))
+
+
+def coded_slopes(slopes: Tensor) -> tuple[Tensor, Quantizer]:
+    """Slopes of a PReLU as codes of one scale, whole numbers, and their quantizer."""
+    most = float(slopes.detach().abs().max())
+    quantizer = Quantizer(IntFormat(bits=8, narrow=True), PerTensor(), (float(torch.tensor(most / 127)) if most else 1.0,), (0,))
+    return quantize(slopes.detach().float().cpu(), quantizer).to(torch.int64), quantizer
 
 
 def operands(call: CodeCall) -> list[tuple[Tensor, Quantizer]]:

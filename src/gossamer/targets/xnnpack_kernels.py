@@ -88,6 +88,7 @@ xnnpack |= {
     "Clip": clamp,
     "Tanh": FLOAT32_HALF_EVEN["Sigmoid"],
     "LeakyRelu": lite_kernels.table(code_tables.short_leaky_relu, slope="negative_slope"),
+    "PRelu": lite_kernels.prelu(code_tables.short_leaky_relu),
     "Elu": lite_kernels.table(code_tables.short_elu),
     "Resize": lite_kernels.resize(float_bilinear),
     "Concat": concat,

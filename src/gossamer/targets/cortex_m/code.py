@@ -16,7 +16,7 @@ from gossamer.targets.tflite.draft import Draft, DraftOp, DraftTensor, Written
 C_TYPES = {"int8": "int8_t", "float32": "float", "int32": "int32_t"}
 _SCRATCH = "scratch of step "
 _IN_PLACE = set(
-    "ADD SUB MUL RELU RELU6 LOGISTIC TANH HARD_SWISH LEAKY_RELU ELU GELU SOFTMAX".split()
+    "ADD SUB MUL RELU RELU6 LOGISTIC TANH HARD_SWISH LEAKY_RELU PRELU ELU GELU SOFTMAX".split()
 )  # they read a position before they write it
 
 

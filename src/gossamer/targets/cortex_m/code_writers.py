@@ -14,7 +14,7 @@ from gossamer.numerics.fixed_functions import softmax_factor
 from gossamer.numerics.fixed_point import quantize_multiplier
 from gossamer.numerics.resample import fixed_places
 from gossamer.targets import code_tables, gemmlowp_kernels
-from gossamer.targets.cortex_m.statements import Writing, c_float, combined, repeated, window, writers
+from gossamer.targets.cortex_m.statements import Writing, c_float, combined, repeated, window, writers, zeros
 
 _TABLES: dict[str, Callable[[Tensor, Quantizer, Quantizer, Writing], Tensor]] = {
     "LOGISTIC": lambda codes, source, result, _: code_tables.fixed_sigmoid(codes, source, result),
@@ -74,6 +74,21 @@ for _code in (*_FLOATS, "GELU"):
 def _leaky_relu(writing: Writing) -> str:
     slope = c_float(writing.op.fields["alpha"])
     return f"gs_leaky_relu_f32({prod(writing.result.shape)}, {slope}, {writing.address(0)}, {writing.out});"
+
+
+@writers.add("PRELU")
+def _prelu(writing: Writing) -> str:
+    """A slope for each channel, wherever that axis lies."""
+    shape, slopes = writing.result.shape, writing.tensor(1)
+    axes = [axis for axis, size in enumerate(slopes.shape, len(shape) - len(slopes.shape)) if size != 1]
+    inner = prod(shape[axes[0] + 1 :]) if axes else 1
+    sizes = f"{prod(shape)}, {inner}, {prod(slopes.shape)}"
+    parts = f"{writing.address(1)}, {writing.address(0)}, {writing.out}"
+    if not writing.coded:
+        return f"gs_prelu_f32({sizes}, {parts});"
+    scale, step = writing.quantizer(0).scale[0], writing.result_quantizer.scale[0]
+    factors = writing.factors([scale / step, scale * writing.quantizer(1).scale[0] / step])
+    return f"gs_prelu_s8({sizes}, {zeros(writing)}, {factors}, {parts});"
 
 
 def _limited(writing: Writing) -> str:

@@ -12,7 +12,9 @@ from gossamer.targets.cortex_m.statements import Writing, writers
 from gossamer.targets.tflite.draft import Draft, DraftOp
 
 OWN = ("gossamer_kernels.c", "gossamer_kernels.h")
-WHERE_CALLED = tuple(f"gossamer_{name}.c" for name in ("layers_s8", "codes", "floats", "layers_mve", "depthwise_mve", "values_mve"))
+WHERE_CALLED = tuple(
+    f"gossamer_{name}.c" for name in ("layers_s8", "codes", "channels", "floats", "layers_mve", "depthwise_mve", "values_mve")
+)
 VECTORS = "gossamer_mve.h"  # what the kernels for cores with vectors share
 
 

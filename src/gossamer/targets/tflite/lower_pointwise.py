@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from gossamer.program.clamps import clip_limits
-from gossamer.targets.lite_kernels import SIXTH, THREE, ZERO_TO_SIX
+from gossamer.targets.lite_kernels import SIXTH, THREE, ZERO_TO_SIX, coded_slopes
 from gossamer.targets.tflite.layout import Laid
 from gossamer.targets.tflite.lower_formulas import elu_with_factors
 from gossamer.targets.tflite.lowering import Call, aligned, lowerings
@@ -233,12 +233,21 @@ def prelu(call: Call) -> Laid:
     laid = call.laid("self")
     if slopes is None:
         raise call.unsupported(f"{call.node.op} with computed slopes")
+    if slopes.size == 1 and call.integer:
+        return _same_place(call, laid, "LEAKY_RELU", "LeakyReluOptions", alpha=float(slopes.reshape(-1)[0]))
+    quantizer = None
+    if call.integer:
+        codes, quantizer = coded_slopes(torch.from_numpy(slopes))
+        slopes = codes.numpy().astype(np.int8)
+    if laid.columns and slopes.size > 1:
+        channels, *places = laid.columns
+        slopes = slopes.reshape(channels, *places).transpose(*range(1, len(places) + 1), 0).reshape(-1)
     rank = len(call.shape("self"))
     shape = [1] * rank
     shape[1 if rank > 1 else 0] = slopes.size
     alpha = np.broadcast_to(slopes.reshape(-1), (slopes.size,)).reshape(shape).transpose(laid.order)
-    alpha = alpha.reshape(alpha.shape[1:])
-    return _same_place(call, laid, "PRELU", "", (call.values.draft.constant(np.ascontiguousarray(alpha), "slopes"),))
+    alpha = np.ascontiguousarray(alpha.reshape(alpha.shape[1:]))
+    return _same_place(call, laid, "PRELU", "", (call.values.draft.constant(alpha, "slopes", quantizer),))
 
 
 @lowerings.add("AddProduct")

@@ -16,6 +16,7 @@ SPEC = replace(
     integer_ops=LITERT.integer_ops | _MORE,
     same_scale_ops=LITERT.same_scale_ops | {"AveragePool"},
     gate_ops=LITERT.gate_ops | {"Softmax"},
+    channel_slopes=True,
     weight_formats=LITERT.weight_formats[:1],
     requantization="gemmlowp",
     wide_requantization="gemmlowp-int16",

@@ -123,6 +123,10 @@ void gs_dequantize_s8(int count, float scale, int8_t zero, const int8_t *in, flo
 /* Moves whole numbers of `bytes` bytes. */
 void gs_pad(int in_h, int in_w, int channels, int before_h, int before_w, int out_h, int out_w, int bytes, const void *filler,
             const void *in, void *out);
+/* A number for each channel, which serves `inner` positions in a row. factors: of positive codes, of negative ones times a slope. */
+void gs_prelu_s8(int count, int inner, int channels, int in_zero, int out_zero, const gs_factor factors[2], const int8_t *slopes,
+                 const int8_t *in, int8_t *out);
+void gs_prelu_f32(int count, int inner, int channels, const float *slopes, const float *in, float *out);
 /* One part of a join: `runs` runs of `length` bytes, to `out` in steps of `step` bytes. */
 void gs_join(int runs, int length, int step, const void *in, void *out);
 

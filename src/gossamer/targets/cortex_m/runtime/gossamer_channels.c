@@ -1,0 +1,23 @@
+/* Kernels of codes and floats with a number for each channel. Count positions; a channel's number serves `inner` positions in a row. */
+#include "gossamer_kernels.h"
+
+static inline int8_t clamped(int32_t value) {
+  return (int8_t)(value < -128 ? -128 : value > 127 ? 127 : value);
+}
+
+void gs_prelu_s8(int count, int inner, int channels, int in_zero, int out_zero, const gs_factor factors[2], const int8_t *slopes,
+                 const int8_t *in, int8_t *out) {
+  for (int start = 0, channel = 0; start < count; start += inner, channel = channel + 1 < channels ? channel + 1 : 0) {
+    for (int i = start; i < start + inner; ++i) {
+      int32_t away = in[i] - in_zero;
+      int32_t value = away >= 0 ? gs_scaled(away, factors[0]) : gs_scaled(away * slopes[channel], factors[1]);
+      out[i] = clamped(value + out_zero);
+    }
+  }
+}
+
+void gs_prelu_f32(int count, int inner, int channels, const float *slopes, const float *in, float *out) {
+  for (int start = 0, channel = 0; start < count; start += inner, channel = channel + 1 < channels ? channel + 1 : 0) {
+    for (int i = start; i < start + inner; ++i) out[i] = in[i] >= 0.0f ? in[i] : slopes[channel] * in[i];
+  }
+}
