@@ -91,17 +91,20 @@ def _run(kind: str, values: list[Tensor], module: nn.Module | None, extra: objec
             return ACTIVATIONS[kind](x)
 
 
-def random_network(seed: int) -> tuple[nn.Module, tuple[int, int, int]]:
-    """A network in eval mode with statistics of its own, and the shape of one input."""
+def random_network(seed: int, *, more: bool = False) -> tuple[nn.Module, tuple[int, int, int]]:
+    """A network in eval mode with statistics of its own, and the shape of one input.
+
+    more  with transposed convolutions of every geometry and with PReLUs; the same number is another network then
+    """
     random = Random(seed)
     torch.manual_seed(seed)
     shape = (random.choice([1, 3, 4, 8]), random.choice([5, 8, 9]), random.choice([6, 8, 11]))
     chain = Chain(random, [shape])
     _conv(chain, 0)
+    kinds = [_conv, _conv, _conv, _depthwise, _activation, _activation, _join, _join, _pool, _other, _transposed]
+    kinds += [_grown, _grown, _sloped] if more else []
     for _ in range(random.randint(2, 7)):
-        random.choice([_conv, _conv, _conv, _depthwise, _activation, _activation, _join, _join, _pool, _other, _transposed])(
-            chain, len(chain.shapes) - 1
-        )
+        random.choice(kinds)(chain, len(chain.shapes) - 1)
     net = ChainNetwork(chain, random.choice(["mean", "adaptive", "flatten", "tokens"]), random.choice([2, 5, 10])).eval()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -160,6 +163,27 @@ def _transposed(chain: Chain, source: int) -> None:
         return
     out = chain.random.choice([4, 8])
     chain.add("transposed", (source,), (out, height * 2, width * 2), nn.ConvTranspose2d(channels, out, 2, 2))
+
+
+def _grown(chain: Chain, source: int) -> None:
+    """A transposed convolution of any geometry, without groups."""
+    random, (channels, height, width) = chain.random, chain.shapes[source]
+    kernel, stride, dilation = random.choice([1, 2, 3, 4]), random.choice([1, 2, 2, 3]), random.choice([1, 1, 2])
+    pad, more = random.choice([0, 1]), random.randrange(max(stride, dilation))
+    sizes = [(size - 1) * stride - 2 * pad + dilation * (kernel - 1) + more + 1 for size in (height, width)]
+    if min(sizes) < 1 or max(sizes) > 24:
+        return
+    out = random.choice([4, 6])
+    layer = nn.ConvTranspose2d(channels, out, kernel, stride, pad, more, bias=random.random() < 0.7, dilation=dilation)
+    modules = [layer, *([nn.BatchNorm2d(out)] if random.random() < 0.5 else []), random.choice([nn.ReLU(), nn.ReLU6(), nn.Identity()])]
+    chain.add("transposed", (source,), (out, *sizes), nn.Sequential(*modules))
+
+
+def _sloped(chain: Chain, source: int) -> None:
+    channels = chain.shapes[source][0]
+    layer = nn.PReLU(chain.random.choice([1, channels]))
+    nn.init.uniform_(layer.weight, -0.3, 1.2)
+    chain.add("sloped", (source,), chain.shapes[source], layer)
 
 
 def _activation(chain: Chain, source: int) -> None:

@@ -100,7 +100,8 @@ def test_padding_of_an_input_whose_size_is_read_moves_codes():
 
 def test_padding_of_an_input_that_float_ops_read_too_stays_float():
     _, placement = place(
-        lambda net, x: net.conv(F.pad(x, (0, 1, 0, 1))).flatten(1).sum(1) + torch.erf(x).flatten(1).sum(1), conv=nn.Conv2d(8, 8, 3, stride=2)
+        lambda net, x: net.conv(F.pad(x, (0, 1, 0, 1))).flatten(1).sum(1) + torch.erf(x).flatten(1).sum(1),
+        conv=nn.Conv2d(8, 8, 3, stride=2),
     )
     assert "x" not in coded(placement)
 

@@ -114,6 +114,7 @@ class TargetSpec:
             gate_ops=frozenset(),
             signed_gate_ops=frozenset(),
             number_ops=frozenset(),
+            code_products=False,
             symmetric_values=True,
             fused_clamps=True,
         )

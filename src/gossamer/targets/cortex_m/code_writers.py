@@ -14,7 +14,7 @@ from gossamer.numerics.fixed_functions import softmax_factor
 from gossamer.numerics.fixed_point import quantize_multiplier
 from gossamer.numerics.resample import fixed_places
 from gossamer.targets import code_tables, gemmlowp_kernels
-from gossamer.targets.cortex_m.statements import Writing, c_float, combined, repeated, window, writers, zeros
+from gossamer.targets.cortex_m.statements import Writing, by_row, c_float, combined, repeated, window, writers, zeros
 
 _TABLES: dict[str, Callable[[Tensor, Quantizer, Quantizer, Writing], Tensor]] = {
     "LOGISTIC": lambda codes, source, result, _: code_tables.fixed_sigmoid(codes, source, result),
@@ -24,7 +24,7 @@ _TABLES: dict[str, Callable[[Tensor, Quantizer, Quantizer, Writing], Tensor]] = 
     "LEAKY_RELU": lambda codes, source, result, writing: code_tables.fixed_leaky_relu(codes, source, result, writing.op.fields["alpha"]),
     "GELU": lambda codes, source, result, writing: code_tables.gelu(codes, source, result, _kind(writing)),
 }
-_FLOATS = {"TANH": "tanhf", "HARD_SWISH": "gs_hard_swish", "ELU": "gs_elu"}
+_FLOATS = {"TANH": "tanhf", "HARD_SWISH": "gs_hard_swish", "ELU": "gs_elu", "RSQRT": "gs_rsqrt"}
 
 
 def written_as_table(writing: Writing) -> str:
@@ -108,6 +108,8 @@ writers.add("MAXIMUM")(_limited)
 def _subtract(writing: Writing) -> str:
     if writing.coded:
         return combined(writing, -1)
+    if rows := by_row(writing):
+        return f"gs_shift_rows_f32({rows}, {writing.address(0)}, {writing.address(1)}, {writing.out});"
     count, repeat, swapped = repeated(writing)
     repeats = f"{repeat}, {count}" if swapped else f"{count}, {repeat}"
     return f"gs_subtract_f32({count}, {repeats}, {writing.address(0)}, {writing.address(1)}, {writing.out});"

@@ -36,7 +36,7 @@ def emit(program: Program, path: Path, kernels: Kernels = PORTABLE) -> None:
     """
     path = Path(path)
     name, stem, folder = c_name(path), path.stem, path.parent
-    written = draft_of(program)
+    written = draft_of(program, apart=True)
     network = lay_out(written, kernels.scratch)
     body = statements(network, kernels)
     files = kernels.files([line for step in body.steps for line in step.lines])

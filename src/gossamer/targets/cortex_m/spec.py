@@ -8,6 +8,4 @@ from gossamer.targets.tflm.spec import SPEC as TFLM
 
 NAME = "cortex_m"
 
-SPEC = replace(
-    TFLM, name=NAME, integer_ops=TFLM.integer_ops | {"Gelu"}, activation_formats=TFLM.activation_formats[:1], wide_ops=frozenset()
-)
+SPEC = replace(TFLM, name=NAME, activation_formats=TFLM.activation_formats[:1], wide_ops=frozenset())

@@ -266,6 +266,15 @@ def repeated(writing: Writing) -> tuple[int, int, bool]:
     return count, sizes[small], small == 0
 
 
+def by_row(writing: Writing) -> str:
+    """Rows and columns, where the second operand has one float for each row of the first; "" elsewhere."""
+    whole, shape = writing.tensor(0).shape, writing.tensor(1).shape
+    sizes = [axis for axis, size in enumerate(shape) if size != 1]
+    end = sizes[-1] + 1 if sizes else 0
+    fits = not writing.coded and len(shape) == len(whole) and 0 < end < len(whole) and shape[:end] == whole[:end]
+    return f"{prod(whole[:end])}, {prod(whole[end:])}" if fits else ""
+
+
 @writers.add("ADD")
 def _add(writing: Writing) -> str:
     count, repeat, swapped = repeated(writing)
@@ -296,6 +305,8 @@ def combined(writing: Writing, sign: int) -> str:
 
 @writers.add("MUL")
 def _mul(writing: Writing) -> str:
+    if rows := by_row(writing):
+        return f"gs_scale_rows_f32({rows}, {writing.address(0)}, {writing.address(1)}, {writing.out});"
     count, repeat, swapped = repeated(writing)
     one, two = (1, 0) if swapped else (0, 1)
     a, b = writing.address(one), writing.address(two)
@@ -316,11 +327,18 @@ def _max_pool(writing: Writing) -> str:
 def _mean(writing: Writing) -> str:
     shape, axes = writing.tensor(0).shape, writing.tensor(1).data
     assert axes is not None
-    if len(shape) != 4 or sorted(axes.tolist()) != [1, 2]:
-        raise writing.unsupported("a mean over other axes than height and width")
-    positions, channels = shape[1] * shape[2], shape[3]
     if not writing.coded:
-        return f"gs_mean_f32({positions}, {channels}, {writing.address(0)}, {writing.out});"
+        first, last = int(min(axes)), int(max(axes))
+        if last - first + 1 != axes.size:
+            raise writing.unsupported("a mean over axes that lie apart")
+        outer, sizes = prod(shape[:first]), f"{prod(shape[first : last + 1])}, {prod(shape[last + 1 :])}"
+        if outer == 1:
+            return f"gs_mean_f32({sizes}, {writing.address(0)}, {writing.out});"
+        sizes = f"{outer}, {sizes}"
+        return f"gs_mean_between_f32({sizes}, {writing.address(0)}, {writing.out});"
+    if len(shape) != 4 or sorted(axes.tolist()) != [1, 2]:
+        raise writing.unsupported("a mean of codes over other axes than height and width")
+    positions, channels = shape[1] * shape[2], shape[3]
     multiplier, exponent = mean_multiplier(writing.quantizer(0).scale[0] / writing.result_quantizer.scale[0], positions)
     factor = f"(gs_factor){{{multiplier}, {exponent}}}"
     return f"gs_mean_s8({positions}, {channels}, {zeros(writing)}, {factor}, {writing.address(0)}, {writing.out});"

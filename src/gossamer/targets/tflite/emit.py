@@ -59,18 +59,26 @@ def emit_coded(program: Program, path: Path, io: str) -> None:
 
 def to_tflite(program: Program, *, io: str = "float") -> bytes:
     """The bytes of the file. Batch norms of a float program are folded where possible."""
-    written = draft_of(program, fuse=True)
+    return bytes_of(draft_of(program, fuse=True), program, io, lean=False)
+
+
+def bytes_of(written: Written, program: Program, io: str, *, lean: bool) -> bytes:
+    """The file of a network; `lean` leaves out what the interpreter for microcontrollers does not read."""
     written = written if io == "float" else code_ends(written, [spec.name for spec in program.inputs], io)
-    return to_bytes(written.draft, written.inputs, written.outputs, written.note, lean=program.target == "tflm")
+    return to_bytes(written.draft, written.inputs, written.outputs, written.note, lean=lean)
 
 
-def draft_of(program: Program, *, fuse: bool = False) -> Written:
-    """A program as operators of this format; `fuse` joins activations to the operators before them.
+def draft_of(program: Program, *, fuse: bool = False, micro: bool = False, apart: bool = False) -> Written:
+    """A program as operators of this format.
+
+    fuse   join activations to the operators before them
+    micro  take operators that the interpreter for microcontrollers has in place of some that it has not
+    apart  samples are run one by one and joined along the first axis: leave out values that have them elsewhere from those handed out
 
     Raises: UnsupportedOp for an op that has no form there.
     """
     program = program if program.quantizers else fold_batch_norms(program)
-    walk = Walk(program)
+    walk = Walk(program, micro)
     for node in walk.graph.nodes:
         walk.visit(node)
     walk.draft.module = ""
@@ -82,6 +90,8 @@ def draft_of(program: Program, *, fuse: bool = False) -> Written:
     for node in (node for node in walk.graph.nodes if node.op in ROUNDED):  # what the kernels round is compared, too
         name, laid = program.graph.by_name[node.name].uses[0], walk.real(node.uses[0])
         codes |= {} if laid.columns else {name: laid}
+    if apart:
+        codes = {name: laid for name, laid in codes.items() if _samples_first(walk.draft, laid)}
     names = {number: spec.name for number, spec in zip(numbers, program.inputs, strict=True)}
     names |= {laid.tensor: name + CODES if name in walk.numbers else name for name, laid in codes.items() if laid.tensor not in numbers}
     live, kept = walk.draft.live([*numbers, *(laid.tensor for laid in results)], names)
@@ -90,11 +100,16 @@ def draft_of(program: Program, *, fuse: bool = False) -> Written:
     return Written(live, tuple(kept[number] for number in numbers), tuple(kept[laid.tensor] for laid in results), note)
 
 
+def _samples_first(draft: Draft, laid: Laid) -> bool:
+    batched = draft.tensors[laid.tensor].batched
+    return batched is None or laid.order[batched] == 0
+
+
 class Walk:
     """The state of one walk: what was emitted so far, and where each value lies."""
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    def __init__(self, program: Program, micro: bool = False) -> None:
+        self.program, self.micro = program, micro
         self.graph = inference_graph(program.graph)
         self.draft = Draft()
         self.metas: Mapping[str, Meta] = infer_shapes(program)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import log
+from math import log, pi
 from typing import Any
 
 import numpy as np
@@ -34,13 +34,29 @@ def _formula(onnx: str) -> Callable[[Callable[[Tape, Part, Call], Part]], Callab
 @_formula("Erf")
 def erf(tape: Tape, x: Part, call: Call) -> Part:
     """To 1.5e-7 (Abramowitz and Stegun 1964, 7.1.26)."""
-    size = x.one("ABS")
+    return _erf_of_size(tape, x.one("ABS")) * x.one("SIGN")
+
+
+def _erf_of_size(tape: Tape, size: Part) -> Part:
+    """Of numbers >= 0."""
     t = tape.pair("DIV", 1.0, size * 0.3275911 + 1.0)
     total = t * _ERF[0] + _ERF[1]
     for factor in _ERF[2:]:
         total = total * t + factor
-    below = tape.pair("SUB", 1.0, total * t * (x * x).one("NEG").one("EXP"))
-    return below * x.one("SIGN")
+    return tape.pair("SUB", 1.0, total * t * (size * size).one("NEG").one("EXP"))
+
+
+def gelu_by_formula(call: Call) -> Laid:
+    """(x + |x| erf(|x| / sqrt(2))) / 2, or x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2."""
+    laid, tape = call.laid("self"), Tape(call)
+    x = Part(tape, laid.tensor)
+    if call["approximate"] == "tanh":
+        inner = (x + x * x * x * 0.044715) * (2 / pi) ** 0.5
+        result = x * (inner.one("TANH") + 1.0) * 0.5
+    else:
+        size = x.one("ABS")
+        result = (x + size * _erf_of_size(tape, size * 0.5**0.5)) * 0.5
+    return Laid(result.number, laid.order, laid.columns)
 
 
 @_formula("Tan")

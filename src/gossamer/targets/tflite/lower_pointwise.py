@@ -12,8 +12,9 @@ import torch
 from gossamer.program.clamps import clip_limits
 from gossamer.targets.lite_kernels import SIXTH, THREE, ZERO_TO_SIX, coded_slopes
 from gossamer.targets.tflite.layout import Laid
-from gossamer.targets.tflite.lower_formulas import elu_with_factors
+from gossamer.targets.tflite.lower_formulas import elu_with_factors, gelu_by_formula
 from gossamer.targets.tflite.lowering import Call, aligned, lowerings
+from gossamer.targets.tflite.tables import gelu_in_codes
 from gossamer.targets.tflite.tape import Part, Tape
 
 _UNARY = {
@@ -122,7 +123,9 @@ def elu(call: Call) -> Laid:
 
 @lowerings.add("Gelu")
 def gelu(call: Call) -> Laid:
-    """Exact, or with tanh."""
+    """Exact, or with tanh; the interpreter for microcontrollers has no such operator."""
+    if call.values.micro:
+        return gelu_in_codes(call) if call.integer else gelu_by_formula(call)
     return _same_place(call, call.laid("self"), "GELU", "GeluOptions", approximate=call["approximate"] == "tanh")
 
 

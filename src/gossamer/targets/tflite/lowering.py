@@ -34,6 +34,7 @@ class Values(Protocol):
     metas: Mapping[str, Meta]  # at batch 1
     forms: Mapping[str, AnyForm]
     constants: Constants
+    micro: bool  # whether the file is for the interpreter for microcontrollers
 
     def real(self, name: str) -> Laid:
         """The numbers of a value or parameter."""

@@ -1,14 +1,31 @@
-"""Embedding tables of codes: only the rows that are picked become floats."""
+"""Tables of codes: of embeddings, of which only the rows that are picked become floats, and of functions of one code."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import torch
 
 from gossamer.numerics.affine import quantize
 from gossamer.numerics.formats import FloatFormat
 from gossamer.program.graph import Ref
+from gossamer.targets import code_tables
 from gossamer.targets.tflite.layout import Laid, identity
 from gossamer.targets.tflite.lowering import Call
+
+
+def gelu_in_codes(call: Call) -> Laid:
+    """The table of the 256 results, from which each code picks its own: codes as places from 0 on, then a gather."""
+    laid, quantizers = call.laid("self"), call.values.program.quantizers
+    source, result = quantizers[call.args["self"].name], quantizers[call.result]  # type: ignore[union-attr]
+    table = code_tables.gelu(torch.arange(-128, 128), source, result, call["approximate"]).numpy().astype(np.int8)
+    draft, shape = call.values.draft, call.values.draft.tensors[laid.tensor].shape
+    codes = call.step("CAST", (laid.tensor,), shape, "CastOptions")
+    draft.tensors[codes] = replace(draft.tensors[codes], dtype="int32", quantizer=None)
+    places = call.step("ADD", (codes, call.ints([128])), shape, "AddOptions", fusedActivationFunction=0)
+    picked = call.op("GATHER", (draft.constant(table, "table", result), places), laid.order, "GatherOptions", axis=0)
+    return Laid(picked.tensor, picked.order, laid.columns)
 
 
 def coded_rows(call: Call) -> Laid | None:

@@ -1,7 +1,7 @@
 """LiteRT for Microcontrollers: the same .tflite file, run by the interpreter that microcontrollers run."""
 
 from gossamer.targets.target import Target, add_target
-from gossamer.targets.tflite.emit import emit, emit_coded
+from gossamer.targets.tflm.emit import emit, emit_coded
 from gossamer.targets.tflm.run import notes, open_file
 from gossamer.targets.tflm.spec import SPEC
 

@@ -8,7 +8,7 @@ from gossamer.targets.tflite.spec import SPEC as LITERT
 
 NAME = "tflm"
 
-_MORE = frozenset({"AveragePool", "HardSigmoid", "HardSwish", "MatMul", "Softmax"})
+_MORE = frozenset({"AveragePool", "Gelu", "HardSigmoid", "HardSwish", "MatMul", "Softmax"})
 
 SPEC = replace(
     LITERT,
@@ -17,6 +17,7 @@ SPEC = replace(
     same_scale_ops=LITERT.same_scale_ops | {"AveragePool"},
     gate_ops=LITERT.gate_ops | {"Softmax"},
     channel_slopes=True,
+    code_products=True,
     weight_formats=LITERT.weight_formats[:1],
     requantization="gemmlowp",
     wide_requantization="gemmlowp-int16",

@@ -127,6 +127,12 @@ void gs_pad(int in_h, int in_w, int channels, int before_h, int before_w, int ou
 void gs_prelu_s8(int count, int inner, int channels, int in_zero, int out_zero, const gs_factor factors[2], const int8_t *slopes,
                  const int8_t *in, int8_t *out);
 void gs_prelu_f32(int count, int inner, int channels, const float *slopes, const float *in, float *out);
+float gs_rsqrt(float x);
+/* Rows times a factor, or less a number, of their own. */
+void gs_scale_rows_f32(int rows, int columns, const float *in, const float *factors, float *out);
+void gs_shift_rows_f32(int rows, int columns, const float *in, const float *shifts, float *out);
+/* Means over the middle one of three axes. */
+void gs_mean_between_f32(int outer, int count, int inner, const float *in, float *out);
 /* One part of a join: `runs` runs of `length` bytes, to `out` in steps of `step` bytes. */
 void gs_join(int runs, int length, int step, const void *in, void *out);
 
