@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from common import RESULTS, header, write
 from minilm import LENGTH, TRAINING, fine_tuned, reviews
+from minilm_peers import PEERS, Job
+from minilm_peers import measured as measured_peer
 from torch import Tensor
 
 import gossamer as gs
@@ -68,7 +70,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--weights", type=Path)
     parser.add_argument(
-        "--only", nargs="+", default=None, metavar="METHOD", help="these methods on ONNX Runtime only; the others keep their figures"
+        "--only",
+        nargs="+",
+        default=None,
+        metavar="ROW",
+        help="these methods, on ONNX Runtime only, and peers; the others keep their figures",
     )
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
@@ -88,11 +94,24 @@ def main() -> None:
                 row = {"name": name, "target": target, **measured(program, make, target, Path(folder) / "model.onnx", data)}
                 rows = [*(other for other in rows if (other["name"], other["target"]) != (name, target)), row]
                 print(rows[-1], flush=True)
+        samples = tuple(torch.cat([inputs[position] for inputs, _ in batches[: CALIBRATION // BATCH]]) for position in (0, 1))
+        for name, make_pair in PEERS.items():
+            if options.only and name not in options.only:
+                continue
+            row = {"name": name, **measured_peer(make_pair(Job(network, program, samples, Path(folder), THREADS)), data)}
+            rows = [*(other for other in rows if other["name"] != name), row]
+            print(rows[-1], flush=True)
     setting = (
         f"fine-tuned for one epoch on {TRAINING:,} sentences, {CALIBRATION} of them without labels to calibrate; accuracy on {len(held_out[2]):,} others, "
         f"{LENGTH} tokens each; QAT from the planned codes, {UPDATES} batches of {BATCH}, with the original as teacher; latency of one sentence, median in turns."
     )
-    facts = header(("torch", "transformers", "onnxruntime", "openvino"), threads=THREADS, seed=SEED, n=len(held_out[2]), setting=setting)
+    facts = header(
+        ("torch", "transformers", "onnxruntime", "openvino", "nncf", "torchao"),
+        threads=THREADS,
+        seed=SEED,
+        n=len(held_out[2]),
+        setting=setting,
+    )
     write("minilm_reviews", {**facts, "rows": rows})
 
 

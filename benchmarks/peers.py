@@ -12,29 +12,44 @@ import argparse
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+Samples = np.ndarray | Mapping[str, np.ndarray]  # of the only input, or of each by its name; all with samples on the first axis
 
-def quantize_static(source: Path, samples: np.ndarray, result: Path, transformer: bool) -> None:
+
+def feeds(samples: Samples, names: Sequence[str]) -> Iterator[dict[str, np.ndarray]]:
+    """One sample after the other, as what a session is fed. `names`: of the network's inputs, in order."""
+    arrays = samples if isinstance(samples, Mapping) else {names[0]: samples}
+    for row in range(len(next(iter(arrays.values())))):
+        yield {name: arrays[name][row : row + 1] for name in arrays}
+
+
+def quantize_dynamic(source: Path, result: Path) -> None:
+    """onnxruntime: s8 weights per channel, values coded as u8 at run time."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    quantize_dynamic(str(source), str(result), per_channel=True, weight_type=QuantType.QInt8)
+
+
+def quantize_static(source: Path, samples: Samples, result: Path, transformer: bool) -> None:
     """onnxruntime: preprocessed, min-max, per channel, u8 activations, s8 weights, QDQ. A transformer's products of values stay float."""
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.calibrate import CalibrationDataReader
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    name = onnx.load(source, load_external_data=False).graph.input[0].name
+    names = [entry.name for entry in onnx.load(source, load_external_data=False).graph.input]
 
     class Reader(CalibrationDataReader):
         def __init__(self) -> None:
-            self.rows = iter(samples)
+            self.rows = feeds(samples, names)
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            row = next(self.rows, None)
-            return None if row is None else {name: row[None]}
+            return next(self.rows, None)
 
     prepared = result.with_suffix(".prepared.onnx")
     quant_pre_process(str(source), str(prepared), skip_symbolic_shape=transformer)
@@ -45,13 +60,14 @@ def quantize_static(source: Path, samples: np.ndarray, result: Path, transformer
     )  # fmt: skip
 
 
-def nncf_openvino(source: Path, samples: np.ndarray, result: Path, transformer: bool) -> None:
+def nncf_openvino(source: Path, samples: Samples, result: Path, transformer: bool) -> None:
     """NNCF on OpenVINO's form of the network: mixed preset, fast bias correction."""
     import nncf
     import openvino
 
     model = openvino.Core().read_model(str(source))
-    quantized = nncf.quantize(model, _dataset(nncf, samples), **_nncf_options(nncf, len(samples), transformer))
+    rows = list(feeds(samples, [entry.any_name for entry in model.inputs]))
+    quantized = nncf.quantize(model, nncf.Dataset(rows), **_nncf_options(nncf, len(rows), transformer))
     openvino.save_model(quantized, str(result), compress_to_fp16=False)
 
 
@@ -78,10 +94,6 @@ def ai_edge(source: Path, samples: np.ndarray, result: Path, transformer: bool) 
         tool.update_quantization_recipe(".*", end, algorithm_key="no_quantize")
     seen = tool.calibrate({next(iter(Interpreter(str(source)).get_signature_list())): [{name: row[None]} for row in samples]})
     tool.quantize(seen).export_model(str(result), overwrite=True)
-
-
-def _dataset(nncf: Any, samples: np.ndarray) -> Any:
-    return nncf.Dataset(list(samples), lambda row: row[None])
 
 
 def _nncf_options(nncf: Any, count: int, transformer: bool) -> dict[str, Any]:

@@ -73,9 +73,10 @@ def minilm_reviews(result: dict[str, Any]) -> str:
     ]
     for row in result["rows"]:
         low, high = row["drop_interval"]
+        smaller = f"{row['size_ratio']:.2f}x" if row["size_ratio"] else "no file"
         lines.append(
             f"| {row['name']} | {row['target']} | {row['fp32_accuracy']:.2%} | {row['accuracy']:.2%} | "
-            f"{row['drop_points']:+.2f} [{low:+.2f}, {high:+.2f}] | {row['speedup']:.2f}x | {row['size_ratio']:.2f}x |"
+            f"{row['drop_points']:+.2f} [{low:+.2f}, {high:+.2f}] | {row['speedup']:.2f}x | {smaller} |"
         )
     return "\n".join([*lines, "", f"n = {result['n']:,}; {result['setting']} {_machine(result)}"])
 
