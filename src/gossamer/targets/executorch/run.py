@@ -14,7 +14,8 @@ import torch
 from gossamer.errors import ConfigError, DataError, FileError
 from gossamer.program.program import Program
 from gossamer.targets.executorch.emit import to_pte
-from gossamer.targets.executorch.packages import part, quiet
+from gossamer.targets.executorch.loading import Loaded
+from gossamer.targets.executorch.packages import RUNTIME, part, quiet
 
 Array = npt.NDArray[Any]
 IDENTIFIER = b"ET12"
@@ -23,14 +24,12 @@ IDENTIFIER = b"ET12"
 class ExecuTorchRunner:
     """An opened file. More samples than the file takes at once are run in parts."""
 
-    def __init__(self, load: Callable[[], Any], threads: int, handed_out: Sequence[str]) -> None:
+    def __init__(self, load: Callable[[], Loaded], threads: int, handed_out: Sequence[str]) -> None:
         self._load, self._threads, self._names = load, threads, tuple(handed_out)
-        self._method: Any = None
-        found = self.method().metadata
-        metas = [found.input_tensor_meta(position) for position in range(found.num_inputs())]
-        self._shapes = [tuple(meta.sizes()) for meta in metas]
+        self._method: Loaded | None = None
+        self._shapes = self.method().input_shapes
 
-    def method(self) -> Any:
+    def method(self) -> Loaded:
         """The loaded network, on as many threads as this runner was opened with."""
         use_threads(self._threads)
         if self._method is None:
@@ -78,7 +77,7 @@ def use_threads(threads: int) -> None:
 
     XNNPACK keeps a pointer to the pool that was there when a network was loaded, so none may outlive it.
     """
-    pool = part("extension.pybindings.portable_lib")
+    pool = part(RUNTIME)
     if pool._threadpool_get_thread_count() != threads:
         for runner in list(_runners):
             runner.release()
@@ -110,12 +109,11 @@ def open_values(program: Program, *, threads: int) -> ExecuTorchRunner:
 
 def _open(data: bytes, threads: int, handed_out: Sequence[str], path: Path) -> ExecuTorchRunner:
     with quiet():
-        runtime = part("runtime").Runtime.get()
         part("kernels.quantized")  # registers the portable kernels that code and decode
 
-    def load() -> Any:
+    def load() -> Loaded:
         try:
-            return runtime.load_program(data).load_method("forward")
+            return Loaded(data)
         except (RuntimeError, KeyError) as error:
             raise FileError(path, f"is not a .pte file that ExecuTorch can run ({_reason(error)})", "export it again") from error
 

@@ -1,4 +1,4 @@
-"""What XNNPACK's kernels compute in integers when ExecuTorch 1.5 hands a network over to them, read off its partitioner and files.
+"""What XNNPACK's kernels compute in integers when ExecuTorch 1.5 hands a network over to them, whole or in parts; read off its partitioner and files.
 
 It takes signed codes: values per tensor with a zero point, weights per output channel without one. Average pools, pads, sigmoids and
 products of two values stay float between codes.

@@ -1,0 +1,222 @@
+"""Networks that are one XNNPACK graph, written without ExecuTorch's passes: same results as through them, and as the network's own."""
+
+import subprocess
+import sys
+import textwrap
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import gossamer as gs
+from chains import random_network
+from gossamer.targets.executorch.direct import whole_graph, why_not_whole
+from gossamer.targets.executorch.emit import notes, to_pte
+from gossamer.targets.executorch.loading import Loaded
+from gossamer.targets.executorch.packages import INSTALL
+from gossamer.targets.executorch.passes import lowered
+from gossamer.targets.executorch.run import open_values
+from gossamer.targets.parity import check_parity, parity_problems
+from gossamer.targets.target import targets
+
+needs_it = pytest.mark.skipif(find_spec("executorch") is None, reason=f"executorch is not installed; run: {INSTALL}")
+
+
+def quantized(program, samples):
+    return gs.apply(program, gs.plan_quantization(program, samples, "executorch", scheme=gs.Scheme(rounding="nearest")))
+
+
+class Formula(nn.Module):
+    """A function as a network."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.slopes = nn.Parameter(torch.linspace(-0.5, 0.5, 6))
+        self.kernel = nn.Parameter(torch.linspace(-1, 1, 6 * 3 * 2 * 2).reshape(6, 3, 2, 2))
+        self.table = nn.Parameter(torch.linspace(-1, 1, 6 * 5 * 7).reshape(6, 5, 7))
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+FORMULAS = {
+    "activations": lambda m, x: F.gelu(x) + F.gelu(x, approximate="tanh") + F.elu(x) + F.leaky_relu(x, 0.2) + F.hardswish(x) + F.silu(x),
+    "functions": lambda m, x: (x.abs() + 1).log() + x.sin() * x.cos() + (x * x + 1).rsqrt() - x.exp().sqrt() + x.floor() + x.ceil() - (-x),
+    "clamps": lambda m, x: (
+        F.relu6(x + 1) + F.hardtanh(x, -0.7, 1.3) + (x - 1).relu() + torch.maximum(x, m.table) - torch.minimum(x, m.table)
+    ),
+    "slopes": lambda m, x: F.prelu(x, m.slopes),
+    "constants": lambda m, x: x * m.table + m.table / (x * x + 1),
+    "products": lambda m, x: x.transpose(2, 3) @ (x @ m.table.transpose(1, 2)),
+    "softmax": lambda m, x: x.softmax(1) + x.softmax(-1),
+    "means": lambda m, x: (
+        x.mean(-1, keepdim=True) + x.mean((2, 3), keepdim=True) + x.mean(1, keepdim=True) + x.sum((2, 3))[:, :, None, None]
+    ),
+    "movement": lambda m, x: torch.stack([x, x + 1], 2).permute(0, 3, 1, 4, 2).flatten(2)[:, 1:4],
+    "joins": lambda m, x: torch.cat([x, x * 2, x * 3, x * 4, x * 5, x * 6, x * 7], 1),
+    "borders": lambda m, x: F.max_pool2d(F.pad(x, (1, 2, 0, 1)) - 5, 3, 2) + F.avg_pool2d(F.pad(x, (1, 2, 0, 1), value=3.0), 3, 2),
+    "pools": lambda m, x: F.max_pool2d(x, 3, 2, 1, ceil_mode=True) - F.avg_pool2d(x, 3, 2, 1),
+    "sizes": lambda m, x: F.interpolate(x, scale_factor=2, mode="nearest") + F.interpolate(x, scale_factor=2, mode="bilinear"),
+    "transposed": lambda m, x: F.conv_transpose2d(x, m.kernel, stride=2),
+    "norms": lambda m, x: F.layer_norm(x, (7,)) + F.group_norm(x, 3),
+}
+
+
+@needs_it
+@pytest.mark.parametrize("name", FORMULAS)
+def test_float_networks_of_every_kind_of_node(name):
+    torch.manual_seed(0)
+    x = torch.randn(5, 6, 5, 7)
+    program = gs.capture(Formula(FORMULAS[name]).eval(), x[:2])
+    assert not notes(program)
+    runner = Loaded(to_pte(program).data)
+    for number in (1, 5, 2):
+        np.testing.assert_allclose(runner.execute([x[:number]])[0], program(x[:number]).detach(), rtol=1e-4, atol=1e-5)
+
+
+@needs_it
+@settings(max_examples=8)
+@given(seed=st.integers(0, 10_000))
+@example(seed=77)  # a mean with ties
+def test_random_networks_on_codes_are_as_simulated(seed, tmp_path_factory):
+    net, shape = random_network(seed)
+    samples = torch.randn(6, *shape)
+    coded = quantized(gs.capture(net, samples[:2]), samples)
+    artifact = gs.export(coded, tmp_path_factory.mktemp("chain") / "net.pte", "executorch")
+    parity = check_parity(artifact, targets["executorch"].open(artifact.path, threads=1), (samples,))
+    assert not parity_problems(parity, artifact, "the file")
+    assert parity.output_error < 1e-6
+
+
+@needs_it
+def test_the_same_bits_as_through_the_passes():
+    torch.manual_seed(0)
+    deep = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.BatchNorm2d(6), nn.ReLU6())
+    head = nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.Conv2d(12, 8, 3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.deep, self.head = nn.Conv2d(3, 6, 3, padding=1), deep, head
+
+        def forward(self, x):
+            x = self.first(x).relu()
+            y = self.deep(x)
+            return self.head(torch.cat([x + y, y], 1))
+
+    images = torch.randn(8, 3, 15, 12)
+    net = Net()
+    net(images)  # gives the batch norm statistics
+    program = gs.capture(net.eval(), images[:2])
+    coded = quantized(program, images)
+    one, two = whole_graph(coded, hand_out=True), lowered(coded, hand_out=True)
+    assert set(one.handed_out) == set(two.handed_out)
+    outputs, others = (Loaded(data).execute([images]) for data in (one.to_bytes(), two.data))
+    found = dict(zip(("output", *one.handed_out), outputs, strict=True))
+    for name, other in zip(("output", *two.handed_out), others, strict=True):
+        assert torch.equal(found[name], other), name
+
+
+@needs_it
+def test_a_transformer_on_codes(tmp_path):
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patches, self.token = nn.Conv2d(3, 16, 4, 4), nn.Parameter(torch.randn(1, 1, 16))
+            self.before, self.qkv, self.after = nn.LayerNorm(16), nn.Linear(16, 48), nn.Linear(16, 16)
+            self.norm, self.wide, self.narrow = nn.LayerNorm(16), nn.Linear(16, 32), nn.Linear(32, 16)
+
+        def forward(self, x):
+            x = self.patches(x).flatten(2).transpose(1, 2)
+            x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1)
+            q, k, v = self.qkv(self.before(x)).reshape(x.shape[0], -1, 3, 2, 8).permute(2, 0, 3, 1, 4).unbind(0)
+            x = x + self.after(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+            return (x + self.narrow(F.gelu(self.wide(self.norm(x)))))[:, 0]
+
+    torch.manual_seed(0)
+    images = torch.randn(6, 3, 12, 12)
+    program = gs.capture(Block().eval(), images[:2])
+    coded = quantized(program, images)
+    assert not notes(program) and not notes(coded)
+    artifact = gs.export(coded, tmp_path / "net.pte", "executorch")
+    plain = gs.export(program, tmp_path / "plain.pte", "executorch")
+    report = gs.verify(artifact, reference=plain, data=(images, program(images).argmax(1)), batch=2)
+    assert report.parity.output_error == 0
+    assert not parity_problems(report.parity, artifact, "the file")
+
+
+@needs_it
+def test_codes_are_the_same_whatever_batches_came_before():
+    """Sizes in the graph are those of one sample: with larger ones the runtime wrote beyond its memory as batches grew."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)
+    )
+    images = torch.randn(70, 3, 20, 20)
+    coded = quantized(gs.capture(model.eval(), images[:2]), images)
+    runner = open_values(coded, threads=1)
+    expected = runner.run_values(images[:64].numpy())
+    for number in (1, 2, 13, 1, 64, 3, 70):
+        found = runner.run_values(images[:number].numpy())
+        for name, codes in found.items():
+            np.testing.assert_array_equal(codes[:64], expected[name][:number])
+
+
+@needs_it
+def test_constants_outlive_the_graph_that_names_them(tmp_path):
+    """A loader that maps the file lets go of what the runtime no longer asks for; what kernels have not packed must stay."""
+    x = torch.randn(2, 6, 5, 7)
+    program = gs.capture(Formula(lambda m, x: F.prelu(x, m.slopes) * m.table + m.table).eval(), x)
+    (tmp_path / "net.pte").write_bytes(to_pte(program).data)
+    np.save(tmp_path / "x.npy", x)
+    code = """
+        import sys, numpy, torch
+        from executorch.extension.pybindings import _C
+        module = _C._load_for_executorch(sys.argv[1] + "/net.pte")
+        numpy.save(sys.argv[1] + "/y.npy", module.forward([torch.from_numpy(numpy.load(sys.argv[1] + "/x.npy"))])[0])
+    """
+    subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(tmp_path)], check=True, capture_output=True, timeout=60)
+    np.testing.assert_allclose(np.load(tmp_path / "y.npy"), program(x).detach(), rtol=1e-5, atol=1e-6)
+
+
+@needs_it
+def test_writing_and_running_load_none_of_the_passes(tmp_path):
+    code = """
+        import sys, torch, gossamer as gs
+        program = gs.capture(torch.nn.Linear(4, 3).eval(), torch.randn(2, 4))
+        gs.export(program, sys.argv[1], "executorch")
+        print([name for name in sys.modules if name.startswith("executorch.exir")])
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path / "net.pte")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]"
+    assert Path(command[-1]).stat().st_size < 3000
+
+
+@needs_it
+def test_what_keeps_a_network_from_being_one_graph_is_said():
+    class Whole(nn.Module):
+        def forward(self, x):
+            return (x * 10).int().float()
+
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(5, 4)
+
+        def forward(self, ids):
+            return self.table(ids)
+
+    assert why_not_whole(gs.capture(Whole().eval(), torch.randn(2, 8))) == "CAST has no node there"
+    words = gs.capture(Words().eval(), torch.tensor([[1, 2], [3, 4]]))
+    assert notes(words) == (
+        "XNNPACK does not run all of this network at once: an input of int64 cannot be handed to it. "
+        "ExecuTorch's passes split it, which takes longer to write.",
+    )
