@@ -14,7 +14,8 @@ from pathlib import Path
 from gossamer.errors import MissingRuntime
 from gossamer.targets.cortex_m.borders import BEFORE
 from gossamer.targets.cortex_m.kernels import Kernels, own_files, runtime_file, write_portable
-from gossamer.targets.cortex_m.statements import Writing, layer, layer_tables, window, zeros
+from gossamer.targets.cortex_m.write_layers import layer, layer_tables, window
+from gossamer.targets.cortex_m.writing import Writing, zeros
 from gossamer.targets.tflite.draft import Draft, DraftOp
 
 NAME, FOLDER = "cmsis_nn", "cmsis-nn"

@@ -18,7 +18,7 @@ from gossamer.program.program import Program
 from gossamer.targets.cortex_m.code import Network, lay_out
 from gossamer.targets.cortex_m.kernels import PORTABLE, Kernels
 from gossamer.targets.cortex_m.project import cmake, header, makefile, signature
-from gossamer.targets.cortex_m.statements import Page, Writing
+from gossamer.targets.cortex_m.writing import Page, Writing
 from gossamer.targets.tflite.draft import DraftTensor
 from gossamer.targets.tflite.emit import draft_of
 from gossamer.targets.tflite.note import Note, Order, value_name

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
-from gossamer.targets.cortex_m.code_writers import written_as_table
-from gossamer.targets.cortex_m.statements import Writing, writers
+from gossamer.targets.cortex_m.write_codes import written_as_table
+from gossamer.targets.cortex_m.writing import Writing, writers
 from gossamer.targets.tflite.draft import Draft, DraftOp
 
 OWN = ("gossamer_kernels.c", "gossamer_kernels.h")

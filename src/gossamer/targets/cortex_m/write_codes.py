@@ -14,7 +14,9 @@ from gossamer.numerics.fixed_functions import softmax_factor
 from gossamer.numerics.fixed_point import quantize_multiplier
 from gossamer.numerics.resample import fixed_places
 from gossamer.targets import code_tables, gemmlowp_kernels
-from gossamer.targets.cortex_m.statements import Writing, by_row, c_float, combined, repeated, window, writers, zeros
+from gossamer.targets.cortex_m.write_layers import window
+from gossamer.targets.cortex_m.write_values import by_row, combined, repeated
+from gossamer.targets.cortex_m.writing import Writing, c_float, writers, zeros
 
 _TABLES: dict[str, Callable[[Tensor, Quantizer, Quantizer, Writing], Tensor]] = {
     "LOGISTIC": lambda codes, source, result, _: code_tables.fixed_sigmoid(codes, source, result),
