@@ -33,6 +33,7 @@ from gossamer.targets.results import Report
 THREADS, SEED, CALIBRATION = 1, 0, 256
 BATCH, UPDATES, MIXED_BITS = 32, 48, 6
 TUNING = gs.Recipe(optimizer="adamw", learning_rate=3e-5, batch_size=BATCH)
+TUNING_OF_FOUR_BITS, EPOCHS_OF_FOUR_BITS = gs.Recipe(optimizer="adamw", learning_rate=1e-4, batch_size=BATCH), 2
 PATH = RESULTS / "minilm_reviews.json"
 
 
@@ -57,12 +58,17 @@ def methods(program: gs.Program, training: Batches) -> dict[str, Make]:
         planned, frozen = applied(gs.plan_quantization(program, samples, target, weights="int4", scheme=fine))
         return gs.fit(planned, training[:UPDATES], teacher=program, epochs=1, recipe=TUNING, seed=SEED), frozen
 
+    def trained_in_four_bits(target: str) -> tuple[gs.Program, tuple[Frozen, ...]]:
+        planned, frozen = applied(gs.plan_quantization(program, samples, target, weights="int4", activations="uint4", scheme=fine))
+        return gs.fit(planned, training, teacher=program, epochs=EPOCHS_OF_FOUR_BITS, recipe=TUNING_OF_FOUR_BITS, seed=SEED), frozen
+
     return {
         "dynamic range": lambda target: applied(gs.plan_dynamic_quantization(program, target)),
         "static": lambda target: applied(gs.plan_quantization(program, samples, target)),
         "static, W4A8": lambda target: applied(gs.plan_quantization(program, samples, target, weights="int4", scheme=fine)),
         f"mixed, {MIXED_BITS} bits": mixed,
         "QAT, W4A8": trained,
+        "QAT, W4A4": trained_in_four_bits,
     }
 
 
@@ -103,7 +109,7 @@ def main() -> None:
             print(rows[-1], flush=True)
     setting = (
         f"fine-tuned for one epoch on {TRAINING:,} sentences, {CALIBRATION} of them without labels to calibrate; accuracy on {len(held_out[2]):,} others, "
-        f"{LENGTH} tokens each; QAT from the planned codes, {UPDATES} batches of {BATCH}, with the original as teacher; latency of one sentence, median in turns."
+        f"{LENGTH} tokens each; QAT from the planned codes, with the original as teacher: {UPDATES} batches of {BATCH} for W4A8, {EPOCHS_OF_FOUR_BITS} epochs for W4A4; latency of one sentence, median in turns."
     )
     facts = header(
         ("torch", "transformers", "onnxruntime", "openvino", "nncf", "torchao"),
