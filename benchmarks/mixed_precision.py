@@ -32,9 +32,9 @@ from gossamer.data.source import spread
 from gossamer.errors import PlanError
 from gossamer.files import read_json, write_json
 from gossamer.numerics.distance import sqnr_db
-from gossamer.plan.placement import has_weight
 from gossamer.plan.plan import Plan
 from gossamer.plan.rules import layer_name
+from gossamer.plan.site import has_weight
 from gossamer.plan.spec import specs
 from gossamer.program.ops import bind
 from gossamer.progress import silent

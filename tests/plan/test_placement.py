@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gossamer.plan.placement import inference_graph, place_quantizers
+from gossamer.plan.placement import place_quantizers
+from gossamer.plan.site import inference_graph
 from gossamer.plan.spec import specs
 from gossamer.program.capture import capture
 from gossamer.program.fold import fold_batch_norms

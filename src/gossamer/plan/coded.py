@@ -6,20 +6,20 @@ from collections.abc import Mapping
 
 from gossamer.numerics.affine import Quantizer, clips_like
 from gossamer.numerics.formats import IntFormat
-from gossamer.plan.placement import Site, has_weight, inference_graph
+from gossamer.plan.integer_cases import why_float
+from gossamer.plan.site import Site, has_weight, site_of
 from gossamer.plan.spec import specs
 from gossamer.program.clamps import clip_limits
 from gossamer.program.graph import Node
 from gossamer.program.ops import bind, op_of
 from gossamer.program.program import Program
-from gossamer.program.shapes import infer_shapes
 
 
 def coded_site(program: Program) -> Site:
     """The graph that a quantized program's target runs, with its shapes at batch 1."""
     values = (quantizer.format for name, quantizer in program.quantizers.items() if name not in program.state)
     spec = specs[program.target].for_values(max((fmt.bits for fmt in values), default=8))
-    return Site(inference_graph(program.graph), infer_shapes(program), spec)
+    return site_of(program, spec)
 
 
 def coded_nodes(program: Program, site: Site | None = None) -> dict[str, tuple[str, ...]]:
@@ -33,7 +33,7 @@ def coded_nodes(program: Program, site: Site | None = None) -> dict[str, tuple[s
     found = {}
     for node in site.graph.nodes:
         results = site.results(node)
-        if site.why_float(node) or not all(value in program.quantizers for value in site.inputs(node)):
+        if why_float(site, node) or not all(value in program.quantizers for value in site.inputs(node)):
             continue
         if has_weight(node) and not has_codes(program.quantizers, bind(node)["weight"].name):
             continue

@@ -15,7 +15,7 @@ from gossamer.numerics.ranges import choose_block_quantizer
 from gossamer.plan.equalization import EqualizationJob, Move, equalizations, equalized
 from gossamer.plan.equalization_sites import few_samples
 from gossamer.plan.equalization_trial import Trial
-from gossamer.plan.placement import Layer
+from gossamer.plan.site import Layer
 from gossamer.program.ops.own import dynamic_quantize
 from gossamer.program.program import Program
 

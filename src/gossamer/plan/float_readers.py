@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gossamer.plan.placement import Placement, Site, inference_graph
+from gossamer.plan.placement import Placement
+from gossamer.plan.site import site_of
 from gossamer.plan.spec import TargetSpec
 from gossamer.program.graph import Graph
 from gossamer.program.ops import op_of
 from gossamer.program.program import Program
-from gossamer.program.shapes import infer_shapes
 
 
 def values_read_both_ways(program: Program, placement: Placement, spec: TargetSpec) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -17,7 +17,7 @@ def values_read_both_ways(program: Program, placement: Placement, spec: TargetSp
 
     Where a kernel makes the codes, floats would cost a kernel more; there they stay what the codes stand for.
     """
-    site = Site(inference_graph(program.graph), infer_shapes(program), spec)
+    site = site_of(program, spec)
     made = {result for node in site.graph.nodes if node.name in placement.integer for result in site.results(node)}
     ends = (*site.graph.inputs, *site.graph.outputs)  # their codes may be asked for
     found: list[tuple[str, tuple[str, ...]]] = []

@@ -1,17 +1,65 @@
-"""Which cases of an op have a kernel on codes: for each op in question, why a node must stay float, or ""."""
+"""Which nodes a target has a kernel on codes for: why a node must stay float, or ""; for some ops that depends on the case."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isfinite
-from typing import TYPE_CHECKING
+from math import isfinite, prod
 
+from gossamer.plan.site import Site, has_weight
 from gossamer.program.clamps import clip_limits
 from gossamer.program.graph import Node
 from gossamer.program.ops import bind, op_of
+from gossamer.program.ops.kinds import Convolution, Embedding
+from gossamer.program.transposed import is_transposed, why_whole
 
-if TYPE_CHECKING:
-    from gossamer.plan.placement import Site
+
+def why_float(site: Site, node: Node) -> str:
+    """Why a node cannot run on codes, or "" when it can."""
+    name = op_of(node).onnx
+    if name in site.spec.absorbed_ops - site.spec.integer_ops:
+        return "it is free only right behind an op on integers that nothing else reads"
+    if name not in site.spec.integer_ops:
+        if is_transposed(node) and "Pixels" in site.spec.integer_ops and (reason := why_whole(site.graph, node)):
+            return reason
+        return f"{site.spec.name} has no integer kernel for {name or node.op}"
+    if not all(site.is_float(result) for result in site.results(node)):
+        return f"the result of {name} is not float32, so there is nothing to code"
+    if has_weight(node):
+        return _why_float_layer(site, node)
+    names = site.inputs(node)
+    if isinstance(op_of(node).kind, Embedding):
+        return "it picks rows of a table: the table can have codes, the rows are float"
+    if any(used in site.graph.state_names for used in names):
+        return f"{name} reads a parameter, which only layers can in integers"
+    check = _CHECKS.get(name)
+    return "" if check is None or not names else check(site, node)
+
+
+def _why_float_layer(site: Site, node: Node) -> str:
+    bound = bind(node)
+    if not site.is_state(bound["weight"]) or not (bound["bias"] is None or site.is_state(bound["bias"])):
+        return "its weight or bias is computed, not stored"
+    if bound["weight"].name in site.graph.outputs:
+        return "its weight is an output of the network"
+    slow = _why_slow(site, node) if isinstance(op_of(node).kind, Convolution) else ""
+    if slow:
+        return f"{site.spec.name} is faster in float when a convolution {slow}"
+    for user in site.graph.users[bound["weight"].name]:
+        if not has_weight(user) or bind(user)["weight"] != bound["weight"] or user.uses.count(bound["weight"].name) > 1:
+            return f"its weight is also used by {user.name}, which needs the float numbers"
+    return "" if site.is_float(bound["weight"].name) else "its weight is not float32"
+
+
+def _why_slow(site: Site, node: Node) -> str:
+    """What integer kernels for convolutions take longer for than float ones, or ""."""
+    bound = bind(node)
+    outputs, channels, *window = site.shape(bound["weight"].name)
+    read = f"{channels} channel{'s' if channels > 1 else ''}"
+    if bound["groups"] == 1:
+        few = channels < site.spec.least_channels and channels * prod(window) < site.spec.least_columns
+        return f"reads only {read}" if few else ""
+    depthwise = bound["groups"] == outputs and channels == 1
+    return f"has groups that read only {read}" if channels < site.spec.least_group_channels and not depthwise else ""
 
 
 def _why_float_pair(site: Site, node: Node) -> str:
@@ -92,7 +140,7 @@ def _why_float_pad(site: Site, node: Node) -> str:
     return "it pads with a number other than 0" if constant and bound["value"] else ""
 
 
-CHECKS: dict[str, Callable[[Site, Node], str]] = {
+_CHECKS: dict[str, Callable[[Site, Node], str]] = {
     "Add": _why_float_pair,
     "Sub": _why_float_pair,
     "Rsub": _why_float_pair,

@@ -16,10 +16,10 @@ from gossamer.numerics.affine import Quantizer, clips_like, fake_quantize
 from gossamer.numerics.ranges import fit_clamp
 from gossamer.plan.edits import Edit, ShiftBias
 from gossamer.plan.parts import Part, make_part, pick, to_rows
-from gossamer.plan.placement import Layer
 from gossamer.plan.reconstruction import Coded, Learning, Samples, Solution, Wanted, reconstruct
 from gossamer.plan.rounding import Rounded, Rounding, RoundingJob, least_change_codes, roundings, weight_edits
 from gossamer.plan.segments import cut, join_front
+from gossamer.plan.site import Layer
 from gossamer.program.clamps import clip_limits
 from gossamer.program.execute import Observe
 from gossamer.program.shapes import TensorMeta, infer_shapes

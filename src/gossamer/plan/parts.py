@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gossamer.plan.placement import Layer
+from gossamer.plan.site import Layer
 from gossamer.program.execute import DEVICE, TRAINING, Observe, Step, run_steps, schedule
 from gossamer.program.graph import Graph, Ref
 from gossamer.program.ops import with_arguments

@@ -7,34 +7,22 @@ can compute between them on codes. Dropout passes values on, so it is looked thr
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
-from math import prod
-from typing import Any
+from dataclasses import dataclass
 
-import torch
-
-from gossamer.plan.integer_cases import CHECKS
+from gossamer.plan.integer_cases import why_float
 from gossamer.plan.plan import Frozen
 from gossamer.plan.residuals import residual_inputs
+from gossamer.plan.site import Layer as Layer
+from gossamer.plan.site import Site, site_of
+from gossamer.plan.site import has_weight as has_weight
+from gossamer.plan.site import inference_graph as inference_graph
 from gossamer.plan.spec import TargetSpec
 from gossamer.program.clamps import clip_limits
-from gossamer.program.graph import Graph, Node, Ref, rename_uses
-from gossamer.program.ops import bind, op_of
-from gossamer.program.ops.kinds import Convolution, Embedding, Factory, Linear, Scalar
+from gossamer.program.graph import Node
+from gossamer.program.ops import op_of
+from gossamer.program.ops.kinds import Factory, Scalar
 from gossamer.program.ops.own import COPY
 from gossamer.program.program import Program
-from gossamer.program.shapes import Meta, TensorMeta, infer_shapes
-from gossamer.program.transposed import is_transposed, why_whole
-
-
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """A convolution or linear layer that runs on codes of the value `source`."""
-
-    node: str
-    source: str
-    weight: str
-    bias: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +53,6 @@ class Placement:
     factors: frozenset[str] = frozenset()
 
 
-FUSED_CLAMPS = ((0, None), (0, 6))
-WITH_PARAMETERS = frozenset({"PRelu"})  # their kernels on codes take all but the first argument from the file
-
-
 def place_quantizers(
     program: Program, spec: TargetSpec, *, kept_float: Mapping[str, str] | None = None, code_ends: bool = False
 ) -> Placement:
@@ -77,8 +61,8 @@ def place_quantizers(
     kept_float  why layers that could run on codes must not, by node
     code_ends   float inputs and outputs get codes, whatever computes them
     """
-    site = Site(inference_graph(program.graph), infer_shapes(program), spec)
-    reasons = {node.name: reason for node in site.graph.nodes if (reason := site.why_float(node))}
+    site = site_of(program, spec)
+    reasons = {node.name: reason for node in site.graph.nodes if (reason := why_float(site, node))}
     reasons = {**(kept_float or {}), **reasons}  # and those that spreading finds
     integer, coded = _spread(site, reasons)
     if spec.coded_residuals:
@@ -98,134 +82,6 @@ def place_quantizers(
         frozen=tuple(_frozen(site, integer, coded, reasons)),
         factors=frozenset(name for node in nodes if site.is_factored(node) for name in site.inputs(node)),
     )
-
-
-def inference_graph(graph: Graph) -> Graph:
-    """The graph without dropout; the values keep their names."""
-    same: dict[str, str] = {}
-    nodes = []
-    for node in graph.nodes:
-        node = rename_uses(node, same)
-        if op_of(node).onnx == "Identity" and isinstance(node.args[0], Ref):
-            same[node.name] = node.args[0].name
-        else:
-            nodes.append(node)
-    return replace(graph, nodes=tuple(nodes), outputs=tuple(same.get(name, name) for name in graph.outputs))
-
-
-def has_weight(node: Node) -> bool:
-    """Whether a node is a layer that multiplies its input with a weight of its own."""
-    return isinstance(op_of(node).kind, (Convolution, Linear))
-
-
-@dataclass(frozen=True)
-class Site:
-    """A graph without dropout, its shapes at batch 1 and the target, with the questions asked about them."""
-
-    graph: Graph
-    metas: Mapping[str, Meta]
-    spec: TargetSpec
-
-    def inputs(self, node: Node) -> tuple[str, ...]:
-        """Values with codes of their own that an integer op reads."""
-        return (
-            node.uses[:1]
-            if has_weight(node) or op_of(node).onnx in WITH_PARAMETERS
-            else tuple(dict.fromkeys(name for name in node.uses if self.is_float(name)))
-        )
-
-    def results(self, node: Node) -> tuple[str, ...]:
-        """Values that carry the codes of an integer op's results: of the activation behind it where that is free."""
-        if isinstance(self.metas[node.name], tuple):
-            return tuple(user.name for user in self.graph.users.get(node.name, ()) if user.op == "scalar.getitem")
-        name = op_of(node).onnx
-        user = self.graph.sole_user(node.name)
-        codes_of_its_own = self.spec.same_scale_ops | self.spec.gate_ops | self.spec.signed_gate_ops | self.spec.absorbed_ops
-        if user is None or name in codes_of_its_own or op_of(user).onnx not in self.spec.absorbed_ops:
-            return (node.name,)
-        limits = clip_limits(user)
-        # codes always hold 0, so only a clamp around 0 is the same as a range of codes
-        free = limits is not None and (limits[0] is None or limits[0] <= 0) and (limits[1] is None or limits[1] >= 0)
-        free = limits in FUSED_CLAMPS if self.spec.fused_clamps else free
-        return (user.name,) if free else (node.name,)
-
-    def is_float(self, name: str) -> bool:
-        """Whether a value is one float tensor."""
-        meta = self.metas.get(name)
-        return isinstance(meta, TensorMeta) and meta.dtype == torch.float32
-
-    def is_factored(self, node: Node) -> bool:
-        """Whether a node multiplies two values whose codes the target wants to have around 0, next to a layer or not."""
-        return self.spec.code_products and op_of(node).onnx == "MatMul"
-
-    def is_sole_part(self, node: Node) -> bool:
-        """Whether one value is all that comes of what a node reads: parts of a value keep codes of their own, made where they are read."""
-        return not isinstance(self.metas[node.name], tuple) and all(map(self._is_read_once, self.inputs(node)))
-
-    def _is_read_once(self, name: str) -> bool:
-        readers = [user for user in self.graph.users.get(name, ()) if not isinstance(op_of(user).kind, Scalar)]  # sizes are no numbers
-        return len(readers) == 1 and name not in self.graph.outputs
-
-    def is_state(self, arg: Any) -> bool:
-        """Whether an argument is a parameter or buffer."""
-        return isinstance(arg, Ref) and arg.name in self.graph.state_names
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a float tensor."""
-        meta = self.metas[name]
-        assert isinstance(meta, TensorMeta)
-        return meta.shape
-
-    def layer(self, node: Node) -> Layer:
-        """The layer of an integer convolution or linear node."""
-        bound = bind(node)
-        return Layer(node.name, node.uses[0], bound["weight"].name, bound["bias"] and bound["bias"].name)
-
-    def why_float(self, node: Node) -> str:
-        """Why a node cannot run on codes, or "" when it can."""
-        name = op_of(node).onnx
-        if name in self.spec.absorbed_ops - self.spec.integer_ops:
-            return "it is free only right behind an op on integers that nothing else reads"
-        if name not in self.spec.integer_ops:
-            if is_transposed(node) and "Pixels" in self.spec.integer_ops and (reason := why_whole(self.graph, node)):
-                return reason
-            return f"{self.spec.name} has no integer kernel for {name or node.op}"
-        if not all(self.is_float(result) for result in self.results(node)):
-            return f"the result of {name} is not float32, so there is nothing to code"
-        if has_weight(node):
-            return self._why_float_layer(node)
-        names = self.inputs(node)
-        if isinstance(op_of(node).kind, Embedding):
-            return "it picks rows of a table: the table can have codes, the rows are float"
-        if any(used in self.graph.state_names for used in names):
-            return f"{name} reads a parameter, which only layers can in integers"
-        check = CHECKS.get(name)
-        return "" if check is None or not names else check(self, node)
-
-    def _why_float_layer(self, node: Node) -> str:
-        bound = bind(node)
-        if not self.is_state(bound["weight"]) or not (bound["bias"] is None or self.is_state(bound["bias"])):
-            return "its weight or bias is computed, not stored"
-        if bound["weight"].name in self.graph.outputs:
-            return "its weight is an output of the network"
-        slow = self._why_slow(node) if isinstance(op_of(node).kind, Convolution) else ""
-        if slow:
-            return f"{self.spec.name} is faster in float when a convolution {slow}"
-        for user in self.graph.users[bound["weight"].name]:
-            if not has_weight(user) or bind(user)["weight"] != bound["weight"] or user.uses.count(bound["weight"].name) > 1:
-                return f"its weight is also used by {user.name}, which needs the float numbers"
-        return "" if self.is_float(bound["weight"].name) else "its weight is not float32"
-
-    def _why_slow(self, node: Node) -> str:
-        """What integer kernels for convolutions take longer for than float ones, or ""."""
-        bound = bind(node)
-        outputs, channels, *window = self.shape(bound["weight"].name)
-        read = f"{channels} channel{'s' if channels > 1 else ''}"
-        if bound["groups"] == 1:
-            few = channels < self.spec.least_channels and channels * prod(window) < self.spec.least_columns
-            return f"reads only {read}" if few else ""
-        depthwise = bound["groups"] == outputs and channels == 1
-        return f"has groups that read only {read}" if channels < self.spec.least_group_channels and not depthwise else ""
 
 
 _POOLS = {"MaxPool", "AveragePool", "Resize"}  # they compute, though their results have the codes of their inputs

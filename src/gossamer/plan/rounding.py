@@ -16,8 +16,9 @@ from gossamer.numerics.packing import pack_steps
 from gossamer.numerics.ranges import choose_weight_quantizer
 from gossamer.numerics.rounding import second_order_codes
 from gossamer.plan.edits import Edit, QuantizeValue, RoundWeight, ShiftBias
-from gossamer.plan.placement import Layer, Placement
+from gossamer.plan.placement import Placement
 from gossamer.plan.scheme import Scheme
+from gossamer.plan.site import Layer
 from gossamer.program.program import Program
 from gossamer.progress import OnProgress, Progress
 from gossamer.registry import Registry

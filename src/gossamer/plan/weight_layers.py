@@ -16,9 +16,10 @@ from gossamer.numerics.packing import pack_steps
 from gossamer.numerics.rounding import second_order_codes
 from gossamer.plan.calibrate import calibrate
 from gossamer.plan.edits import Edit, QuantizeValue, RoundWeight
-from gossamer.plan.placement import Layer, Placement
+from gossamer.plan.placement import Placement
 from gossamer.plan.plan import Frozen
 from gossamer.plan.rules import Choice, layer_name
+from gossamer.plan.site import Layer
 from gossamer.program.graph import Node, Ref
 from gossamer.program.ops import bind, op_of
 from gossamer.program.ops.kinds import Convolution, Linear

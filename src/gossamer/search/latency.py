@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gossamer.numerics.formats import IntFormat
-from gossamer.plan.placement import Site, inference_graph
+from gossamer.plan.site import Site, inference_graph
 from gossamer.plan.spec import specs
 from gossamer.program.graph import Graph, Node, Ref
 from gossamer.program.ops import op_of

@@ -14,9 +14,9 @@ from gossamer.batches import Batches
 from gossamer.errors import PlanError
 from gossamer.numerics.affine import Quantizer, fake_quantize
 from gossamer.numerics.formats import FloatFormat, IntFormat, parse_any_format
-from gossamer.plan.placement import has_weight
 from gossamer.plan.quantization import plan_quantization
 from gossamer.plan.rules import FLOAT, layer_name
+from gossamer.plan.site import has_weight
 from gossamer.plan.spec import TargetSpec
 from gossamer.plan.stored_floats import stored_weights
 from gossamer.program.execute import Step

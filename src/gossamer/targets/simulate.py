@@ -15,7 +15,7 @@ from gossamer.errors import DataError, PlanError
 from gossamer.numerics.affine import dequantize, quantize
 from gossamer.numerics.integer import accumulator_scales, bias_to_codes
 from gossamer.plan.coded import coded_nodes, coded_site, has_codes
-from gossamer.plan.placement import has_weight
+from gossamer.plan.site import has_weight
 from gossamer.program.clamps import clip_limits
 from gossamer.program.execute import DEVICE, TRAINING, Step, schedule
 from gossamer.program.graph import Node, Ref, map_refs

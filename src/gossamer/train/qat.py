@@ -24,13 +24,13 @@ from gossamer.numerics.affine import SMALLEST_SCALE, Quantizer, clips_like, dequ
 from gossamer.numerics.formats import IntFormat, PerTensor
 from gossamer.numerics.lsq import learned_quantize
 from gossamer.numerics.ranges import fit_clamp
-from gossamer.plan.placement import Site, has_weight, inference_graph
+from gossamer.plan.integer_cases import why_float
 from gossamer.plan.rounding import BIAS_LIMIT
+from gossamer.plan.site import has_weight, site_of
 from gossamer.plan.spec import specs
 from gossamer.program.clamps import clip_limits
 from gossamer.program.ops import op_of
 from gossamer.program.program import Program
-from gossamer.program.shapes import infer_shapes
 
 _FURTHEST = 16.0  # how far a scale may move from its start, as a factor: keeps it positive
 
@@ -102,7 +102,7 @@ class LearnedQuantizers:
                 "Recipe.quantizer_learning_rate", "a rate", "None for a network without integer codes, whose scales could learn"
             )
         self._program = program
-        self._site = Site(inference_graph(program.graph), infer_shapes(program), specs[program.target])
+        self._site = site_of(program, specs[program.target])
         self._learned: dict[str, _Learned] = {}
         self._groups: dict[str, _Learned] = {}
         for names in self._ties():
@@ -188,14 +188,14 @@ class LearnedQuantizers:
         if node is None or limits is None or not node.uses or node.uses[0] in self._program.quantizers:
             return None
         before = self._site.graph.by_name.get(node.uses[0])
-        replaced = before is not None and not self._site.why_float(before) and self._site.results(before) == (name,)
+        replaced = before is not None and not why_float(self._site, before) and self._site.results(before) == (name,)
         return limits if replaced and clips_like(self._program.quantizers[name], *limits) else None
 
     def _layers_with_bias(self) -> Iterator[tuple[str, str, str]]:
         """(group of the weight, source of the codes that it meets, bias) of each layer that runs on codes."""
         groups = {id(learned): name for name, learned in self._groups.items()}
         for node in self._site.graph.nodes:
-            if not has_weight(node) or self._site.why_float(node):
+            if not has_weight(node) or why_float(self._site, node):
                 continue
             layer = self._site.layer(node)
             if layer.bias is not None and layer.weight in self._learned and layer.source in self._program.quantizers:

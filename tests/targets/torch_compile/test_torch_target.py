@@ -10,10 +10,10 @@ from torch import nn
 from chains import random_formats, random_network
 from gossamer.apply.engine import apply
 from gossamer.errors import ConfigError, DataError, FileError, MissingRuntime, PlanError
-from gossamer.plan.placement import has_weight
 from gossamer.plan.plan import Plan
 from gossamer.plan.quantization import plan_quantization
 from gossamer.plan.scheme import Scheme
+from gossamer.plan.site import has_weight
 from gossamer.program.bundle import load
 from gossamer.program.capture import capture
 from gossamer.targets.coded_ends import open_artifact

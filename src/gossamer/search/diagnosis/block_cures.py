@@ -8,10 +8,11 @@ from gossamer.batches import Batches
 from gossamer.errors import PlanError
 from gossamer.numerics.formats import PerBlock
 from gossamer.plan.calibrate import Calibration
-from gossamer.plan.placement import Placement, has_weight
+from gossamer.plan.placement import Placement
 from gossamer.plan.plan import Plan
 from gossamer.plan.rules import FLOAT, layer_name
 from gossamer.plan.scheme import BlockScheme
+from gossamer.plan.site import has_weight
 from gossamer.plan.spec import specs
 from gossamer.plan.weight_only import plan_weight_quantization
 from gossamer.program.ops import bind

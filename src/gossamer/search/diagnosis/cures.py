@@ -17,10 +17,10 @@ from gossamer.numerics.ranges import choose_quantizer, choose_weight_quantizer, 
 from gossamer.numerics.rounding import second_order_codes
 from gossamer.numerics.spread import merge
 from gossamer.plan.edits import Edit, QuantizeValue, RoundWeight, ScaleChannels, ShiftBias
-from gossamer.plan.placement import Layer
 from gossamer.plan.plan import Plan
 from gossamer.plan.quantization import plan_quantization
 from gossamer.plan.scheme import Scheme
+from gossamer.plan.site import Layer
 from gossamer.program.clamps import clip_limits
 from gossamer.progress import OnProgress
 from gossamer.search.diagnosis.causes import ROUNDING

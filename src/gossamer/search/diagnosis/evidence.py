@@ -13,7 +13,7 @@ from gossamer.numerics.error_split import ErrorSplit, code_limits, split_error
 from gossamer.numerics.formats import IntFormat, PerBlock, PerTensor
 from gossamer.numerics.range_choice import percentile_range
 from gossamer.numerics.spread import Spread, histogram
-from gossamer.plan.placement import has_weight
+from gossamer.plan.site import has_weight
 from gossamer.plan.spec import specs
 from gossamer.program.graph import Graph, Node, Ref
 from gossamer.program.ops import bind, op_of

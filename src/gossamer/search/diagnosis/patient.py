@@ -26,8 +26,9 @@ from gossamer.plan.edits import (
     SplitGate,
     SplitTransposed,
 )
-from gossamer.plan.placement import Layer, Placement, has_weight, place_quantizers
+from gossamer.plan.placement import Placement, place_quantizers
 from gossamer.plan.plan import Plan
+from gossamer.plan.site import Layer, has_weight
 from gossamer.plan.spec import TargetSpec, specs
 from gossamer.program.attention import ATTENTION, whole_attention
 from gossamer.program.coded_copies import copies_in

@@ -14,7 +14,7 @@ from gossamer.files import write_bytes
 from gossamer.numerics.affine import Quantizer
 from gossamer.numerics.formats import FLOAT_FORMATS
 from gossamer.plan.coded import coded_nodes
-from gossamer.plan.placement import inference_graph
+from gossamer.plan.site import inference_graph
 from gossamer.program.clamps import clip_limits
 from gossamer.program.fold import fold_batch_norms
 from gossamer.program.forms import Form, find_forms
