@@ -1,7 +1,8 @@
 """A whole report document, for the tests of every view."""
 
 from gossamer.plan.budget import Budget
-from gossamer.targets.results import LayerParity, Measurement, Parity, Report
+from gossamer.targets.measurement import Measurement
+from gossamer.targets.results import LayerParity, Parity, Report
 
 HOSTILE = "<script>alert('x')</script>$\\frac{a}&amp;\"[red]boo[/red]"
 

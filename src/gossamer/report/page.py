@@ -14,7 +14,8 @@ from gossamer.report.diagnosis import section
 from gossamer.report.templates import render
 from gossamer.targets.chip import BOARD_HEADER, LAYER_HEADER
 from gossamer.targets.energy import energy_facts
-from gossamer.targets.results import Measurement, Report, count
+from gossamer.targets.measurement import Measurement
+from gossamer.targets.results import Report, count
 
 _DASH = "-"
 

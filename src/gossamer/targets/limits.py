@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from gossamer.plan.budget import Budget
 from gossamer.plan.chips import chips
-
-if TYPE_CHECKING:
-    from gossamer.targets.results import Measurement
+from gossamer.targets.measurement import Measurement
 
 
 def shown(value: float) -> str:

@@ -14,8 +14,8 @@ from gossamer.targets.chip import ChipReport
 from gossamer.targets.coded_ends import as_bare
 from gossamer.targets.energy import Energy, estimate_energy, find_counter, measure_energy
 from gossamer.targets.measure import Latencies, measure_latency, not_measured
+from gossamer.targets.measurement import Measurement
 from gossamer.targets.metrics import Comparison
-from gossamer.targets.results import Measurement
 from gossamer.targets.target import Artifact, Runner, Target, targets
 
 Array = npt.NDArray[Any]

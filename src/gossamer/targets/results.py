@@ -11,42 +11,12 @@ from gossamer.errors import DataError, GossamerError
 from gossamer.numerics.intervals import Interval
 from gossamer.plan.budget import Budget
 from gossamer.targets.chip import ChipReport
-from gossamer.targets.energy import Energy, energy_facts
+from gossamer.targets.energy import energy_facts
 from gossamer.targets.limits import Limit, check_limits
+from gossamer.targets.measurement import Measurement, interval, number
 
 FORMAT = 1
 SPARSE = 0.15  # zeros more than in the original, as a share, from which on they are shown
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measurement:
-    """One network as its file runs on the target.
-
-    accuracy           value of the metric, with its 95 % interval
-    latency_ms         median per batch; a tenth of the calls took less than latency_p10_ms, a tenth more than latency_p90_ms; NaN where
-                       the target's runtime could not run here
-    size_bytes         of the file
-    macs, params       counted on the graph: multiply-accumulates for one input, elements of parameters
-    peak_memory_bytes  of activations for one input, counted on the graph
-    sparsity           share of zeros among the numbers of weights (two and more axes) in the file
-    download_bytes     of the file when packed (deflate); 0 where it was not measured
-    ram_bytes          that values, inputs and outputs take on a chip; 0 for targets that plan no chip's memory
-    energy             of one inference: estimated from counts, and measured where the machine has a counter
-    """
-
-    accuracy: float
-    accuracy_interval: Interval
-    latency_ms: float
-    latency_p10_ms: float
-    latency_p90_ms: float
-    size_bytes: int
-    macs: int
-    params: int
-    peak_memory_bytes: int
-    sparsity: float = 0.0
-    download_bytes: int = 0
-    ram_bytes: int = 0
-    energy: Energy = field(default_factory=Energy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -286,17 +256,17 @@ def _report(data: Mapping[str, Any]) -> Report:
         raise DataError(f"it has format {data['format']!r}, this version reads {FORMAT}")
     parity, timed = data["parity"], data["compressed"]["latency_ms"] is not None
     return Report(
-        original=_measurement(data["original"]),
-        compressed=_measurement(data["compressed"]),
-        size_ratio=_number(data["size_ratio"]),
-        speedup=_number(data["speedup"]) if timed else math.nan,
-        paired_speedup=_number(data["paired_speedup"]) if timed else math.nan,
-        drop_points=_number(data["drop_points"]),
-        drop_interval=_interval(data["drop_interval"]),
+        original=Measurement.from_dict(data["original"]),
+        compressed=Measurement.from_dict(data["compressed"]),
+        size_ratio=number(data["size_ratio"]),
+        speedup=number(data["speedup"]) if timed else math.nan,
+        paired_speedup=number(data["paired_speedup"]) if timed else math.nan,
+        drop_points=number(data["drop_points"]),
+        drop_interval=interval(data["drop_interval"]),
         parity=Parity(
             max_steps=int(parity["max_steps"]),
             values_compared=int(parity["values_compared"]),
-            output_error=_number(parity["output_error"]),
+            output_error=number(parity["output_error"]),
             layers=tuple(LayerParity(str(layer["name"]), int(layer["max_steps"]), int(layer["values"])) for layer in parity["layers"]),
         ),
         budget=None if data["budget"] is None else Budget(**data["budget"]),
@@ -306,48 +276,14 @@ def _report(data: Mapping[str, Any]) -> Report:
         threads=int(data["threads"]),
         batch=int(data["batch"]),
         seed=int(data["seed"]),
-        seconds=_number(data["seconds"]),
+        seconds=number(data["seconds"]),
         samples=int(data["samples"]),
         metric=str(data["metric"]),
         repeats=int(data.get("repeats", 0)),
         steady=bool(data.get("steady", True)),
         machine=str(data.get("machine", "")),
         versions={str(key): str(value) for key, value in data.get("versions", {}).items()},
-        layer_sparsity={str(key): _number(value) for key, value in data.get("layer_sparsity", {}).items()},
+        layer_sparsity={str(key): number(value) for key, value in data.get("layer_sparsity", {}).items()},
         notes=tuple(map(str, data.get("notes", ()))),
         chip=None if data.get("chip") is None else ChipReport.from_dict(data["chip"]),
     )
-
-
-def _measurement(data: Mapping[str, Any]) -> Measurement:
-    return Measurement(
-        accuracy=_number(data["accuracy"]),
-        accuracy_interval=_interval(data["accuracy_interval"]),
-        latency_ms=_measured(data["latency_ms"]),
-        latency_p10_ms=_measured(data["latency_p10_ms"]),
-        latency_p90_ms=_measured(data["latency_p90_ms"]),
-        size_bytes=int(data["size_bytes"]),
-        macs=int(data["macs"]),
-        params=int(data["params"]),
-        peak_memory_bytes=int(data["peak_memory_bytes"]),
-        sparsity=_number(data.get("sparsity", 0.0)),
-        download_bytes=int(data.get("download_bytes", 0)),
-        ram_bytes=int(data.get("ram_bytes", 0)),
-        energy=Energy.from_dict(data.get("energy", {})),
-    )
-
-
-def _interval(data: Any) -> Interval:
-    low, high = data
-    return _number(low), _number(high)
-
-
-def _measured(value: Any) -> float:
-    """JSON has no NaN: what was not measured is null there."""
-    return math.nan if value is None else _number(value)
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{value!r} is no number")
-    return float(value)
