@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from gossamer.apply.engine import apply
+from gossamer.errors import FileError
 from gossamer.plan.quantization import plan_quantization
 from gossamer.plan.spec import specs
 from gossamer.program.capture import capture
@@ -127,3 +128,14 @@ def test_large_networks_are_compared_on_fewer_samples(program, samples, monkeypa
     assert samples_to_compare(program, 64) == 1
     fixed = capture(nn.Sequential(nn.Flatten(), nn.Linear(1152, 2)), samples[:8], dynamic_batch=False)
     assert samples_to_compare(fixed, 8) == 8
+
+
+def test_a_runtime_that_gives_a_value_another_shape_is_told(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(8, 8, 9, 9)
+    layers = nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1)
+    programs = [capture(nn.Sequential(pad, *layers).eval(), x[:2]) for pad in (nn.ZeroPad2d(1), nn.ZeroPad2d(2))]
+    ours, other = (apply(program, plan_quantization(program, x, target=TARGET)) for program in programs)
+    artifact = Artifact(export(other, tmp_path / "m.onnx", TARGET).path, TARGET, ours)
+    with pytest.raises(FileError, match=r"gives '\w+' the shape \(4, 8, \d+, \d+\), where the network has \(4, 8, \d+, \d+\)"):
+        check_parity(artifact, opened(artifact), (x[:4],))

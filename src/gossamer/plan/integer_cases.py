@@ -31,6 +31,9 @@ def why_float(site: Site, node: Node) -> str:
         return "it picks rows of a table: the table can have codes, the rows are float"
     if any(used in site.graph.state_names for used in names):
         return f"{name} reads a parameter, which only layers can in integers"
+    for is_case, reason in map(_WRONG.__getitem__, sorted(site.spec.wrong_cases)):
+        if is_case(site, node):
+            return reason.format(target=site.spec.name)
     check = _CHECKS.get(name)
     return "" if check is None or not names else check(site, node)
 
@@ -157,4 +160,19 @@ _CHECKS: dict[str, Callable[[Site, Node], str]] = {
     "Elu": _why_float_elu,
     "PRelu": _why_float_prelu,
     "Resize": _why_float_resize,
+}
+
+
+def _is_counted_border(site: Site, node: Node) -> bool:
+    bound = bind(node)
+    return op_of(node).onnx == "AveragePool" and bool(bound["count_include_pad"]) and any(bound["padding"])
+
+
+def _is_join_before_transposed(site: Site, node: Node) -> bool:
+    return op_of(node).onnx == "Concat" and any(op_of(user).onnx == "ConvTranspose" for user in site.graph.users.get(node.name, ()))
+
+
+_WRONG: dict[str, tuple[Callable[[Site, Node], bool], str]] = {
+    "counted border": (_is_counted_border, "{target} counts a border of codes as another number than 0"),
+    "join before transposed": (_is_join_before_transposed, "{target} refuses a transposed convolution that reads joined codes"),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gossamer.errors import FileError
 from gossamer.plan.spec import TargetSpec, specs
 from gossamer.program.capture import relative_error
 from gossamer.program.ops import op_of
@@ -43,7 +43,7 @@ def check_parity(artifact: Artifact, runner: Runner, samples: tuple[Tensor, ...]
     an earlier one; its float outputs likewise. Where handing out codes changes the target's kernels, outputs are those of such a file,
     and the user's file must be within twice the rounding noise of them. One that rounds values while it runs is compared wherever it rounds, each time
     going on from the runtime's own numbers. A float one is compared by its outputs with the program.
-    Shapes: samples (N, ...) for each input.
+    Shapes: samples (N, ...) for each input. Raises FileError where the runtime gives a value another shape than the network does.
     """
     if any(node.op in ROUNDED for node in artifact.program.graph.nodes):
         return _rounded_parity(artifact, runner, samples)
@@ -93,7 +93,7 @@ def _code_parity(artifact: Artifact, runner: Runner, samples: tuple[Tensor, ...]
     seen = open_artifact(artifact, threads=1, values=True).run_values(*arrays)
     runtime = {name: codes for name, codes in seen.items() if name in program.quantizers}
     simulated = Simulator(program).run(*samples, codes=runtime)
-    layers = tuple(_compare(name, runtime, codes) for name, codes in simulated.codes.items() if name in runtime)
+    layers = tuple(_compare(artifact, name, runtime[name], codes) for name, codes in simulated.codes.items() if name in runtime)
     got = _tensor(runner.run(*arrays))
     error = relative_error(got, simulated.outputs[0])
     if error > FLOAT_TOLERANCE and not specs[artifact.target].exposed_as_run:
@@ -117,9 +117,15 @@ def _rounding_noise(program: Program, samples: tuple[Tensor, ...], outputs: Tens
     return relative_error(outputs, (expected[0] if isinstance(expected, tuple) else expected).cpu())
 
 
-def _compare(name: str, runtime: Mapping[str, Array], codes: Tensor) -> LayerParity:
-    got = _tensor(runtime[name]).to(torch.float32)
-    apart = (got - codes).abs().max() if got.numel() else torch.zeros(())
+def _compare(artifact: Artifact, name: str, codes: Array, expected: Tensor) -> LayerParity:
+    got = _tensor(codes).to(torch.float32)
+    if got.shape != expected.shape:
+        raise FileError(
+            artifact.path,
+            f"{artifact.target} gives {name!r} the shape {tuple(got.shape)}, where the network has {tuple(expected.shape)}",
+            "its runtime computes this network wrongly, please report it",
+        )
+    apart = (got - expected).abs().max() if got.numel() else torch.zeros(())
     return LayerParity(name, int(apart), got.numel())
 
 

@@ -52,17 +52,18 @@ def emit_coded(program: Program, path: Path, io: str) -> None:
     write_bytes(Path(path), to_onnx(program, io))
 
 
-def to_onnx(program: Program, io: str = "float") -> bytes:
-    """The bytes of the ONNX file. Batch norms of a float program are folded where possible."""
+def to_onnx(program: Program, io: str = "float", spec: TargetSpec | None = None) -> bytes:
+    """The bytes of the ONNX file for a runtime, without `spec` for that of the program. Batch norms of a float program are folded where possible."""
+    spec = spec or _spec_of(program)
     if not program.quantizers:
         program = fold_batch_norms(program)
-    if _spec_of(program).guarded:
+    if spec.guarded:
         program = clamps_behind_pools(program)
-    walk = Walk(program)
+    walk = Walk(program, spec)
     for node in program.graph.nodes:
         walk.visit(node)
     outputs = [walk.output(name, position) for position, name in enumerate(program.graph.outputs)]
-    inputs = [Port(spec.name, spec.dtype, tuple("batch" if size is None else size for size in spec.shape)) for spec in program.inputs]
+    inputs = [Port(given.name, given.dtype, tuple("batch" if size is None else size for size in given.shape)) for given in program.inputs]
     metadata: Mapping[str, str] = {}
     if io != "float":
         inputs, outputs = code_ends(walk.draft, program, inputs, outputs, io)
@@ -82,9 +83,9 @@ def _spec_of(program: Program) -> TargetSpec:
 class Walk:
     """The state of one walk: what was emitted so far, and which ONNX tensor stands for which value."""
 
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, spec: TargetSpec) -> None:
         self.program = program
-        self.spec = _spec_of(program)
+        self.spec = spec
         self.state = program.state
         self.draft = Draft()
         self.forms: dict[str, AnyForm] = dict(find_forms(program))
@@ -94,14 +95,14 @@ class Walk:
         self._tensors: dict[str, str | tuple[str, ...]] = {}
         self._batch = ""
         count = len(program.graph.outputs)
-        inputs = {spec.name for spec in program.inputs}
+        inputs = {given.name for given in program.inputs}
         wishes = ["output"] if count == 1 else [f"output{position}" for position in range(count)]
-        for spec in program.inputs:
-            self.draft.fresh(spec.name)
+        for given in program.inputs:
+            self.draft.fresh(given.name)
         self._output_names = [self.draft.fresh(wish) for wish in wishes]
         self._input_names = inputs
-        for spec in program.inputs:
-            self._define(spec.name, spec.name)
+        for given in program.inputs:
+            self._define(given.name, given.name)
 
     def visit(self, node: Node) -> None:
         """Emit one node. Raises UnsupportedOp naming the op and its layer."""

@@ -30,8 +30,35 @@ def conv(call: Call) -> str:
     else:
         pads = list(_per_axis(padding, dims)) * 2
     pads = [own + extra for own, extra in zip(pads, before or [0] * 2 * dims, strict=True)]
+    said = _said(call, dims, pads)
     inputs = [_for_floats(call, source, 1), call.tensor("weight"), *_bias(call, source)]
-    return call.op("Conv", *inputs, kernel_shape=_kernel(call), **_said(call, dims, pads))
+    if call.values.spec.picks_pixels and said["strides"] and said["pads"] and set(_kernel(call)) == {1}:
+        inputs[0], said = _picked(call, inputs[0], before or [0] * 2 * dims, said)
+    return call.op("Conv", *inputs, kernel_shape=_kernel(call), **said)
+
+
+def _picked(call: Call, source: str, before: list[int], said: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The pixels that a kernel of one pixel reads, picked in front of it, and the attributes that it then has: what was a step is none."""
+    pads, strides = said["pads"], said["strides"]
+    dims = len(strides)
+    starts, ends, fronts, backs = [], [], [], []
+    for axis, step in enumerate(strides):
+        size = call.form("input").sizes[2 + axis]
+        if not isinstance(size, int):
+            raise call.unsupported(f"{call.node.op} with steps, padding and a size that depends on the batch")
+        front, back, size = pads[axis], pads[dims + axis], size - before[axis] - before[dims + axis]
+        skipped = min(-(-front // step), -(-(front + size) // step))  # results that are all border
+        count = (front + size + back - 1) // step + 1
+        real = -(-(front + size) // step) - skipped
+        if not real:
+            raise call.unsupported(f"{call.node.op} that reads nothing but padding")
+        starts.append(skipped * step - front)
+        ends.append(size)
+        fronts.append(skipped)
+        backs.append(count - skipped - real)
+    axes = call.ints(*range(2, 2 + dims))
+    picked = call.op("Slice", source, call.ints(*starts), call.ints(*ends), axes, call.ints(*strides))
+    return picked, {**said, "pads": [*fronts, *backs], "strides": None, "dilations": None}
 
 
 @lowerings.add("ConvTranspose")
