@@ -56,7 +56,8 @@ class TargetSpec:
     wide_ops            ops that it runs on codes of values of more than 8 bits,
     wide_requantization and the name of their rounding
     wrong_cases         cases of integer ops (gossamer.plan.integer_cases.WRONG) that it computes wrongly on codes, so that they stay float
-    picks_pixels        1 x 1 convolutions with steps and padding are computed wrongly: the pixels that they read are picked in front of them
+    written_otherwise   what it computes wrongly as it is usually written: "steps" of 1 x 1 convolutions behind padding (the pixels that they read are
+                        picked in front of them), codes of "extremes" (made behind a reshape)
     fused_clamps        integer ops clamp their result at 0, or at 0 and 6, whatever its codes reach
     """
 
@@ -101,7 +102,7 @@ class TargetSpec:
     wide_ops: frozenset[str] = frozenset()
     wide_requantization: str = ""
     wrong_cases: frozenset[str] = frozenset()
-    picks_pixels: bool = False
+    written_otherwise: frozenset[str] = frozenset()
     fused_clamps: bool = False
 
     def for_values(self, bits: int) -> TargetSpec:

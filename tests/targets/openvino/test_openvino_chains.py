@@ -75,3 +75,28 @@ def test_so_it_is_along_other_numbers_of_axes(dims, tmp_path):
     convolution = {1: nn.Conv1d, 3: nn.Conv3d}[dims]
     network = nn.Sequential(convolution(8, 8, 1), nn.ReLU(), convolution(8, 8, 1, stride=2, padding=1))
     assert problems_of(network, torch.randn(4, 8, *[5] * dims), tmp_path / "m.onnx", quantized=False) == []
+
+
+class Extremes(nn.Module):
+    """The largest and least numbers of a layer's results along some axes, which the next layer reads as codes."""
+
+    def __init__(self, of):
+        super().__init__()
+        self.before, self.after, self.of = nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 1), of
+
+    def forward(self, x):
+        return self.after(self.of(self.before(x))).mean((2, 3))
+
+
+EXTREMES = {
+    "pixels": lambda x: x.amax((2, 3), keepdim=True),
+    "rows, without the axis": lambda x: x.amin(2).unsqueeze(2),
+    "with positions": lambda x: x.max(3, keepdim=True)[0],
+    "a function behind it": lambda x: nn.functional.gelu(x.amin((2, 3), keepdim=True)),
+}
+
+
+@pytest.mark.parametrize("of", EXTREMES.values(), ids=EXTREMES)
+def test_codes_of_maxima_and_minima_are_right(of, tmp_path):
+    torch.manual_seed(0)
+    assert problems_of(Extremes(of), torch.randn(8, 8, 9, 9), tmp_path / "m.onnx") == []

@@ -32,7 +32,7 @@ def conv(call: Call) -> str:
     pads = [own + extra for own, extra in zip(pads, before or [0] * 2 * dims, strict=True)]
     said = _said(call, dims, pads)
     inputs = [_for_floats(call, source, 1), call.tensor("weight"), *_bias(call, source)]
-    if call.values.spec.picks_pixels and said["strides"] and said["pads"] and set(_kernel(call)) == {1}:
+    if "steps" in call.values.spec.written_otherwise and said["strides"] and said["pads"] and set(_kernel(call)) == {1}:
         inputs[0], said = _picked(call, inputs[0], before or [0] * 2 * dims, said)
     return call.op("Conv", *inputs, kernel_shape=_kernel(call), **said)
 

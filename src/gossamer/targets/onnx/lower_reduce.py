@@ -14,11 +14,23 @@ def _extreme(call: Call) -> str | tuple[str, ...]:
     """amax over axes; max over one axis gives positions, too; max over all."""
     op = call.row.onnx
     if call.node.op.split(".")[2] != "dim":
-        return reduce(call, op, call.tensor("self"), reduced_axes(call))
+        return _away_from_codes(call, op, reduced_axes(call))
     positions = call.op(
         {"ReduceMax": "ArgMax", "ReduceMin": "ArgMin"}[op], call.tensor("self"), axis=call.axis(), keepdims=int(call["keepdim"])
     )
-    return reduce(call, op, call.tensor("self"), [call.axis()]), positions
+    return _away_from_codes(call, op, [call.axis()]), positions
+
+
+def _away_from_codes(call: Call, op: str, axes: list[int]) -> str:
+    """The reduction, with a Reshape behind it where the runtime must not make codes in the same kernel."""
+    form, source = call.form("self"), call.tensor("self")
+    if not call.values.program.quantizers or "extremes" not in call.values.spec.written_otherwise or not axes:
+        return reduce(call, op, source, axes)
+    kept = bool(call.get("keepdim", False))
+    result = call.op(op, source, call.ints(*axes), keepdims=int(not kept))
+    sizes = [size for axis, size in enumerate(form.sizes) if axis not in axes]
+    whole = [1 if axis in axes else size for axis, size in enumerate(form.sizes)]
+    return call.reshape(result, sizes if kept else whole, whole if kept else sizes)
 
 
 for _name in ("ReduceMax", "ReduceMin"):

@@ -34,6 +34,7 @@ SPEC = TargetSpec(
     code_products=True,  # ViT-tiny: attention in 3.0 ms instead of 4.2 of 13; with zero points elsewhere it stays in float
     floats_beside_codes=True,
     wrong_cases=frozenset({"counted border", "join before transposed"}),
-    picks_pixels=True,  # an optimization of 2026.4 moves the step in front of the padding, in float, too
+    # 2026.4 moves a step in front of the padding, in float, too; maxima and minima over axes that are written as codes are others
+    written_otherwise=frozenset({"steps", "extremes"}),
     width_multiple=16,  # float kernels work on blocks of 16 channels (AVX-512)
 )
