@@ -173,3 +173,37 @@ def test_an_analysis_is_kept_until_the_program_changes():
     again = analyse(program)
     assert again is not known
     assert again.factors["head.weight"][1][0].tolist() != columns
+
+
+class TwoWeights(nn.Module):
+    """One module that multiplies with two weights of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = nn.Parameter(torch.randn(12, 6)), nn.Parameter(torch.randn(4, 12))
+
+    def forward(self, x):
+        return nn.functional.linear(torch.relu(nn.functional.linear(x, self.up)), self.down)
+
+
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [
+        (
+            nn.Sequential(
+                nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 24, batch_first=True), 2, enable_nested_tensor=False),
+                nn.Linear(16, 3),
+            ),
+            (5, 16),
+        ),
+        (nn.Sequential(TwoWeights(), nn.Linear(4, 3)), (6,)),
+    ],
+    ids=["attention of torch.nn", "two weights"],
+)
+def test_modules_with_several_weights_give_each_group_a_name_of_its_own(network, shape):
+    torch.manual_seed(0)
+    program = capture(network.eval(), torch.randn(2, *shape))
+    names = [group.name for group in analyse(program).groups]
+    assert len(set(names)) == len(names)
+    small = apply(program, plan_pruning(program, score(program, "l2"), removed_ratio=0.4))
+    assert small.cost().params < program.cost().params

@@ -42,6 +42,7 @@ class Context:
     computing: frozenset[str] = frozenset()
     heads: list[tuple[np.ndarray, np.ndarray]] | None = None
     reals: dict[str, Any] = field(default_factory=dict)  # like `concrete`, not integers
+    first_weights: dict[str, str] = field(default_factory=dict)  # module -> the first weight that it multiplies with
 
     def meta(self, name: str) -> TensorMeta:
         """Shape and dtype of a tensor value."""

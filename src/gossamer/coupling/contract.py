@@ -32,7 +32,7 @@ def convolution(context: Context, node: Node) -> Tensor:
         return _computed_weight(context, node, channels, shape)
     weight_shape = context.meta(weight.name).shape
     out_count = shape[1]
-    owner = node.module or weight.name.removesuffix(".weight")
+    owner = _owner(context, node, weight.name)
     per_group = out_count // groups
     if groups > 1 and groups == len(channels):  # depthwise: outputs go with their input
         out = np.repeat(channels, per_group)
@@ -54,6 +54,14 @@ def convolution(context: Context, node: Node) -> Tensor:
     context.readers[weight.name] = taken
     context.tie_vector(bound["bias"], out)
     return lab.along(out, shape, 1)
+
+
+def _owner(context: Context, node: Node, weight: str) -> str:
+    """The module that a layer is in; of a module that multiplies with several weights itself (nn.MultiheadAttention), the weight for all but the first."""
+    if not node.module:
+        return weight.removesuffix(".weight")
+    first = context.first_weights.setdefault(node.module, weight)
+    return node.module if first == weight else weight.removesuffix(".weight")
 
 
 def _two_axes(matrix: np.ndarray, shape: tuple[int, ...]) -> Tensor:
@@ -83,7 +91,7 @@ def linear(context: Context, node: Node) -> lab.Labels:
         context.labels(bound["input"].name)
         return _computed_weight(context, node, feature(context, data, -1), shape)
     weight_shape = context.meta(weight.name).shape
-    out = context.atoms.fresh(weight_shape[0], node.module or weight.name.removesuffix(".weight"))
+    out = context.atoms.fresh(weight_shape[0], _owner(context, node, weight.name))
     passes = lab.varying(data) != () and data.dim() - 1 not in lab.varying(data)
     taken = np.zeros(weight_shape[1], np.int64) if passes else feature(context, data, -1)
     factors = (lab.along(out, weight_shape, 0), lab.along(taken, weight_shape, 1))
@@ -109,7 +117,7 @@ def embedding(context: Context, node: Node) -> Tensor:
     """The columns of the table are new atoms; its rows stay."""
     weight = bind(node)["weight"].name
     shape = context.meta(weight).shape
-    out = context.atoms.fresh(shape[1], node.module or weight)
+    out = context.atoms.fresh(shape[1], _owner(context, node, weight))
     rows = np.zeros(shape[0], np.int64)
     context.tie_axes(weight, lab.along(rows, shape, 0), lab.along(out, shape, 1))
     result = context.meta(node.name).shape
