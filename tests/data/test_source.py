@@ -126,3 +126,9 @@ def test_spread_covers_the_range(count, samples):
 def test_what_cannot_be_used(value, message):
     with pytest.raises(DataError, match=message):
         as_data(value)
+
+
+@pytest.mark.parametrize("targets", [5, 20])
+def test_arrays_of_different_length_are_told(targets):
+    with pytest.raises(DataError, match=f"the train data has 12 inputs and {targets} targets; give one target per input"):
+        as_data({"train": (torch.zeros(12, 3), torch.zeros(targets)), "validation": torch.zeros(4, 3)})

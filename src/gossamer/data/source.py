@@ -62,10 +62,12 @@ def as_data(value: Any) -> Data:
 def calibration_from(train: Any, samples: int = CALIBRATION_SAMPLES) -> tuple[Any, str]:
     """Choose calibration samples out of training data; returns them and a sentence that says how.
 
-    Raises: DataError when the training data is empty.
+    Raises: DataError when the training data is empty, or has another number of targets than of inputs.
     """
     if _is_pair(train) or _is_array(train):
         arrays = train if _is_pair(train) else (train,)
+        if len(arrays[0]) != len(arrays[-1]):
+            raise DataError(f"the train data has {len(arrays[0])} inputs and {len(arrays[-1])} targets; give one target per input.")
         chosen = spread(_count(arrays[0]), samples)
         picked = tuple(array[chosen.numpy() if isinstance(array, np.ndarray) else chosen] for array in arrays)
         return picked if len(picked) > 1 else picked[0], _note(len(chosen), "spread evenly over the training data")
