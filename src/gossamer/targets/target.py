@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from gossamer.errors import ConfigError
 from gossamer.numerics.affine import Quantizer
 from gossamer.numerics.formats import IntFormat
 from gossamer.plan.spec import TargetSpec, specs
@@ -36,6 +37,12 @@ class Open(Protocol):
     """Opens an artifact file with a stated number of threads."""
 
     def __call__(self, path: Path, *, threads: int, values: bool = False) -> Runner: ...
+
+
+def check_threads(threads: int, *, single: bool = False) -> None:
+    """For a runner that opens. Raises ConfigError for fewer than one thread; where there is a `single` one, for more, too."""
+    if threads < 1 or (single and threads > 1):
+        raise ConfigError("threads", threads, "1, as microcontrollers have" if single else "at least 1")
 
 
 class OpenValues(Protocol):

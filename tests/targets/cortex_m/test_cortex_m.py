@@ -12,7 +12,7 @@ from torch import nn
 
 from gossamer.apply.engine import apply
 from gossamer.data.source import Data
-from gossamer.errors import ConfigError, DataError, FileError, MissingRuntime, UnsupportedOp
+from gossamer.errors import ConfigError, FileError, MissingRuntime, UnsupportedOp
 from gossamer.numerics.affine import quantize
 from gossamer.pipeline.loop import compress
 from gossamer.pipeline.settings import Settings
@@ -215,12 +215,7 @@ def test_bad_input(artifact, quantized, samples, tmp_path, monkeypatch):
 
 
 @toolchain
-def test_inputs_that_do_not_fit(artifact, samples):
-    runner = targets["cortex_m"].open(artifact.path, threads=1)
-    with pytest.raises(DataError, match="takes 1 inputs; got 2"):
-        runner.run(samples.numpy(), samples.numpy())
-    with pytest.raises(DataError, match="has the shape"):
-        runner.run(samples[:, :2].numpy())
+def test_threads_and_cores_that_are_not_there(artifact):
     with pytest.raises(ConfigError, match="threads must be 1"):
         targets["cortex_m"].open(artifact.path, threads=2)
     with pytest.raises(ConfigError, match="did you mean 'cortex-m55'"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from gossamer.errors import ConfigError, DataError, FileError, MissingRuntime
+from gossamer.errors import MissingRuntime
 from gossamer.program.capture import capture
 from gossamer.targets.onnx.emit import emit
 from gossamer.targets.onnx.optimized import FloatLayer, layers_in_float, optimized_ops
@@ -59,36 +59,6 @@ def test_layers_in_float_are_named(path):
     assert [layer.op for layer in layers_in_float(path)] in (["FusedConv", "Gemm"], ["Conv", "Gemm"])
     assert layers_in_float(path)[-1] == FloatLayer("Gemm", "output")
     assert optimized_ops(path)["MaxPool"] == 1
-
-
-@pytest.mark.parametrize("inputs", [(), (np.zeros((1, 3, 8, 8), np.float32),) * 2])
-def test_a_wrong_number_of_inputs_is_refused(path, inputs):
-    with pytest.raises(DataError, match=r"takes 1 inputs \(input\); got [02]"):
-        open_session(path, threads=1).run(*inputs)
-
-
-@pytest.mark.parametrize("bad", [np.zeros((1, 3, 9, 8), np.float32), np.zeros((1, 3, 8, 8))])
-def test_inputs_of_another_shape_or_type_are_refused(path, bad):
-    with pytest.raises(DataError, match="ONNX Runtime refuses these inputs"):
-        open_session(path, threads=1).run(bad)
-
-
-@pytest.mark.parametrize("values", [False, True])
-@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"no onnx at all", lambda data: b""])
-def test_damaged_files_are_named(path, damage, values):
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(FileError, match=r"m\.onnx: .*export it again"):
-        open_session(path, threads=1, values=values)
-
-
-def test_missing_files_are_named(tmp_path):
-    with pytest.raises(FileError, match="cannot be read"):
-        open_session(tmp_path / "none.onnx", threads=1)
-
-
-def test_threads_must_be_positive(path):
-    with pytest.raises(ConfigError, match="threads must be at least 1"):
-        open_session(path, threads=0)
 
 
 def test_a_missing_runtime_is_named(path, monkeypatch):

@@ -10,7 +10,7 @@ from torch import nn
 
 from gossamer.apply.engine import apply
 from gossamer.data.source import Data
-from gossamer.errors import ConfigError, DataError, FileError, MissingRuntime, PlanError
+from gossamer.errors import MissingRuntime, PlanError
 from gossamer.pipeline.loop import compress
 from gossamer.plan.budget import Budget
 from gossamer.plan.quantization import plan_quantization
@@ -137,36 +137,6 @@ def test_compress_takes_the_target(samples, tmp_path):
 def test_a_network_quantized_for_another_target_is_refused(quantized, tmp_path):
     with pytest.raises(PlanError, match="was quantized for 'openvino', not for 'onnxruntime'"):
         export(quantized, tmp_path / "m.onnx", "onnxruntime")
-
-
-@pytest.mark.parametrize("inputs", [(), (np.zeros((1, 3, 16, 16), np.float32),) * 2])
-def test_a_wrong_number_of_inputs_is_refused(path, inputs):
-    with pytest.raises(DataError, match=r"takes 1 inputs \(x\); got [02]"):
-        open_model(path, threads=1).run(*inputs)
-
-
-@pytest.mark.parametrize("bad", [np.zeros((1, 3, 17, 16), np.float32), np.zeros((1, 3, 16), np.float32), np.zeros((1, 3, 16, 16))])
-def test_inputs_of_another_shape_or_type_are_refused(path, bad):
-    with pytest.raises(DataError, match="OpenVINO refuses these inputs"):
-        open_model(path, threads=1).run(bad)
-
-
-@pytest.mark.parametrize("values", [False, True])
-@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"no onnx at all", lambda data: b""])
-def test_damaged_files_are_named(path, damage, values):
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(FileError, match=r"m\.onnx: .*export it again"):
-        open_model(path, threads=1, values=values)
-
-
-def test_missing_files_are_named(tmp_path):
-    with pytest.raises(FileError, match="cannot be read"):
-        open_model(tmp_path / "none.onnx", threads=1)
-
-
-def test_threads_must_be_positive(path):
-    with pytest.raises(ConfigError, match="threads must be at least 1"):
-        open_model(path, threads=0)
 
 
 def test_a_missing_runtime_names_the_command(path, monkeypatch):

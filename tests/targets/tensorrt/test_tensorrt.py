@@ -277,8 +277,3 @@ def test_what_it_does_not_compute_with_is_refused(program, samples):
     for wrong in ({"weights": "int4"}, {"activations": "uint8"}, {"rules": {"head": "fp8_e4m3"}}):
         with pytest.raises(ConfigError, match="a format that tensorrt computes with"):
             plan_quantization(program, samples, NAME, **wrong)
-
-
-def test_threads_must_be_there(artifact):
-    with pytest.raises(ConfigError, match="threads must be at least 1"):
-        targets[NAME].open(artifact.path, threads=0)

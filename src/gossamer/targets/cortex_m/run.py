@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gossamer.errors import ConfigError, DataError, FileError, MissingRuntime
+from gossamer.errors import DataError, FileError, MissingRuntime
 from gossamer.numerics.affine import Quantizer, dequantize
 from gossamer.numerics.formats import IntFormat, PerTensor
 from gossamer.plan.chips import chips
@@ -28,6 +28,7 @@ from gossamer.targets.cortex_m.boards import Board, boards, linker_script
 from gossamer.targets.cortex_m.emit import c_name, read_note
 from gossamer.targets.cortex_m.kernels import runtime_file
 from gossamer.targets.gemmlowp_kernels import quantize
+from gossamer.targets.target import check_threads
 
 Array = npt.NDArray[Any]
 COMPILER, EMULATOR, SIZE = "arm-none-eabi-gcc", "qemu-system-arm", "arm-none-eabi-size"
@@ -98,8 +99,7 @@ def open_file(path: Path, *, threads: int, values: bool = False) -> CortexRunner
 
 def open_on(path: Path, core: str, *, threads: int = 1, values: bool = False) -> CortexRunner:
     """Like open_file, for a core named in targets.cortex_m.boards."""
-    if threads != 1:
-        raise ConfigError("threads", threads, "1, as microcontrollers have")
+    check_threads(threads, single=True)
     boards.entry(core)
     for tool in (COMPILER, EMULATOR):
         _tool(tool)
@@ -270,6 +270,8 @@ def _pack(inputs: Sequence[Array], ports: Sequence[Mapping[str, Any]]) -> bytes:
         if stored.shape[1:] != tuple(port["shape"][1:]):
             raise DataError(f"the input {port['name']!r} has the shape {array.shape}; stored it must be (N, {port['shape'][1:]}).")
         quantizer = _quantizer(port)
+        if (quantizer is not None or port["dtype"] == "float32") and array.dtype != np.float32:
+            raise DataError(f"the input {port['name']!r} is float32; got {array.dtype}.")
         codes = stored if quantizer is None else quantize(torch.from_numpy(stored.copy()), quantizer).numpy()
         parts.append(codes.astype(port["dtype"]).reshape(len(array), -1).view(np.uint8))
     return np.concatenate(parts, 1).tobytes()

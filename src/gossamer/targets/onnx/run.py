@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy.typing as npt
 
-from gossamer.errors import ConfigError, DataError, FileError, MissingRuntime
+from gossamer.errors import DataError, FileError, MissingRuntime
 from gossamer.targets.onnx.cpu import PRECISE, saturates
 from gossamer.targets.onnx.expose import read_network
+from gossamer.targets.target import check_threads
 
 Array = npt.NDArray[Any]
 
@@ -57,8 +58,7 @@ def open_session(path: Path, *, threads: int, values: bool = False) -> OnnxRunne
     Raises: MissingRuntime without onnxruntime; FileError for a file that is missing, damaged or no ONNX; ConfigError
     for fewer than one thread.
     """
-    if threads < 1:
-        raise ConfigError("threads", threads, "at least 1")
+    check_threads(threads)
     data, exposed = read_network(Path(path), values=values)
     return OnnxRunner(start_session(Path(path), data, threads=threads), exposed)
 

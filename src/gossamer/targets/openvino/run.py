@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gossamer.errors import ConfigError, DataError, FileError, MissingRuntime
+from gossamer.errors import DataError, FileError, MissingRuntime
 from gossamer.targets.onnx.expose import read_network
+from gossamer.targets.target import check_threads
 
 Array = npt.NDArray[Any]
 INSTALL = "pip install 'gossamer[openvino]'"
@@ -64,8 +65,7 @@ def open_model(path: Path, *, threads: int, values: bool = False) -> OpenVinoRun
     Raises: MissingRuntime without openvino; FileError for a file that is missing, damaged or no ONNX; ConfigError
     for fewer than one thread.
     """
-    if threads < 1:
-        raise ConfigError("threads", threads, "at least 1")
+    check_threads(threads)
     path = Path(path)
     data, exposed = read_network(path, values=values)
     return OpenVinoRunner(compile_model(path, data, threads=threads), exposed)

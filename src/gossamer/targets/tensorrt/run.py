@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gossamer.errors import ConfigError, DataError, FileError
+from gossamer.errors import DataError, FileError
 from gossamer.program.program import Program
 from gossamer.targets.onnx.expose import read_network
 from gossamer.targets.onnx.run import OnnxRunner, start_session
-from gossamer.targets.target import Runner
+from gossamer.targets.target import Runner, check_threads
 
 Array = npt.NDArray[Any]
 PACKAGE = "tensorrt"
@@ -64,8 +64,7 @@ def open_file(path: Path, *, threads: int, values: bool = False) -> Runner:
     Raises: FileError for a file that is missing, damaged, or that TensorRT's parser or builder refuses (in its words); ConfigError for
     fewer than one thread.
     """
-    if threads < 1:
-        raise ConfigError("threads", threads, "at least 1")
+    check_threads(threads)
     path = Path(path)
     data, exposed = read_network(path, values=values)
     if stands_in():

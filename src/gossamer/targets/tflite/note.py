@@ -5,8 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+
+from gossamer.errors import DataError
 
 Order = tuple[int, ...]
+Array = npt.NDArray[Any]
 CODES = "/codes"  # behind the name of a value in that of the tensor with its codes, where another tensor has the value's own name
 
 
@@ -22,6 +28,15 @@ class Note:
     inputs: Mapping[str, Order]
     outputs: tuple[Order, ...]
     values: Mapping[int, Order]
+
+    def stored(self, arrays: Sequence[Array]) -> list[Array]:
+        """Arrays of the network's inputs, in order, with their axes as the file has them. Raises DataError for another number of either."""
+        if len(arrays) != len(self.inputs):
+            raise DataError(f"the file takes {len(self.inputs)} inputs; got {len(arrays)}.")
+        for array, (name, order) in zip(arrays, self.inputs.items(), strict=True):
+            if array.ndim != len(order):
+                raise DataError(f"the input {name!r} has {len(order)} axes; got an array with {array.ndim}.")
+        return [array.transpose(order) for array, order in zip(arrays, self.inputs.values(), strict=True)]
 
     def to_json(self) -> str:
         """As text; tensors with one order are listed together, since there are many values and few orders."""

@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gossamer.errors import ConfigError, DataError, FileError, MissingRuntime
+from gossamer.errors import DataError, FileError, MissingRuntime
+from gossamer.targets.target import check_threads
 from gossamer.targets.tflite.flat import IDENTIFIER, LAYOUT, pack, schema
 from gossamer.targets.tflite.note import Note, Order, value_name
 
 Array = npt.NDArray[Any]
+_DAMAGES = (struct.error, ValueError, TypeError, AttributeError, LookupError)  # what offsets that lead nowhere end in
 
 
 class LiteRtRunner:
@@ -41,9 +43,7 @@ class LiteRtRunner:
         return found | {name: self._read(number, self._note.values[number]) for name, number in self._exposed.items()}
 
     def _invoke(self, inputs: tuple[Array, ...]) -> None:
-        if len(inputs) != len(self._inputs):
-            raise DataError(f"the file takes {len(self._inputs)} inputs; got {len(inputs)}.")
-        stored = [array.transpose(self._note.inputs[entry["name"]]) for array, entry in zip(inputs, self._inputs, strict=True)]
+        stored = self._note.stored(inputs)
         shapes = [array.shape for array in stored]
         try:
             if shapes != self._shapes:
@@ -68,8 +68,7 @@ def open_file(path: Path, *, threads: int, values: bool = False) -> LiteRtRunner
     Raises: MissingRuntime without ai-edge-litert; FileError for a file that is missing, damaged, or not written by this package;
     ConfigError for fewer than one thread.
     """
-    if threads < 1:
-        raise ConfigError("threads", threads, "at least 1")
+    check_threads(threads)
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError as error:
@@ -91,7 +90,10 @@ def read_network(path: Path, *, values: bool) -> tuple[bytes, Note, dict[str, in
     note = read_note(path, data)
     if not values:
         return data, note, {}
-    data, exposed = expose(data, note)
+    try:
+        data, exposed = expose(data, note)
+    except _DAMAGES as error:
+        raise FileError(path, "is damaged", "export it again") from error
     return data, note, exposed
 
 
@@ -114,7 +116,7 @@ def read_note(path: Path, data: bytes) -> Note:
             entry = model.Metadata(position)
             if entry.Name() == LAYOUT.encode():
                 return Note.from_json(model.Buffers(entry.Buffer()).DataAsNumpy().tobytes().decode())
-    except (struct.error, ValueError, TypeError, AttributeError, LookupError) as error:  # offsets that lead nowhere
+    except _DAMAGES as error:
         raise FileError(path, "is damaged", "export it again") from error
     raise FileError(path, "does not say how its inputs are stored", "export it again with this package")
 

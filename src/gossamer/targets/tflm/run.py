@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gossamer.errors import ConfigError, DataError, FileError, MissingRuntime
+from gossamer.errors import DataError, FileError, MissingRuntime
 from gossamer.program.program import Program
+from gossamer.targets.target import check_threads
 from gossamer.targets.tflite.note import Note, Order
 from gossamer.targets.tflite.run import read_network
 
@@ -45,10 +47,7 @@ class MicroRunner:
         return _arena_bytes(self._interpreter)
 
     def _run(self, inputs: tuple[Array, ...], wanted: Mapping[str, tuple[int, Order]]) -> dict[str, Array]:
-        orders = self._note.inputs
-        if len(inputs) != len(orders):
-            raise DataError(f"the file takes {len(orders)} inputs; got {len(inputs)}.")
-        stored = [array.transpose(order) for array, order in zip(inputs, orders.values(), strict=True)]
+        stored = self._note.stored(inputs)
         parts: dict[str, list[Array]] = {name: [] for name in wanted}
         for sample in range(stored[0].shape[0]):
             try:
@@ -68,8 +67,7 @@ def open_file(path: Path, *, threads: int, values: bool = False) -> MicroRunner:
     Raises: MissingRuntime without tflite-micro; FileError for a file that is missing, damaged, or that holds an op that
     microcontrollers have no kernel for; ConfigError for another number of threads.
     """
-    if threads != 1:
-        raise ConfigError("threads", threads, "1, as microcontrollers have")
+    check_threads(threads, single=True)
     try:
         from tflite_micro.python.tflite_micro import runtime
     except ImportError as error:
@@ -77,7 +75,7 @@ def open_file(path: Path, *, threads: int, values: bool = False) -> MicroRunner:
     data, note, exposed = read_network(Path(path), values=values)
     try:
         interpreter = runtime.Interpreter.from_bytes(data, arena_size=ARENA_BYTES)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, struct.error) as error:
         raise FileError(path, f"cannot be run by the interpreter for microcontrollers ({error})", "export it again") from error
     return MicroRunner(interpreter, note, exposed)
 

@@ -17,11 +17,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gossamer.errors import ConfigError, DataError, FileError, MissingRuntime
+from gossamer.errors import DataError, FileError, MissingRuntime
 from gossamer.numerics.affine import Quantizer, dequantize, quantize
 from gossamer.program.bundle import load
 from gossamer.program.fold import fold_batch_norms
 from gossamer.program.program import Program
+from gossamer.targets.target import check_threads
 
 Array = npt.NDArray[Any]
 INSTALL = "apt-get install g++"
@@ -53,8 +54,7 @@ def open_bundle(path: Path, *, threads: int, values: bool = False) -> TorchRunne
     Raises: MissingRuntime without a C++ compiler; FileError for a file that is missing, damaged or no bundle; ConfigError for fewer
     than one thread. The first call raises FileError for a network that torch.compile refuses (in its words).
     """
-    if threads < 1:
-        raise ConfigError("threads", threads, "at least 1")
+    check_threads(threads)
     program = load(Path(path))
     if compiler() is None:
         raise MissingRuntime("g++", "compiling networks with torch.compile", INSTALL)
