@@ -4,7 +4,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from gossamer.apply.engine import apply
 from gossamer.errors import ConfigError
@@ -19,74 +18,38 @@ from gossamer.targets.parity import check_parity
 from gossamer.targets.simulate import simulate
 from gossamer.targets.target import targets
 from gossamer.targets.verify import verify
+from targets.tflite.layer_chains import LayerChain
 
 pytest.importorskip("ai_edge_litert")
 NEAREST = Scheme(rounding="nearest")
 
 
-class Chain(nn.Module):
-    """Layers of every kind with sums, clamps and pools between them, drawn by name."""
-
-    def __init__(self, choices, width):
-        super().__init__()
-        self.choices = choices
-        made = {
-            "conv": lambda: nn.Conv2d(width, width, 3, padding=1),
-            "strided": lambda: nn.Conv2d(width, width, 3, stride=2, padding=1),
-            "depthwise": lambda: nn.Conv2d(width, width, 3, padding=1, groups=width),
-            "add": lambda: nn.Conv2d(width, width, 1),
-            "relu6": lambda: nn.Conv2d(width, width, 1, bias=False),
-            "sigmoid": lambda: nn.Conv2d(width, width, 1),
-        }
-        self.first, self.head = nn.Conv2d(3, width, 3, padding=1), nn.LazyLinear(5)
-        self.layers = nn.ModuleList(made[choice]() if choice in made else nn.Identity() for choice in choices)
-
-    def forward(self, x):
-        x = torch.relu(self.first(x))
-        for choice, layer in zip(self.choices, self.layers, strict=True):
-            match choice:
-                case "add":
-                    x = torch.relu(x + layer(x))
-                case "relu6":
-                    x = nn.functional.relu6(layer(x))
-                case "sigmoid":
-                    x = torch.sigmoid(layer(x))
-                case "pool":
-                    x = nn.functional.max_pool2d(x, 2)
-                case _:
-                    x = layer(x)
-        return self.head(x.flatten(1))
-
-
-def made(choices, width, seed):
+def made(kinds, width, seed):
     torch.manual_seed(seed)
     samples = torch.randn(8, 3, 12, 12)
-    network = Chain(choices, width)
+    network = LayerChain(kinds, width, classes=5, flat=True)
     network(samples)  # gives the lazy layer its size
-    for choice, layer in zip(choices, network.layers, strict=True):
-        if choice == "relu6":
-            layer.weight.data *= 30  # so that it reaches 6
     return capture(network.eval(), samples[:2]), samples
 
 
 @pytest.mark.parametrize("target", ["litert", "tflm"])
 @given(
-    st.lists(st.sampled_from(["conv", "strided", "depthwise", "add", "relu6", "sigmoid", "pool"]), max_size=4).filter(
-        lambda choices: choices.count("pool") + choices.count("strided") <= 3
+    st.lists(st.sampled_from(["conv", "strided", "depthwise", "add", "clamped", "sigmoid", "halved"]), max_size=4).filter(
+        lambda kinds: kinds.count("halved") + kinds.count("strided") <= 3
     ),
     st.sampled_from([4, 6, 16]),
     st.integers(0, 1000),
 )
 @settings(max_examples=8, deadline=None)
-def test_random_networks_are_bit_exact(tmp_path_factory, target, choices, width, seed):
+def test_random_networks_are_bit_exact(tmp_path_factory, target, kinds, width, seed):
     if target == "tflm":
         pytest.importorskip("tflite_micro")
-    program, samples = made(choices, width, seed)
+    program, samples = made(kinds, width, seed)
     quantized = apply(program, plan_quantization(program, samples, target, activations="int16", scheme=NEAREST))
     artifact = export(quantized, tmp_path_factory.mktemp("chain") / "m.tflite", target)
     parity = check_parity(artifact, targets[target].open(artifact.path, threads=1), (samples[:3],))
     # a sigmoid is computed in float and coded afterwards: the last bit may decide a tie
-    assert all(layer.max_steps == 0 or "sigmoid" in choices for layer in parity.layers), [x for x in parity.layers if x.max_steps]
+    assert all(layer.max_steps == 0 or "sigmoid" in kinds for layer in parity.layers), [x for x in parity.layers if x.max_steps]
     assert parity.max_steps <= 1
     assert parity.output_error < 1e-6
 
@@ -95,7 +58,7 @@ def test_random_networks_are_bit_exact(tmp_path_factory, target, choices, width,
 def test_finer_codes_lose_less(target, tmp_path):
     if target == "tflm":
         pytest.importorskip("tflite_micro")
-    program, samples = made(["conv", "add", "relu6"], 16, 0)
+    program, samples = made(["conv", "add", "clamped"], 16, 0)
     true = program(samples).detach()
     noise = {}
     for bits in ("int8", "int16"):

@@ -18,46 +18,9 @@ from gossamer.targets.export import export
 from gossamer.targets.parity import check_parity
 from gossamer.targets.target import Artifact, targets
 from gossamer.targets.verify import verify
+from targets.tflite.layer_chains import LayerChain
 
 pytest.importorskip("ai_edge_litert")
-
-
-class Chain(nn.Module):
-    """Convolutions of every kind with additions, joins, pools and gates between them, drawn by number."""
-
-    def __init__(self, choices, width):
-        super().__init__()
-        self.choices = choices
-        made = {
-            "conv": lambda: nn.Conv2d(width, width, 3, padding=1),
-            "strided": lambda: nn.Conv2d(width, width, 3, stride=2, padding=1),
-            "depthwise": lambda: nn.Conv2d(width, width, 3, padding=1, groups=width),
-            "grouped": lambda: nn.Conv2d(width, width, 1, groups=2),
-            "add": lambda: nn.Conv2d(width, width, 1),
-            "join": lambda: nn.Conv2d(2 * width, width, 1),
-            "gate": lambda: nn.Conv2d(width, width, 1),
-        }
-        self.first = nn.Conv2d(3, width, 3, padding=1)
-        self.layers = nn.ModuleList(made[choice]() if choice in made else nn.Identity() for choice in choices)
-        self.head = nn.Linear(width, 4)
-
-    def forward(self, x):
-        x = torch.relu(self.first(x))
-        for choice, layer in zip(self.choices, self.layers, strict=True):
-            match choice:
-                case "add":
-                    x = torch.relu(x + layer(x))
-                case "join":
-                    x = layer(torch.cat([x, torch.relu(x - 0.5)], 1))
-                case "gate":
-                    x = x * torch.sigmoid(layer(x.mean((2, 3), keepdim=True)))
-                case "pool":
-                    x = nn.functional.max_pool2d(x, 3, 2, 1)
-                case "relu6":
-                    x = nn.functional.relu6(x)
-                case _:
-                    x = layer(x)
-        return self.head(x.mean((2, 3)))
 
 
 @given(
@@ -69,7 +32,7 @@ class Chain(nn.Module):
 def test_random_networks_are_bit_exact(tmp_path_factory, choices, width, seed):
     torch.manual_seed(seed)
     samples = torch.randn(8, 3, 12, 12)
-    program = capture(Chain(choices, width).eval(), samples[:2])
+    program = capture(LayerChain(choices, width, classes=4).eval(), samples[:2])
     quantized = apply(program, plan_quantization(program, samples, "litert"))
     artifact = export(quantized, tmp_path_factory.mktemp("chain") / "m.tflite", "litert")
     parity = check_parity(artifact, targets["litert"].open(artifact.path, threads=1), (samples[:3],))
@@ -86,7 +49,7 @@ def samples():
 @pytest.fixture(scope="module")
 def program(samples):
     torch.manual_seed(0)
-    return capture(Chain(["add", "depthwise", "gate", "strided", "add"], 16).eval(), samples[:2])
+    return capture(LayerChain(["add", "depthwise", "gate", "strided", "add"], 16, classes=4).eval(), samples[:2])
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +93,7 @@ def test_flattened_channels_meet_reordered_columns(tmp_path):
 
 def test_compress_reaches_this_target_without_a_word_more(samples, tmp_path):
     torch.manual_seed(0)
-    network = Chain(["add", "depthwise"], 16).eval()
+    network = LayerChain(["add", "depthwise"], 16, classes=4).eval()
     labels = network(samples).argmax(1)
     data = Data(train=None, calibration=samples, validation=(samples, labels))
     result = compress(network, data, target="litert", settings=Settings(epochs=0), work_dir=tmp_path)
