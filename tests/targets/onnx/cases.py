@@ -124,6 +124,14 @@ def _of_positive(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Ten
     return lambda x: function(x.abs() + 0.1)
 
 
+def _write_into(x: Tensor, y: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, :2] *= 0.5
+    x[:, 3] = y[:, 0]
+    x[..., 5:] = 2.0
+    return x
+
+
 def _whole(x: Tensor) -> Tensor:
     return (x * 10).to(torch.int64)
 
@@ -200,6 +208,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], Inputs]] = {
     "index broadcast": (lambda x: x[:, torch.tensor([[0], [2]]), torch.tensor([1, 3, 5])], IMAGE),
     "gather": (lambda x: x.gather(1, (x > 0).long()), TOKENS),
     "roll": (lambda x: x.roll((1, -2), (1, 2)) + x.roll(3, 1), IMAGE),
+    "insert in all samples": (_write_into, PAIR),
     "insert": (lambda x, y: torch.slice_scatter(x, y[:, 1:4], 1, 2, 5) + torch.select_scatter(x, y[..., 0], -1, -2), PAIR),
     "copy": (lambda x, y: torch.ops.aten.copy.default(x, y[:, :1]) + torch.ops.aten.fill.Scalar(x, 2) + torch.ops.aten.zero.default(y), PAIR),
     "diff": (lambda x: x.diff(dim=1, prepend=x[:, :1]) + x.diff(n=2, append=x[..., :2]), TOKENS),

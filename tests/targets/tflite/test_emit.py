@@ -47,6 +47,16 @@ def test_equals_torch_or_is_refused(name, tmp_path):
         np.testing.assert_allclose(runner.run(*(tensor.numpy() for tensor in given)), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_writing_into_one_sample_is_refused(tmp_path):
+    class Net(nn.Module):
+        def forward(self, x):
+            return torch.select_scatter(x, 2 * x[0], 0, 0)
+
+    program = capture(Net(), torch.randn(3, 4))
+    with pytest.raises(UnsupportedOp, match="the batch"):
+        export(program, tmp_path / "m.tflite", "litert")
+
+
 def test_nothing_is_refused_that_no_case_tries():
     assert set(cases.CASES) >= set(REFUSED)
 

@@ -231,7 +231,9 @@ def glu(call: Call) -> Laid:
 def full(call: Call) -> Laid:
     """One number everywhere, in the shape of another value or with a free batch size."""
     name = call.node.op.split(".")[1]
-    value: Any = 1.0 if "ones" in name else 0.0 if "zero" in name or "empty" in name else call.get("fill_value", call.get("value"))
+    said = next((argument for argument in ("fill_value", "value") if argument in call.args), "")
+    numbers = call.array(said) if said else None
+    value: Any = 1.0 if "ones" in name else 0.0 if "zero" in name or "empty" in name else None if numbers is None else numbers.item()
     if not isinstance(value, (int, float)) or call.values.metas[call.node.name].dtype != torch.float32:  # type: ignore[union-attr]
         raise call.unsupported(f"{call.node.op} with a computed number, or of another type than float32")
     return _filled(call, float(value))

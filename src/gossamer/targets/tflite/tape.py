@@ -155,13 +155,15 @@ class Tape:
         return self.add("TRANSPOSE", (part.number, self.call.ints(axes)), shape, part.tensor.dtype, batched, "TransposeOptions")
 
     def pick(self, part: Part, places: Sequence[int], axis: int) -> Part:
-        """These positions of an axis."""
+        """These positions of an axis, which must not be the batch's."""
+        self._check_axis(part, axis)
         shape = [len(places) if k == axis else size for k, size in enumerate(part.shape)]
         inputs = (part.number, self.call.ints(places))
         return self.add("GATHER", inputs, shape, part.tensor.dtype, part.tensor.batched, "GatherOptions", axis=axis)
 
     def cut(self, part: Part, axis: int, start: int, stop: int, step: int = 1) -> Part:
-        """start:stop:step of an axis."""
+        """start:stop:step of an axis, which must not be the batch's."""
+        self._check_axis(part, axis)
         rank = len(part.shape)
         ends = [[value if k == axis else other for k in range(rank)] for value, other in ((start, 0), (stop, 0), (step, 1))]
         shape = [len(range(start, stop, step)) if k == axis else size for k, size in enumerate(part.shape)]
@@ -171,8 +173,14 @@ class Tape:
             "STRIDED_SLICE", inputs, shape, part.tensor.dtype, part.tensor.batched, "StridedSliceOptions", beginMask=mask, endMask=mask
         )
 
+    def _check_axis(self, part: Part, axis: int) -> None:
+        if part.tensor.batched == axis:  # shapes here are those at batch 1, so that all samples but the first would be lost
+            raise self.call.unsupported(f"{self.call.node.op} along the batch")
+
     def join(self, parts: Sequence[Part], axis: int) -> Part:
-        """One after another along an axis."""
+        """One after another along an axis, which must not be the batch's."""
+        for part in parts:
+            self._check_axis(part, axis)
         shape = [sum(part.shape[k] for part in parts) if k == axis else size for k, size in enumerate(parts[0].shape)]
         numbers = [part.number for part in parts]
         first = parts[0].tensor
