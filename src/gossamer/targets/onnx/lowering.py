@@ -15,9 +15,9 @@ from gossamer.numerics.affine import Quantizer
 from gossamer.plan.spec import TargetSpec
 from gossamer.program.forms import AnyForm, BatchSize, Form, Size, Unknown
 from gossamer.program.graph import Arg, Node, Ref
-from gossamer.program.ops import Op, op_of
 from gossamer.program.program import Program
 from gossamer.registry import Registry
+from gossamer.targets.call import NodeCall
 from gossamer.targets.onnx.coding import CODES
 from gossamer.targets.onnx.draft import Array, Draft
 from gossamer.targets.onnx.proto import numpy_dtype, onnx_dtype
@@ -67,33 +67,15 @@ class Values(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """One node to lower. Argument names are those of the aten schema; `call["stride"]` is an argument's value."""
+class Call(NodeCall):
+    """One node to lower, and what emits its operators."""
 
-    node: Node
-    args: Mapping[str, Arg]
     values: Values
 
-    def __getitem__(self, name: str) -> Any:
-        return self._known(self.args[name])
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """An argument's value, or `default` where the schema has no such argument."""
-        return self[name] if name in self.args else default
-
-    def _known(self, arg: Arg) -> Any:
-        """Refs to numbers become numbers or sizes."""
-        if isinstance(arg, tuple):
-            return tuple(self._known(item) for item in arg)
-        if isinstance(arg, Ref):
-            form = self.values.forms[arg.name]
-            return arg if isinstance(form, (Form, tuple)) else form
-        return arg
-
-    @property
-    def row(self) -> Op:
-        """The op's row in the op table."""
-        return op_of(self.node)
+    def resolve(self, name: str) -> Any:
+        """A number, or a size that depends on the batch; a Ref to anything else."""
+        form = self.values.forms[name]
+        return Ref(name) if isinstance(form, (Form, tuple)) else form
 
     def dtype_of(self, name: str) -> torch.dtype | int | float | bool:
         """The dtype of a tensor argument; a number as it is."""
@@ -155,7 +137,7 @@ class Call:
 
     def tensor_of(self, arg: Arg, dtype: torch.dtype | None = None) -> str:
         """Like `tensor`, for an argument inside a list."""
-        known = self._known(arg)
+        known = self.known(arg)
         if isinstance(known, Ref):
             name = self.values.tensor(known.name)
             have = self.form_of(known).dtype

@@ -11,11 +11,11 @@ import numpy as np
 from gossamer.errors import UnsupportedOp
 from gossamer.numerics.affine import Quantizer
 from gossamer.program.forms import AnyForm, BatchSize, Form, Unknown
-from gossamer.program.graph import Arg, Node, Ref
-from gossamer.program.ops import Op, op_of
+from gossamer.program.graph import Node, Ref
 from gossamer.program.program import Program
 from gossamer.program.shapes import Meta, TensorMeta
 from gossamer.registry import Registry
+from gossamer.targets.call import NodeCall
 from gossamer.targets.lite_kernels import coded_number
 from gossamer.targets.tflite.constants import Constants
 from gossamer.targets.tflite.draft import Array, Draft, DraftTensor
@@ -58,31 +58,20 @@ class Values(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
-    """One node to lower; argument names are those of the aten schema. integer: it reads and writes codes."""
+class Call(NodeCall):
+    """One node to lower, and what emits its operators. integer: it reads and writes codes."""
 
-    node: Node
-    args: Mapping[str, Arg]
     values: Values
     integer: bool
     result: str  # the value that carries the result: the clamp behind the op, where codes replace that
 
-    def __getitem__(self, name: str) -> Any:
-        return self._known(self.args[name])
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """An argument's value, or `default` where the schema has no such argument."""
-        return self[name] if name in self.args else default
-
-    def _known(self, arg: Arg) -> Any:
-        """Refs to numbers become numbers. Raises UnsupportedOp for those that depend on the batch: files have constants only."""
-        if isinstance(arg, tuple):
-            return tuple(self._known(item) for item in arg)
-        if isinstance(arg, Ref) and not isinstance(self.values.metas[arg.name], (TensorMeta, tuple)):
-            if isinstance(self.values.forms[arg.name], (BatchSize, Unknown)):
-                raise self.unsupported(f"{self.node.op} with a number that depends on the batch")
-            return self.values.metas[arg.name]
-        return arg
+    def resolve(self, name: str) -> Any:
+        """A number, or a Ref. Raises UnsupportedOp for numbers that depend on the batch: files have constants only."""
+        if isinstance(self.values.metas[name], (TensorMeta, tuple)):
+            return Ref(name)
+        if isinstance(self.values.forms[name], (BatchSize, Unknown)):
+            raise self.unsupported(f"{self.node.op} with a number that depends on the batch")
+        return self.values.metas[name]
 
     def shape(self, arg: Any) -> tuple[int, ...]:
         """Logical shape at batch 1 of an argument by its name, or of a Ref."""
@@ -97,11 +86,6 @@ class Call:
         if any(isinstance(size, Unknown) for size in form.sizes):
             raise self.unsupported(f"{self.node.op} with a size that is no multiple of the batch")
         return tuple(size if isinstance(size, int) else size.per_batch * BATCH + size.fixed for size in form.sizes)  # type: ignore[union-attr]
-
-    @property
-    def row(self) -> Op:
-        """The op's row in the op table."""
-        return op_of(self.node)
 
     @property
     def out_shape(self) -> tuple[int, ...]:
@@ -132,7 +116,7 @@ class Call:
     def array(self, arg: Any) -> Array | None:
         """The numbers of a float parameter, buffer or plain number; None for a computed value."""
         arg = self.args[arg] if isinstance(arg, str) else arg
-        known = self._known(arg)
+        known = self.known(arg)
         if isinstance(known, (int, float)):
             return np.asarray(known)
         if isinstance(known, Ref) and known.name in self.values.constants and known.name not in self.values.program.quantizers:
