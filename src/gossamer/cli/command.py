@@ -21,6 +21,8 @@ from gossamer.errors import GossamerError
 P = ParamSpec("P")
 MISSED, FAILED, INTERRUPTED = 1, 2, 130
 
+DATA_HELP = "mnist (5,000 digits of this package), mnist:DIR, images:DIR?size=224, or package.module:loaders."
+MODEL_HELP = "package.module:factory, timm:NAME, torchvision:NAME, or a .gossamer file."
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show the whole traceback of an error.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed of everything random; same seed, same machine, same result.")]
@@ -29,9 +31,9 @@ PickOption = Annotated[
     str | None,
     typer.Option("--output", help="Key or index of the tensor that counts, for a model that returns more than one.", show_default=False),
 ]
+WeightsOption = Annotated[Path | None, typer.Option(help="A .safetensors file with the model's weights.")]
+RunDataOption = Annotated[str | None, typer.Option(help=f"{DATA_HELP} The data of the compress run when left out.")]
 FolderArgument = Annotated[Path, typer.Argument(metavar="OUT", help="Folder that `gossamer compress -o OUT` wrote.", show_default=False)]
-DATA_HELP = "mnist (5,000 digits of this package), mnist:DIR, images:DIR?size=224, or package.module:loaders."
-MODEL_HELP = "package.module:factory, timm:NAME, torchvision:NAME, or a .gossamer file."
 
 
 def messages() -> Console:

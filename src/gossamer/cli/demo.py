@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from gossamer.cli.command import DebugOption, JsonOption, SeedOption, ThreadsOption, command, messages
-from gossamer.cli.compress import OutOption, compress_into, report_result
+from gossamer.cli.compress import compress_into, report_result
+from gossamer.cli.compress_options import OutOption
 from gossamer.cli.progress_view import shown_progress
 from gossamer.data.digits_cnn import train_digits
 from gossamer.data.mnist import mnist

@@ -14,7 +14,19 @@ from rich.text import Text
 
 from gossamer.apply.engine import apply
 from gossamer.batches import as_batches
-from gossamer.cli.command import DATA_HELP, MODEL_HELP, DebugOption, JsonOption, PickOption, command, messages, picked, show, show_json
+from gossamer.cli.command import (
+    MODEL_HELP,
+    DebugOption,
+    JsonOption,
+    PickOption,
+    RunDataOption,
+    WeightsOption,
+    command,
+    messages,
+    picked,
+    show,
+    show_json,
+)
 from gossamer.cli.progress_view import shown_progress
 from gossamer.cli.report import load_finished
 from gossamer.cli.verify import find_data
@@ -51,8 +63,8 @@ class Case:
 @command
 def diagnose(
     what: Annotated[str, typer.Argument(metavar="RUN_FOLDER_OR_MODEL", help=WHAT_HELP, show_default=False)],
-    data: Annotated[str | None, typer.Option(help=f"{DATA_HELP} The data of the compress run when left out.")] = None,
-    weights: Annotated[Path | None, typer.Option(help="A .safetensors file with the model's weights.")] = None,
+    data: RunDataOption = None,
+    weights: WeightsOption = None,
     target: Annotated[str, typer.Option(help="Runtime to quantize a model for.")] = "onnxruntime",
     output: PickOption = None,
     float_network: Annotated[

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from gossamer.batches import as_batches
 from gossamer.cli.check import checked_file
-from gossamer.cli.command import DATA_HELP, MODEL_HELP, DebugOption, JsonOption, PickOption, command, picked, show, show_json
+from gossamer.cli.command import DATA_HELP, MODEL_HELP, DebugOption, JsonOption, PickOption, WeightsOption, command, picked, show, show_json
 from gossamer.data.models import NamedModel, load_model
 from gossamer.data.named import load_data
 from gossamer.errors import ConfigError
@@ -29,7 +29,7 @@ MOST_ROWS = 200
 @command
 def inspect(
     model: Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)],
-    weights: Annotated[Path | None, typer.Option(help="A .safetensors file with the model's weights.")] = None,
+    weights: WeightsOption = None,
     data: Annotated[str | None, typer.Option(help=f"Where the input's shape comes from: {DATA_HELP}")] = None,
     shape: Annotated[str | None, typer.Option("--input", help="Shape of one input without the batch, such as 3x224x224.")] = None,
     output: PickOption = None,

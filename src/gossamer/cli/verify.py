@@ -10,7 +10,7 @@ import typer
 from rich.console import Group
 from rich.text import Text
 
-from gossamer.cli.command import DATA_HELP, DebugOption, FolderArgument, JsonOption, command, messages, show, show_json
+from gossamer.cli.command import DebugOption, FolderArgument, JsonOption, RunDataOption, command, messages, show, show_json
 from gossamer.cli.compress import find_metric
 from gossamer.cli.progress_view import shown_progress
 from gossamer.cli.report import load_finished
@@ -29,7 +29,7 @@ from gossamer.targets.verify import verify as run_verify
 @command
 def verify(
     out: FolderArgument,
-    data: Annotated[str | None, typer.Option(help=f"{DATA_HELP} The data of the compress run when left out.")] = None,
+    data: RunDataOption = None,
     metric: Annotated[str | None, typer.Option(help="As in compress; the metric of the compress run when left out.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the runtime; those of the compress run when left out.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Samples per call for latency; as in the compress run when left out.")] = None,
