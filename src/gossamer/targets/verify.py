@@ -20,6 +20,7 @@ from gossamer.targets.coded_ends import open_artifact
 from gossamer.targets.export import export
 from gossamer.targets.limits import check_limits
 from gossamer.targets.measure import machine, versions_of
+from gossamer.targets.measurement import Measurement
 from gossamer.targets.metrics import Comparison, Metric, compare_accuracy, metric_name
 from gossamer.targets.pair import COMPRESSED, ORIGINAL, Costs, Pair, find_costs, measurements
 from gossamer.targets.parity import check_parity, parity_problems, samples_to_compare
@@ -72,34 +73,28 @@ def verify(
         on_progress(Progress("verify", 0, 0, "latency"))
         costs = find_costs(pair, [tensor.numpy() for tensor in samples], "" if budget is None else budget.board)
         before, after = measurements(accuracy, costs, pair)
-    limits = check_limits(budget, before, after, accuracy.drop_points)
-    settings: dict[str, Any] = {
-        "threads": threads,
-        "batch": batch,
-        "seed": seed,
-        "metric": name,
-        "budget": budget,
-        "target": artifact.target,
-    }
+    missed = [limit.sentence for limit in check_limits(budget, before, after, accuracy.drop_points) if not limit.met]
+    settings: dict[str, Any] = {"threads": threads, "batch": batch, "seed": seed, "metric": name, "budget": budget}
     return Report(
-        original=before,
-        compressed=after,
-        size_ratio=before.size_bytes / after.size_bytes,
         parity=parity,
-        budget_met=all(limit.met for limit in limits),
-        problems=(*problems, *(limit.sentence for limit in limits if not limit.met)),
+        budget_met=not missed,
+        problems=(*problems, *missed),
+        target=artifact.target,
         machine=machine(),
         versions=_versions(targets[artifact.target]),
         notes=artifact.notes,
         seconds=time.perf_counter() - start,
         **settings,
-        **_compared(accuracy, costs),
+        **_compared(before, after, accuracy, costs),
     )
 
 
-def _compared(accuracy: Comparison, costs: Costs) -> dict[str, Any]:
-    """What a report says about both files together."""
+def _compared(before: Measurement, after: Measurement, accuracy: Comparison, costs: Costs) -> dict[str, Any]:
+    """What a report says about both files, alone and together."""
     return {
+        "original": before,
+        "compressed": after,
+        "size_ratio": before.size_bytes / after.size_bytes,
         "speedup": costs.latencies.speedup(ORIGINAL, COMPRESSED),
         "paired_speedup": costs.latencies.paired_speedup(ORIGINAL, COMPRESSED),
         "repeats": costs.repeats,
