@@ -26,26 +26,26 @@ SMALL = {"vit_tiny_patch16_224": {"img_size": 32, "depth": 2}, "convnext_atto": 
 @pytest.mark.parametrize("name", SMALL)
 def test_timm(name):
     model, _ = timm_model(name, **SMALL[name])
-    check(model, 32)
+    assert_prunes_and_trains(model, 32)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
 def test_torchvision(name):
-    check(torchvision_model(name)[0], 32)
+    assert_prunes_and_trains(torchvision_model(name)[0], 32)
 
 
 def test_vgg_with_a_small_head():
     model, _ = torchvision_model("vgg11_bn")
     model.classifier = nn.Sequential(nn.Linear(512 * 7 * 7, 16), nn.ReLU(), nn.Linear(16, 4)).eval()
-    check(model, 32)
+    assert_prunes_and_trains(model, 32)
 
 
 def test_densenet():
     model, _ = torchvision_model("densenet121")  # declares torchvision's ops, which its import needs
-    check(type(model)(8, (2, 2), 16, num_classes=10).eval(), 32)
+    assert_prunes_and_trains(type(model)(8, (2, 2), 16, num_classes=10).eval(), 32)
 
 
-def check(model, size):
+def assert_prunes_and_trains(model, size):
     """Prune proves that the module computes what the program computes; the rest is what a user does next."""
     torch.manual_seed(0)
     x = torch.randn(2, 3, size, size)

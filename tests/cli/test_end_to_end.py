@@ -158,7 +158,7 @@ def copy(finished, tmp_path) -> Path:
     return Path(shutil.copytree(finished[0], tmp_path / "out"))
 
 
-def one_sentence(done, *parts: str) -> None:
+def assert_one_sentence(done, *parts: str) -> None:
     """It failed with one line on standard error that has these parts, and printed nothing else."""
     assert done.exit_code == 2, done.output
     assert done.stdout == ""
@@ -263,7 +263,7 @@ def test_a_finished_run_is_not_run_again(finished, place):
 
 def test_other_settings_need_another_folder_or_fresh(copy, place):
     other = ["compress", *ASK, "--epochs", "0", "--batch", "8", *BUDGET, "-o", copy]
-    one_sentence(run(place, *other), "OUT must be a folder of the same run, or a new one; add --fresh")
+    assert_one_sentence(run(place, *other), "OUT must be a folder of the same run, or a new one; add --fresh")
     done = run(place, *other, "--fresh")
     assert done.exit_code == 0, done.stderr
     assert "Written to" in done.stdout
@@ -283,7 +283,7 @@ def test_without_a_budget_it_is_only_quantized(place, tmp_path):
     document = json.loads(done.stdout)
     assert document["original"]["macs"] == document["compressed"]["macs"]
     assert len(document["candidates"]) == 1
-    one_sentence(run(place, "verify", tmp_path / "out"), "--metric must be given as package.module:function")
+    assert_one_sentence(run(place, "verify", tmp_path / "out"), "--metric must be given as package.module:function")
     again = run(place, "verify", tmp_path / "out", "--metric", f"{MODULE}:accuracy", "--json")
     assert json.loads(again.stdout)["compressed"]["accuracy"] == document["compressed"]["accuracy"]
 
@@ -301,7 +301,7 @@ def test_interrupted_and_resumed_gives_the_same(place, finished, tmp_path):
     assert process.returncode == 130, errors
     assert out == ""
     assert "Run the same command again: it goes on" in errors
-    one_sentence(run(place, "report", tmp_path / "out"), "holds a run that is not finished")
+    assert_one_sentence(run(place, "report", tmp_path / "out"), "holds a run that is not finished")
     done = run(place, *arguments)
     assert done.exit_code == 0, done.stderr
     again = json.loads(done.stdout)
@@ -321,7 +321,7 @@ def test_damaged_files_are_named(copy, place, file, damage):
         case "gone":
             path.unlink()
     named = str(copy) if (file, damage) == ("report.json", "gone") else file
-    one_sentence(run(place, "verify", copy), named)
+    assert_one_sentence(run(place, "verify", copy), named)
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,7 @@ def test_damaged_files_are_named(copy, place, file, damage):
 )
 def test_data_that_cannot_be_used(place, tmp_path, data, parts):
     ask = [*ASK[:4], "--data", f"{MODULE}:{data}"]
-    one_sentence(run(place, "compress", *ask, *QUICK, "--trials", "1", "-o", tmp_path / "out"), *parts)
+    assert_one_sentence(run(place, "compress", *ask, *QUICK, "--trials", "1", "-o", tmp_path / "out"), *parts)
 
 
 def test_weights_that_are_not_finite(place, tmp_path):
@@ -345,7 +345,7 @@ def test_weights_that_are_not_finite(place, tmp_path):
     nn.init.constant_(model.head.bias, float("nan"))
     save_file(model.state_dict(), tmp_path / "nan.safetensors")
     ask = [*ASK[:2], "--weights", tmp_path / "nan.safetensors", *ASK[4:]]
-    one_sentence(run(place, "compress", *ask, *QUICK, "-o", tmp_path / "out"), "'head.bias' holds 3 NaN")
+    assert_one_sentence(run(place, "compress", *ask, *QUICK, "-o", tmp_path / "out"), "'head.bias' holds 3 NaN")
 
 
 @pytest.mark.parametrize(
@@ -361,15 +361,15 @@ def test_weights_that_are_not_finite(place, tmp_path):
     ],
 )
 def test_requests_that_cannot_be_met(place, tmp_path, change, parts):
-    one_sentence(run(place, "compress", *ASK, *QUICK, "-o", tmp_path / "out", *change), *parts)
+    assert_one_sentence(run(place, "compress", *ASK, *QUICK, "-o", tmp_path / "out", *change), *parts)
 
 
 def test_out_that_cannot_be_written(place, tmp_path):
     (tmp_path / "out").write_text("a file")
-    one_sentence(run(place, "compress", *ASK, *QUICK, "-o", tmp_path / "out"), "cannot be written")
+    assert_one_sentence(run(place, "compress", *ASK, *QUICK, "-o", tmp_path / "out"), "cannot be written")
 
 
 def test_folders_without_a_run(place, tmp_path):
     for verb in ("verify", "report"):
-        one_sentence(run(place, verb, tmp_path), "holds no finished run")
-        one_sentence(run(place, verb, tmp_path / "nowhere"), "does not exist")
+        assert_one_sentence(run(place, verb, tmp_path), "holds no finished run")
+        assert_one_sentence(run(place, verb, tmp_path / "nowhere"), "does not exist")

@@ -29,17 +29,17 @@ def program(samples):
 
 @pytest.mark.parametrize("scheme", [Scheme(ranges=name) for name in range_methods.names()], ids=lambda scheme: scheme.ranges)
 def test_ranges_of_values_reach_the_file(program, samples, tmp_path, scheme):
-    check(program, samples, tmp_path, scheme)
+    assert_reach_the_file(program, samples, tmp_path, scheme)
 
 
 @pytest.mark.parametrize(
     "scheme", [Scheme(weight_ranges=name) for name in weight_range_methods.names()], ids=lambda scheme: scheme.weight_ranges
 )
 def test_ranges_of_weights_reach_the_file(program, samples, tmp_path, scheme):
-    check(program, samples, tmp_path, scheme)
+    assert_reach_the_file(program, samples, tmp_path, scheme)
 
 
-def check(program, samples, tmp_path, scheme):
+def assert_reach_the_file(program, samples, tmp_path, scheme):
     quantized = apply(program, plan_quantization(program, samples, scheme=scheme))
     report = verify(export(quantized, tmp_path / "m.onnx"), reference=program, data=(samples, torch.zeros(40, dtype=torch.long)), batch=8)
     assert report.problems == ()

@@ -24,7 +24,7 @@ def trained(module, seed=0):
     return module.eval()
 
 
-def check(module, *shape, left=0):
+def assert_folds(module, *shape, left=0):
     program = capture(trained(module), torch.zeros(2, *shape))
     before = {name: tensor.clone() for name, tensor in program.state.items()}
     folded = fold_batch_norms(program)
@@ -53,7 +53,7 @@ def check(module, *shape, left=0):
     ],
 )
 def test_equals_the_original(module, shape):
-    check(module, *shape)
+    assert_folds(module, *shape)
 
 
 @settings(max_examples=8, deadline=None)
@@ -69,8 +69,8 @@ def test_random_networks_equal_the_original(network):
 
 def test_a_norm_after_a_linear_layer_over_a_middle_axis_is_left():
     """Its channels are axis 1 of (batch, 4, 7), the layer's are the last axis."""
-    check(nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(4)), 4, 5, left=1)
-    check(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)), 4, 5, left=1)
+    assert_folds(nn.Sequential(nn.Linear(5, 7), nn.BatchNorm1d(4)), 4, 5, left=1)
+    assert_folds(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)), 4, 5, left=1)
 
 
 class Branches(nn.Module):
@@ -110,11 +110,11 @@ class Tied(nn.Module):
 
 @pytest.mark.parametrize(("module", "left"), [(Branches(), 1), (Shared(), 2), (Tied(), 1)])
 def test_norms_that_cannot_be_folded_stay(module, left):
-    check(module, 3, 4, 4, left=left)
+    assert_folds(module, 3, 4, 4, left=left)
 
 
 def test_a_norm_without_statistics_or_producer_stays():
-    check(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3)), 3, 4, 4, left=1)
+    assert_folds(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3)), 3, 4, 4, left=1)
     program = capture(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False)).eval(), torch.zeros(2, 3, 4, 4))
     assert foldable_batch_norms(program) == ()
 
@@ -147,7 +147,7 @@ def test_a_new_bias_does_not_take_a_name_in_use():
         def forward(self, x):
             return self.norm(nn.functional.conv2d(x, self.weight)) + self.bias
 
-    folded = check(Net(), 3, 4, 4)
+    folded = assert_folds(Net(), 3, 4, 4)
     assert "bias_folded" in folded.state
 
 

@@ -46,8 +46,8 @@ def test_quantizers_do_not_learn_in_fp16():
 
 
 def test_limits_are_allowed():
-    Recipe(momentum=0, weight_decay=0, warmup=0, alpha=0)
-    Recipe(alpha=1, momentum=0.99, learning_rate=1)
+    assert Recipe(momentum=0, weight_decay=0, warmup=0, alpha=0).momentum == 0
+    assert Recipe(alpha=1, momentum=0.99, learning_rate=1).alpha == 1
 
 
 def half_squared_error(outputs, target):

@@ -106,7 +106,7 @@ def _check_norms(model: nn.Module) -> None:
 def _run_eager(wrapper: nn.Module, args: tuple[Any, ...]) -> Tensor:
     try:
         result = wrapper(*fresh(args))
-    except Exception as error:
+    except Exception as error:  # the user's code may raise anything
         reason = f"it fails on the example inputs ({type(error).__name__}: {first_line(error)})"
         raise CaptureError(reason, line=user_line(error), way_out="pass example_inputs of the shape and type it takes") from error
     if not isinstance(result, Tensor):
@@ -134,7 +134,7 @@ def _export(wrapper: nn.Module, args: tuple[Any, ...], dynamic_batch: bool) -> E
                 strict=False,
             )
         sys.stderr.write(printed.getvalue())
-    except Exception as error:
+    except Exception as error:  # whatever the user's code or torch.export itself raises: each becomes one sentence
         if dynamic_batch and ("constraint" in str(error).lower() or "specialized" in str(error).lower()):
             fixed = re.search(r"constant \((\d+)\)", str(error))
             reason = f"its code fixes the batch size to {fixed[1]}" if fixed else f"its code fixes the batch size ({first_line(error)})"

@@ -237,7 +237,7 @@ def test_vectors_are_scaled_as_numbers(tmp_path):
 @pytest.mark.parametrize("options", ["-O0", "-O1", "-O2 -fno-omit-frame-pointer", "-Os"])
 @pytest.mark.parametrize("core", CORES)
 def test_other_options_compile_them_too(options, core, tmp_path):
-    built(tmp_path, core, CASES, options=("-std=gnu99", *options.split()))
+    assert built(tmp_path, core, CASES, options=("-std=gnu99", *options.split())).exists()  # warnings are errors
 
 
 class Small(nn.Module):
