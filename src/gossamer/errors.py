@@ -101,6 +101,20 @@ class TrainingError(GossamerError):
     """Training diverged (loss is NaN or infinite) or cannot start."""
 
 
+def first_line(error: BaseException) -> str:
+    """Of what another package's error says, without the closing mark; its type's name where it says nothing."""
+    return _lines(error)[0].rstrip(".:")
+
+
+def last_line(error: BaseException) -> str:
+    """Like first_line, where a package names its own source files first."""
+    return _lines(error)[-1].rstrip(".:")
+
+
+def _lines(error: BaseException) -> list[str]:
+    return [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return "did you mean 'x'?" for the closest known name, or the first few known names."""
     names = sorted(known)

@@ -23,8 +23,8 @@ from gossamer.apply.attributes import Change, Setting, changes, fold_scales, put
 from gossamer.apply.layer_sizes import fit_layers
 from gossamer.coupling import analyse
 from gossamer.coupling import labels as lab
-from gossamer.errors import CaptureError, GossamerError, TransplantError
-from gossamer.program.adapt import Adapter, adapt, first_line, fresh, user_line
+from gossamer.errors import CaptureError, GossamerError, TransplantError, first_line
+from gossamer.program.adapt import Adapter, adapt, fresh, user_line
 from gossamer.program.capture import capture, relative_error
 from gossamer.program.program import Program
 

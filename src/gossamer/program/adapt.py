@@ -77,12 +77,6 @@ def fresh(args: tuple[Any, ...]) -> tuple[Any, ...]:
     return copied
 
 
-def first_line(error: BaseException) -> str:
-    """Of its text, without the closing mark; its type's name where it has none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".:")
-
-
 def user_line(error: BaseException) -> str:
     """The innermost line of the traceback that is neither torch's, nor Python's, nor ours."""
     found = ""

@@ -18,8 +18,8 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map
 
-from gossamer.errors import CaptureError, ParityError, UnsupportedOp
-from gossamer.program.adapt import OWN_FOLDER, TORCH_FOLDER, Adapter, adapt, first_line, fresh, user_line
+from gossamer.errors import CaptureError, ParityError, UnsupportedOp, first_line
+from gossamer.program.adapt import OWN_FOLDER, TORCH_FOLDER, Adapter, adapt, fresh, user_line
 from gossamer.program.graph import Arg, Graph, Node, Ref
 from gossamer.program.inline import inline_subgraphs
 from gossamer.program.normal_form import normalize, written_values

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from gossamer.errors import DataError, FileError, MissingRuntime
+from gossamer.errors import DataError, FileError, MissingRuntime, first_line
 from gossamer.targets.onnx.cpu import PRECISE, saturates
 from gossamer.targets.onnx.expose import read_network
 from gossamer.targets.target import check_threads
@@ -96,5 +96,4 @@ def _runtime_errors() -> tuple[type[Exception], ...]:
 
 
 def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).removeprefix("[ONNXRuntimeError] : ").rstrip(".")
+    return first_line(error).removeprefix("[ONNXRuntimeError] : ")

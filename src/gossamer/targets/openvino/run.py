@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gossamer.errors import DataError, FileError, MissingRuntime
+from gossamer.errors import DataError, FileError, MissingRuntime, last_line
 from gossamer.targets.onnx.expose import read_network
 from gossamer.targets.target import check_threads
 
@@ -53,7 +53,7 @@ class OpenVinoRunner:
         try:
             self._request.infer(list(map(np.ascontiguousarray, inputs)), share_inputs=True)
         except (RuntimeError, TypeError, ValueError) as error:
-            raise DataError(f"OpenVINO refuses these inputs ({_reason(error)}); give arrays of the file's shapes and types.") from error
+            raise DataError(f"OpenVINO refuses these inputs ({last_line(error)}); give arrays of the file's shapes and types.") from error
 
 
 def open_model(path: Path, *, threads: int, values: bool = False) -> OpenVinoRunner:
@@ -82,7 +82,7 @@ def compile_model(path: Path, model: Any, *, threads: int) -> Any:
     try:
         return core.compile_model(core.read_model(model) if isinstance(model, bytes) else model, "CPU", settings)
     except (RuntimeError, ValueError) as error:
-        raise FileError(path, f"is not an ONNX file that OpenVINO can run ({_reason(error)})", "export it again") from error
+        raise FileError(path, f"is not an ONNX file that OpenVINO can run ({last_line(error)})", "export it again") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +115,3 @@ def kernels_of(compiled: Any) -> tuple[Kernel, ...]:
             made = tuple(name for name in text(facts, "originalLayersNames").split(",") if name)
             found.append(Kernel(kind, text(facts, "primitiveType"), text(facts, "outputPrecisions"), made))
     return tuple(found)
-
-
-def _reason(error: Exception) -> str:
-    """The last line that says something: those before it name OpenVINO's own source files."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__).rstrip(".")

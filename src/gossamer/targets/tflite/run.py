@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gossamer.errors import DataError, FileError, MissingRuntime
+from gossamer.errors import DataError, FileError, MissingRuntime, last_line
 from gossamer.targets.target import check_threads
 from gossamer.targets.tflite.flat import IDENTIFIER, LAYOUT, pack, schema
 from gossamer.targets.tflite.note import Note, Order, value_name
@@ -55,7 +55,7 @@ class LiteRtRunner:
                 self._interpreter.set_tensor(entry["index"], np.ascontiguousarray(array))
             self._interpreter.invoke()
         except (ValueError, RuntimeError) as error:
-            raise DataError(f"LiteRT refuses these inputs ({_reason(error)}); give arrays of the file's shapes and types.") from error
+            raise DataError(f"LiteRT refuses these inputs ({last_line(error)}); give arrays of the file's shapes and types.") from error
 
     def _read(self, index: int, order: Order) -> Array:
         array: Array = self._interpreter.get_tensor(index)
@@ -77,7 +77,7 @@ def open_file(path: Path, *, threads: int, values: bool = False) -> LiteRtRunner
     try:
         interpreter = Interpreter(model_content=data, num_threads=threads)
     except (ValueError, RuntimeError) as error:
-        raise FileError(path, f"is not a .tflite file that LiteRT can run ({_reason(error)})", "export it again") from error
+        raise FileError(path, f"is not a .tflite file that LiteRT can run ({last_line(error)})", "export it again") from error
     return LiteRtRunner(interpreter, note, exposed)
 
 
@@ -128,8 +128,3 @@ def expose(data: bytes, note: Note) -> tuple[bytes, dict[str, int]]:
     exposed = {value_name(graph.tensors[number].name.decode()): number for number in note.values}
     graph.outputs = [*graph.outputs, *exposed.values()]
     return pack(model), exposed
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__).rstrip(".")
