@@ -184,10 +184,10 @@ def test_learned_scales_beat_constant_ones_from_a_bad_start(program, planned, sa
     recipe = Recipe(learning_rate=1e-4, optimizer="adamw", batch_size=16)
     wanted = program(samples[0])
     errors = {}
-    for rate in (None, 0.02):
+    for rate in (None, 0.05):  # 36 updates: at 0.02 scales get less than half of the way back
         tuned = fit(coarse, samples[0], teacher=program, epochs=6, recipe=replace(recipe, quantizer_learning_rate=rate))
         errors[rate] = float((tuned(samples[0]) - wanted).detach().square().mean())
-    assert errors[0.02] < 0.8 * errors[None]
+    assert errors[0.05] < 0.8 * errors[None]
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])

@@ -16,7 +16,8 @@ from gossamer.numerics.moments import Moments, add_moments, blocks_within, momen
 from gossamer.numerics.ranges import BY_TOKENS, range_methods
 from gossamer.numerics.spread import Spread, check_spread, extremes
 from gossamer.plan.columns import patches_at
-from gossamer.plan.placement import Layer, Placement
+from gossamer.plan.placement import Placement
+from gossamer.plan.site import Layer
 from gossamer.program.graph import Graph
 from gossamer.program.ops import bind, op_of
 from gossamer.program.ops.kinds import Linear
