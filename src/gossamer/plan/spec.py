@@ -29,6 +29,7 @@ class TargetSpec:
     tolerance_steps     likewise for every other op on integers
     exposed_as_run      whether a file that hands out inner codes runs the same kernels as one that does not; where not, parity
                         of outputs is that of such a file, and the user's file must be as near to it as its own rounding noise
+    one_sample          it runs one sample at a time, so that its values are compared sample by sample
     least_channels      convolutions that read fewer channels (depthwise ones aside) are faster in float,
     least_columns       unless each of their outputs multiplies at least as many numbers
     least_group_channels  convolutions of several groups (depthwise ones aside) that read fewer channels in each are faster in float
@@ -78,6 +79,7 @@ class TargetSpec:
     add_tolerance_steps: int = 0
     tolerance_steps: int = 0
     exposed_as_run: bool = True
+    one_sample: bool = False
     least_channels: int = 1
     least_columns: int = 2**31
     least_group_channels: int = 1

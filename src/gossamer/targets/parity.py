@@ -88,9 +88,25 @@ def tolerance_steps(program: Program, spec: TargetSpec) -> dict[str, int]:
 
 
 def _code_parity(artifact: Artifact, runner: Runner, samples: tuple[Tensor, ...]) -> Parity:
+    exposing = open_artifact(artifact, threads=1, values=True)
+    if not specs[artifact.target].one_sample:
+        return _parity_of_codes(artifact, runner, exposing, samples)
+    # a runtime for one sample cannot say where the samples of a value lie whose first axis is not the batch
+    pieces = [tuple(tensor[at : at + 1] for tensor in samples) for at in range(len(samples[0]))]
+    found = [_parity_of_codes(artifact, runner, exposing, piece) for piece in pieces]
+    layers = zip(*(parity.layers for parity in found), strict=True)
+    return Parity(
+        max_steps=max(parity.max_steps for parity in found),
+        values_compared=sum(parity.values_compared for parity in found),
+        output_error=max(parity.output_error for parity in found),
+        layers=tuple(LayerParity(layer[0].name, max(one.max_steps for one in layer), sum(one.values for one in layer)) for layer in layers),
+    )
+
+
+def _parity_of_codes(artifact: Artifact, runner: Runner, exposing: Runner, samples: tuple[Tensor, ...]) -> Parity:
     arrays = [tensor.numpy() for tensor in samples]
     program = artifact.program
-    seen = open_artifact(artifact, threads=1, values=True).run_values(*arrays)
+    seen = exposing.run_values(*arrays)
     runtime = {name: codes for name, codes in seen.items() if name in program.quantizers}
     simulated = Simulator(program).run(*samples, codes=runtime)
     layers = tuple(_compare(artifact, name, runtime[name], codes) for name, codes in simulated.codes.items() if name in runtime)

@@ -14,8 +14,9 @@ from gossamer.errors import ConfigError
 from gossamer.numerics.fixed_point import divide_by_power, mean_multiplier, multiply, quantize_multiplier
 from gossamer.plan.quantization import plan_quantization
 from gossamer.program.capture import capture
+from gossamer.targets.coded_ends import open_artifact
 from gossamer.targets.export import export
-from gossamer.targets.parity import check_parity
+from gossamer.targets.parity import check_parity, parity_problems
 from gossamer.targets.simulate import simulate
 from gossamer.targets.target import targets
 from gossamer.targets.verify import verify
@@ -113,3 +114,20 @@ def test_the_multiplier_of_a_mean(factor, count):
     multiplier, exponent = mean_multiplier(factor, count)
     assert multiplier * 2.0 ** (exponent - 31) == pytest.approx(factor / count, rel=1e-6 * count**0.5 + 1e-7)
     assert multiplier < 2**31
+
+
+def test_values_whose_batch_is_not_the_first_axis_are_compared_sample_by_sample(tmp_path):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.second(torch.relu(self.first(x)).transpose(0, 1)).mean(0)
+
+    torch.manual_seed(0)
+    x = torch.randn(16, 4, 8)
+    program = capture(Net().eval(), x[:2])
+    artifact = export(apply(program, plan_quantization(program, x, "tflm")), tmp_path / "m.tflite", "tflm")
+    parity = check_parity(artifact, open_artifact(artifact, threads=1), (x[:3],))
+    assert parity_problems(parity, artifact, "the file") == []

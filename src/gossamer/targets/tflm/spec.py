@@ -26,4 +26,5 @@ SPEC = replace(
     dynamic_formats=(),
     input_bits=0,
     input_rows=False,
+    one_sample=True,
 )
