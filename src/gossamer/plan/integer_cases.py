@@ -24,6 +24,9 @@ def why_float(site: Site, node: Node) -> str:
         return f"{site.spec.name} has no integer kernel for {name or node.op}"
     if not all(site.is_float(result) for result in site.results(node)):
         return f"the result of {name} is not float32, so there is nothing to code"
+    for is_case, reason in map(_WRONG.__getitem__, sorted(site.spec.wrong_cases)):
+        if is_case(site, node):
+            return reason.format(target=site.spec.name)
     if has_weight(node):
         return _why_float_layer(site, node)
     names = site.inputs(node)
@@ -31,9 +34,6 @@ def why_float(site: Site, node: Node) -> str:
         return "it picks rows of a table: the table can have codes, the rows are float"
     if any(used in site.graph.state_names for used in names):
         return f"{name} reads a parameter, which only layers can in integers"
-    for is_case, reason in map(_WRONG.__getitem__, sorted(site.spec.wrong_cases)):
-        if is_case(site, node):
-            return reason.format(target=site.spec.name)
     check = _CHECKS.get(name)
     return "" if check is None or not names else check(site, node)
 
@@ -172,7 +172,12 @@ def _is_join_before_transposed(site: Site, node: Node) -> bool:
     return op_of(node).onnx == "Concat" and any(op_of(user).onnx == "ConvTranspose" for user in site.graph.users.get(node.name, ()))
 
 
+def _is_over_three_axes(site: Site, node: Node) -> bool:
+    return isinstance(op_of(node).kind, Convolution) and len(site.shape(node.name)) == 5
+
+
 _WRONG: dict[str, tuple[Callable[[Site, Node], bool], str]] = {
     "counted border": (_is_counted_border, "{target} counts a border of codes as another number than 0"),
     "join before transposed": (_is_join_before_transposed, "{target} refuses a transposed convolution that reads joined codes"),
+    "three axes": (_is_over_three_axes, "{target} has no integer kernel for a convolution over three axes"),
 }

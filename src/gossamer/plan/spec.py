@@ -56,7 +56,7 @@ class TargetSpec:
                         what they read has its zero point at 0
     wide_ops            ops that it runs on codes of values of more than 8 bits,
     wide_requantization and the name of their rounding
-    wrong_cases         cases of integer ops (gossamer.plan.integer_cases.WRONG) that it computes wrongly on codes, so that they stay float
+    wrong_cases         cases of integer ops (gossamer.plan.integer_cases) that it computes wrongly on codes, or not at all: they stay float
     written_otherwise   what it computes wrongly as it is usually written: "steps" of 1 x 1 convolutions behind padding (the pixels that they read are
                         picked in front of them), codes of "extremes" (made behind a reshape)
     fused_clamps        integer ops clamp their result at 0, or at 0 and 6, whatever its codes reach

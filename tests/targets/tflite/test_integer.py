@@ -124,3 +124,15 @@ def test_inputs_on_the_edge_between_two_codes(target, tmp_path):
     artifact = export(quantized, tmp_path / "m.tflite", target)
     parity = check_parity(artifact, targets[target].open(artifact.path, threads=1), (edges,))
     assert parity.max_steps == 0
+
+
+def test_convolutions_over_three_axes_stay_float_and_the_rest_runs_on_codes(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv3d(2, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 64, 10), nn.ReLU(), nn.Linear(10, 4))
+    samples = torch.randn(16, 2, 4, 4, 4)
+    program = capture(net.eval(), samples[:2])
+    plan = plan_quantization(program, samples, "litert")
+    assert any("three axes" in frozen.reason for frozen in plan.frozen)
+    artifact = export(apply(program, plan), tmp_path / "m.tflite", "litert")
+    parity = check_parity(artifact, targets["litert"].open(artifact.path, threads=1), (samples[:3],))
+    assert parity.max_steps == 0 and parity.output_error < 1e-5

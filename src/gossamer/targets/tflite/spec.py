@@ -38,4 +38,5 @@ SPEC = TargetSpec(
     input_bits=8,
     input_rows=True,
     number_ops=frozenset({"Add", "Sub", "Rsub", "Mul", "Div"}),
+    wrong_cases=frozenset({"three axes"}),
 )
