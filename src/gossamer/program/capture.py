@@ -7,6 +7,7 @@ import io
 import operator
 import re
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,10 @@ def _export(wrapper: nn.Module, args: tuple[Any, ...], dynamic_batch: bool) -> E
             shapes[value] = {0: Dim.DYNAMIC}
     printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(printed):  # a refusal prints the whole graph so far; our sentence says what matters
+        # a refusal prints the whole graph so far; our sentence says what matters
+        with contextlib.redirect_stderr(printed), warnings.catch_warnings():
+            # torch's recurrent layers list their weights anew, which changes nothing
+            warnings.filterwarnings("ignore", r"The tensor attributes? .*_flat_weights.* assigned during export", UserWarning)
             exported = torch.export.export(
                 wrapper,
                 args,

@@ -29,7 +29,6 @@ def test_dynamic_range_of_another_runtime_is_refused_by_name():
         to_onnx(planned)
 
 
-@pytest.mark.filterwarnings("ignore:The tensor attributes .* were assigned during export")  # torch, of recurrent layers
 @pytest.mark.parametrize("name", CASES)
 def test_op_equals_torch(name):
     network, shapes = CASES[name]
@@ -50,7 +49,6 @@ def test_op_equals_torch(name):
         np.testing.assert_allclose(got, expected.numpy(), atol=1e-4 * scale, rtol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:The tensor attributes .* were assigned during export")
 def test_each_lowering_is_in_a_case():
     programs = (capture(network.eval(), inputs_of(shapes, 2)) for network, shapes in CASES.values())
     seen = {op_of(node).onnx for program in programs for node in program.graph.nodes}

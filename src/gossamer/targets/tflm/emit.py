@@ -9,6 +9,7 @@ from gossamer.files import write_bytes
 from gossamer.program.program import Program
 from gossamer.targets.tflite.draft import Draft
 from gossamer.targets.tflite.emit import bytes_of, draft_of
+from gossamer.targets.tflm.joins import split_long_joins
 
 RUNTIME = "LiteRT for Microcontrollers"
 WAY_OUT = "put another operation in its place, keep that part out of the file, or choose the target litert"
@@ -24,6 +25,7 @@ def emit_coded(program: Program, path: Path, io: str) -> None:
     """Like `emit`, with "int8" or "uint8" codes instead of floats at the ends; check_ends says which programs have them."""
     written = draft_of(program, fuse=True, micro=True, apart=True)
     _check(program, written.draft)
+    split_long_joins(written.draft)
     write_bytes(Path(path), bytes_of(written, program, io, lean=program.target == "tflm"))
 
 
