@@ -1,5 +1,6 @@
 """Networks that are one XNNPACK graph, written without ExecuTorch's passes: same results as through them, and as the network's own."""
 
+import itertools
 import subprocess
 import sys
 import textwrap
@@ -16,8 +17,10 @@ from torch import nn
 
 import gossamer as gs
 from chains import random_network
-from gossamer.targets.executorch.direct import whole_graph, why_not_whole
+from gossamer.targets.executorch.calls import Calls, End
+from gossamer.targets.executorch.direct import whole_graph
 from gossamer.targets.executorch.emit import notes, to_pte
+from gossamer.targets.executorch.kernels import kernels_of
 from gossamer.targets.executorch.loading import Loaded
 from gossamer.targets.executorch.packages import INSTALL
 from gossamer.targets.executorch.passes import lowered
@@ -200,23 +203,130 @@ def test_writing_and_running_load_none_of_the_passes(tmp_path):
     assert Path(command[-1]).stat().st_size < 3000
 
 
+class Numbers(nn.Module):
+    """A function of whole numbers (N, 6), below 7 each, and a mask of zeros and ones (N, 6), with a table and layers to use."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.table, self.layer = nn.Embedding(7, 8), nn.Linear(8, 8)
+
+    def forward(self, ids, mask):
+        return self.function(self, ids, mask)
+
+
+def attended(m, ids, mask):
+    q = k = m.layer(m.table(ids))
+    both = mask.bool()[:, None, :] & torch.ones(6, 6, dtype=torch.bool).tril()
+    return (q @ k.transpose(1, 2)).masked_fill(~both, -1e9).softmax(-1) @ k
+
+
+def pooled(m, ids, mask):
+    weights = mask[:, :, None].float()
+    return (m.layer(m.table(ids)) * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+NUMBERS = {
+    "rows": lambda m, ids, mask: m.layer(m.table(ids)),
+    "rows alone": lambda m, ids, mask: m.table(ids) * 2,
+    "attention": attended,
+    "means of tokens": pooled,
+    "places": lambda m, ids, mask: m.layer(m.table(mask.cumsum(1) * mask)),
+    "whole numbers": lambda m, ids, mask: m.layer(m.table((ids * 2 - mask + 1) // 3 + (-mask).abs() + torch.maximum(ids, mask) % 2)),
+    "comparisons": lambda m, ids, mask: m.layer(
+        m.table(((ids > 3) | (ids <= 1) & (ids != mask)).long() + (ids >= 2) + ((ids < 1) ^ (ids == 4)))
+    ),
+    "choices": lambda m, ids, mask: m.layer(m.table(torch.where(mask.bool(), ids, 6 - ids))),
+    "parts": lambda m, ids, mask: m.layer(m.table(torch.stack([ids[:, 1:4], ids[:, ::2], torch.cat([mask, ids], 1)[:, -3:]], 1))),
+    "axes": lambda m, ids, mask: m.layer(m.table(ids.reshape(-1, 2, 3).transpose(1, 2).unsqueeze(1))),
+    "remainders": lambda m, ids, mask: m.layer(m.table((ids - 4) % 3 + (mask - 3) // 2 + 2)),
+    "chosen scores": lambda m, ids, mask: torch.where(mask.bool()[:, :, None], m.layer(m.table(ids)).exp(), -torch.inf).relu(),
+    "chosen marks": lambda m, ids, mask: m.layer(m.table(ids)).masked_fill((ids > 3)[:, :, None], -1e9).relu(),
+    "sums": lambda m, ids, mask: m.layer(m.table(mask.sum(1, keepdim=True) % 7)) + ids.amax(1).float()[:, None, None],
+    "whole results": lambda m, ids, mask: ids * 2 + mask,
+    "places behind": lambda m, ids, mask: m.layer(m.table(ids)).argmax(-1),
+    "truths behind": lambda m, ids, mask: (m.layer(m.table(ids)) > 0) & mask.bool()[:, :, None],
+    "picked behind": lambda m, ids, mask: m.layer(m.table(ids)).sum(2).argmin(1) + ids[:, 0],
+}
+
+
+@needs_it
+@pytest.mark.parametrize("name", NUMBERS)
+def test_what_xnnpack_has_no_nodes_for_runs_in_kernels_around_its_graph(name):
+    torch.manual_seed(0)
+    ids, mask = torch.randint(0, 7, (64, 6)), torch.randint(0, 2, (64, 6))
+    program = gs.capture(Numbers(NUMBERS[name]).eval(), (ids[:2], mask[:2]))
+    assert "Portable kernels run" in notes(program)[0], notes(program)
+    runner = Loaded(to_pte(program).data)
+    for number in (1, 2, 3, 64, 1):
+        found, expected = runner.execute([ids[:number], mask[:number]])[0], program(ids[:number], mask[:number]).detach()
+        assert found.dtype == expected.dtype
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@needs_it
+def test_kernels_and_the_graph_read_the_same_images():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x):
+            return self.layer(x) * (x > 0) + (x * 3).int().float()
+
+    torch.manual_seed(0)
+    x = torch.randn(5, 3, 6, 7)
+    program = gs.capture(Masked().eval(), x[:2])
+    assert "Portable kernels run" in notes(program)[0]
+    runner = Loaded(to_pte(program).data)
+    for number in (1, 5, 2):
+        np.testing.assert_allclose(runner.execute([x[:number]])[0], program(x[:number]).detach(), rtol=1e-4, atol=1e-5)
+
+
+@needs_it
+@pytest.mark.parametrize("name", ["rows", "attention", "means of tokens"])
+def test_codes_behind_kernels_are_as_simulated(name, tmp_path):
+    torch.manual_seed(0)
+    ids, mask = torch.randint(0, 7, (70, 6)), torch.randint(0, 2, (70, 6))
+    program = gs.capture(Numbers(NUMBERS[name]).eval(), (ids[:2], mask[:2]))
+    coded = quantized(program, [((ids[:32], mask[:32]), None)])
+    assert "Portable kernels run" in notes(coded)[0]
+    artifact = gs.export(coded, tmp_path / "net.pte", "executorch")
+    runner = targets["executorch"].open(artifact.path, threads=1)
+    for number in (1, 2, 3, 64, 70):
+        parity = check_parity(artifact, runner, (ids[:number], mask[:number]))
+        assert not parity_problems(parity, artifact, "the file")
+        assert parity.output_error < 1e-6
+    assert any(kernel.kind == "FullyConnected" and kernel.integer for kernel in kernels_of(artifact.path))
+
+
+@needs_it
+def test_kernels_share_memory_that_is_not_needed_at_the_same_time():
+    """64 samples of 6 tables of 6 x 6 numbers each, of which at most two are in use at once."""
+    calls = Calls()
+    end = End((1, 1000), "FLOAT", 0)
+    numbers = [calls.tensor(end) for _ in range(6)]
+    for before, after in itertools.pairwise(numbers):
+        calls.call("aten::neg.out", [before], after)
+    values, memory_bytes = calls.values_in_memory(numbers[:1], numbers[-1:])
+    assert memory_bytes == 4 * end.size_bytes
+    places = [value["val"]["allocation_info"]["memory_offset_low"] for value in values]
+    assert all(one != two for one, two in itertools.pairwise(places))
+
+
 @needs_it
 def test_what_keeps_a_network_from_being_one_graph_is_said():
     class Whole(nn.Module):
-        def forward(self, x):
-            return (x * 10).int().float()
-
-    class Words(nn.Module):
         def __init__(self):
             super().__init__()
-            self.table = nn.Embedding(5, 4)
+            self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
 
-        def forward(self, ids):
-            return self.table(ids)
+        def forward(self, x):
+            return self.second((self.first(x) * 10).int().float())
 
-    assert why_not_whole(gs.capture(Whole().eval(), torch.randn(2, 8))) == "CAST has no node there"
-    words = gs.capture(Words().eval(), torch.tensor([[1, 2], [3, 4]]))
-    assert notes(words) == (
-        "XNNPACK does not run all of this network at once: an input of int64 cannot be handed to it. "
+    assert notes(gs.capture(Whole().eval(), torch.randn(2, 8))) == (
+        "XNNPACK does not run all of this network at once: CAST has no node there. "
         "ExecuTorch's passes split it, which takes longer to write.",
     )
+    words = gs.capture(nn.Embedding(5, 4).eval(), torch.tensor([[1, 2], [3, 4]]))
+    assert notes(words) == ("Portable kernels run what XNNPACK has no nodes for, before or behind its graph: GATHER.",)

@@ -137,7 +137,7 @@ def test_a_pruned_network_with_several_inputs_and_a_fixed_batch(tmp_path):
 def test_what_has_no_kernel_is_refused_by_name(tmp_path):
     class Strange(nn.Module):
         def forward(self, x):
-            return torch.nn.functional.adaptive_max_pool2d(x, 3).relu()
+            return torch.nn.functional.adaptive_max_pool2d(x.sin(), 3).relu()
 
     program = gs.capture(Strange().eval(), torch.randn(2, 3, 8, 8))
     with pytest.raises(
@@ -162,8 +162,13 @@ def test_a_layer_on_codes_that_only_floats_could_run_is_refused_with_the_way_out
 @needs_it
 def test_a_kernel_that_computes_something_else_is_found_by_the_trial_run(tmp_path):
     class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
         def forward(self, x):
-            return ((x * 10).int() % 3).float()  # ExecuTorch's remainder has the sign of the first number
+            # between two layers, so that ExecuTorch's passes are asked; the remainder of its kernels has the sign of the first number
+            return self.layer(((self.layer(x) * 10).int() % 3).float())
 
     program = gs.capture(Whole().eval(), torch.randn(2, 8))
     with pytest.raises(
@@ -189,8 +194,12 @@ def test_damaged_files_are_refused(plain, tmp_path):
 @needs_it
 def test_what_a_lowering_pass_runs_into_is_told_in_one_sentence(tmp_path, monkeypatch):
     class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
         def forward(self, x):
-            return (x * 10).int().float()
+            return self.layer((self.layer(x) * 10).int().float())
 
     program, exir = gs.capture(Whole().eval(), torch.randn(2, 8)), part("exir")
 

@@ -1,4 +1,4 @@
-"""The bytes of a .pte file whose one instruction calls XNNPACK: ExecuTorch's schemas through its own compiler, without its Python passes."""
+"""The bytes of a .pte file that calls XNNPACK and portable kernels: ExecuTorch's schemas through its own compiler, without its Python passes."""
 
 from __future__ import annotations
 
@@ -7,45 +7,34 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
+from gossamer.targets.executorch.calls import ALIGNMENT, Calls
 from gossamer.targets.executorch.delegate import Delegate
 from gossamer.targets.executorch.packages import folder
 
-MOST_SAMPLES = 64  # in a call, where the batch size is free: memory for inputs and outputs is planned for this many
 SEGMENT_ALIGNMENT = 128  # of where they begin, in bytes
-ALIGNMENT = 16  # of each one, and of values in memory
 _GRAPH, _PROGRAM = "backends/xnnpack/serialization/schema.fbs", "exir/_serialize/program.fbs"
 _HEADER = struct.Struct("<4x4sHIIIQ")  # magic, size of this, then offset and size of the graph and of the constants
 _EXTENDED = struct.Struct("<4sIQQQ")  # magic, size of this and of the program, then offset and size of the segments
-_ITEM_BYTES = {"FLOAT": 4, "CHAR": 1}
 
 
-@dataclass(frozen=True, slots=True)
-class End:
-    """An input or output: its shape at batch 1, ExecuTorch's name of its type, and the axis that grows with a free batch size."""
-
-    shape: tuple[int, ...]
-    dtype: str
-    batched: int | None
-
-    @property
-    def largest(self) -> tuple[int, ...]:
-        """The shape of as many samples as a call takes."""
-        return tuple(size * MOST_SAMPLES if axis == self.batched else size for axis, size in enumerate(self.shape))
-
-
-def to_bytes(delegate: Delegate, inputs: Sequence[End], outputs: Sequence[End]) -> bytes:
-    """The file. Raises MissingRuntime without executorch."""
+def to_bytes(delegate: Delegate, calls: Calls, inputs: Sequence[int], outputs: Sequence[int]) -> bytes:
+    """The file, which takes and hands out these values. Raises MissingRuntime without executorch."""
     segments, blob = [], bytearray()
-    for part in (b"", _delegate_bytes(delegate), *delegate.constants.values()):  # first all constants of other kernels: none
+    constants, offsets = calls.constants()
+    for part in (constants, _delegate_bytes(delegate), *delegate.constants.values()):
         blob += bytes(-len(blob) % ALIGNMENT)
         segments.append({"offset": len(blob), "size": len(part)})
         blob += part
-    program = _compiled(_PROGRAM, _program(inputs, outputs, segments, list(delegate.constants)))
+    data = _program(calls, inputs, outputs)
+    data |= {
+        "segments": segments,
+        "constant_segment": {"segment_index": 0, "offsets": offsets},
+        "named_data": [{"key": name, "segment_index": number} for number, name in enumerate(delegate.constants, 2)],
+    }
+    program = _compiled(_PROGRAM, data)
     header = _EXTENDED.size  # a multiple of every alignment in the schema, so that nothing behind it moves off its place
     size = header + len(program)
     start = size + -size % SEGMENT_ALIGNMENT
@@ -61,49 +50,21 @@ def _delegate_bytes(delegate: Delegate) -> bytes:
     return header.ljust(start, b"\0") + graph
 
 
-def _program(inputs: Sequence[End], outputs: Sequence[End], segments: list[dict[str, int]], names: Sequence[str]) -> dict[str, Any]:
-    values, offset = [], 0
-    for end in (*inputs, *outputs):
-        values.append({"val_type": "Tensor", "val": _tensor(end, offset)})
-        offset += prod(end.largest) * _ITEM_BYTES[end.dtype]
-        offset += -offset % ALIGNMENT
-    numbers = list(range(len(values)))
+def _program(calls: Calls, inputs: Sequence[int], outputs: Sequence[int]) -> dict[str, Any]:
+    values, memory_bytes = calls.values_in_memory(inputs, outputs)
+    called = {"id": "XnnpackBackend", "processed": {"location": "SEGMENT", "index": 1}, "compile_specs": []}
     plan = {
         "name": "forward",
         "container_meta_type": {"encoded_inp_str": _structure(len(inputs), arguments=True), "encoded_out_str": _structure(len(outputs))},
         "values": values,
-        "inputs": numbers[: len(inputs)],
-        "outputs": numbers[len(inputs) :],
-        "chains": [
-            {
-                "inputs": [],
-                "outputs": [],
-                "instructions": [{"instr_args_type": "DelegateCall", "instr_args": {"delegate_index": 0, "args": numbers}}],
-            }
-        ],
-        "operators": [],
-        "delegates": [{"id": "XnnpackBackend", "processed": {"location": "SEGMENT", "index": 1}, "compile_specs": []}],
-        "non_const_buffer_sizes": [0, offset],
+        "inputs": list(inputs),
+        "outputs": list(outputs),
+        "chains": [{"inputs": [], "outputs": [], "instructions": calls.instructions}],
+        "operators": calls.operators(),
+        "delegates": [called] if calls.delegates else [],
+        "non_const_buffer_sizes": [0, memory_bytes],
     }
-    return {
-        "version": 0,
-        "execution_plan": [plan],
-        "constant_buffer": [],
-        "backend_delegate_data": [],
-        "segments": segments,
-        "constant_segment": {"segment_index": 0, "offsets": [0]},
-        "named_data": [{"key": name, "segment_index": number} for number, name in enumerate(names, 2)],
-    }
-
-
-def _tensor(end: End, offset: int) -> dict[str, Any]:
-    return {
-        "scalar_type": end.dtype,
-        "sizes": list(end.largest),
-        "dim_order": list(range(len(end.shape))),
-        "allocation_info": {"memory_id": 1, "memory_offset_low": offset % 2**32, "memory_offset_high": offset >> 32},
-        "shape_dynamism": "STATIC" if end.batched is None else "DYNAMIC_BOUND",
-    }
+    return {"version": 0, "execution_plan": [plan], "constant_buffer": [], "backend_delegate_data": []}
 
 
 def _structure(count: int, *, arguments: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""From a program to a .pte file: written directly where all of it is one XNNPACK graph, through ExecuTorch's passes elsewhere."""
+"""From a program to a .pte file: written directly where one XNNPACK graph is enough, through ExecuTorch's passes elsewhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gossamer.program.capture import relative_error
 from gossamer.program.fold import fold_batch_norms
 from gossamer.program.graph import Node
 from gossamer.program.program import Program
-from gossamer.targets.executorch.direct import whole_graph, why_not_whole
+from gossamer.targets.executorch.direct import whole_graph
 from gossamer.targets.executorch.loading import Loaded
 from gossamer.targets.executorch.passes import lowered
 from gossamer.targets.executorch.spec import NAME
@@ -57,11 +57,12 @@ def to_pte(program: Program, *, hand_out: bool = False) -> Written:
 
 
 def notes(program: Program) -> tuple[str, ...]:
-    """What users of the file must know: whether it is one XNNPACK graph."""
-    reason = why_not_whole(program if program.quantizers else fold_batch_norms(program))
-    if not reason:
-        return ()
-    return (f"XNNPACK does not run all of this network at once: {reason}. ExecuTorch's passes split it, which takes longer to write.",)
+    """What users of the file must know: whether XNNPACK runs it as one graph, and what other kernels run."""
+    try:
+        kernels = whole_graph(program if program.quantizers else fold_batch_norms(program)).kernels
+    except OutsideXnnpack as reason:
+        return (f"XNNPACK does not run all of this network at once: {reason}. ExecuTorch's passes split it, which takes longer to write.",)
+    return (f"Portable kernels run what XNNPACK has no nodes for, before or behind its graph: {', '.join(kernels)}.",) if kernels else ()
 
 
 def _try(program: Program, data: bytes, left: Sequence[Node]) -> None:

@@ -13,7 +13,7 @@ from gossamer.plan.coded import coded_nodes
 from gossamer.program.graph import Node
 from gossamer.program.ops import op_of
 from gossamer.program.program import Program
-from gossamer.targets.executorch.container import MOST_SAMPLES
+from gossamer.targets.executorch.calls import MOST_SAMPLES
 from gossamer.targets.executorch.network import Network
 from gossamer.targets.executorch.packages import RUNTIME, part, quiet
 from gossamer.targets.executorch.spec import NAME, SPEC
