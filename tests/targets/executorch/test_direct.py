@@ -128,6 +128,39 @@ def test_the_same_bits_as_through_the_passes():
 
 
 @needs_it
+def test_pads_on_codes(tmp_path):
+    """Taken into a convolution, or written; the same bits as the simulation's and as through the passes."""
+
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.third, self.last = (
+                nn.Conv2d(3, 8, 3),
+                nn.Conv2d(8, 8, 3, 2),
+                nn.Conv2d(8, 8, 1),
+                nn.Conv2d(16, 4, 1),
+            )
+
+        def forward(self, x):
+            x = self.second(F.pad(self.first(x), (0, 1, 0, 1)))
+            return self.last(torch.cat([F.pad(self.third(x), (1, 2, 0, 1)), F.pad(x, (1, 2, 0, 1))], 1))
+
+    torch.manual_seed(0)
+    images = torch.randn(8, 3, 13, 12) + 0.3
+    program = gs.capture(Padded().eval(), images[:2])
+    plan = gs.plan_quantization(program, images, "executorch", scheme=gs.Scheme(rounding="nearest"))
+    assert not plan.frozen
+    coded = gs.apply(program, plan)
+    artifact = gs.export(coded, tmp_path / "net.pte", "executorch")
+    assert [kernel.integer for kernel in kernels_of(artifact.path) if kernel.kind == "StaticConstantPad"] == [True, True]
+    parity = check_parity(artifact, targets["executorch"].open(artifact.path, threads=1), (images,))
+    assert not parity_problems(parity, artifact, "the file")
+    assert parity.output_error == 0
+    through = lowered(coded)
+    assert torch.equal(Loaded(to_pte(coded).data).execute([images])[0], Loaded(through.data).execute([images])[0])
+
+
+@needs_it
 def test_a_transformer_on_codes(tmp_path):
     class Block(nn.Module):
         def __init__(self):

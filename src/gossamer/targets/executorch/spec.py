@@ -1,7 +1,7 @@
 """What XNNPACK's kernels compute in integers when ExecuTorch 1.5 hands a network over to them, whole or in parts; read off its partitioner and files.
 
-It takes signed codes: values per tensor with a zero point, weights per output channel without one. Average pools, pads, sigmoids and
-products of two values stay float between codes.
+It takes signed codes: values per tensor with a zero point, weights per output channel without one. Average pools and sigmoids stay
+float between codes. Pads with the code of 0 are exact; convolutions and max pools take those that they can.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from gossamer.targets.executorch import arithmetic
 
 NAME = "executorch"
 
-_SAME_SCALE = "MaxPool Reshape Transpose Slice".split()
+_SAME_SCALE = "MaxPool Reshape Transpose Slice Pad".split()
 _COMPUTE = "Conv Gemm Add Mul AdaptiveAveragePool ReduceMean Concat".split()
 
 SPEC = TargetSpec(
