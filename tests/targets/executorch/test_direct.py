@@ -274,6 +274,9 @@ NUMBERS = {
     "axes": lambda m, ids, mask: m.layer(m.table(ids.reshape(-1, 2, 3).transpose(1, 2).unsqueeze(1))),
     "remainders": lambda m, ids, mask: m.layer(m.table((ids - 4) % 3 + (mask - 3) // 2 + 2)),
     "chosen scores": lambda m, ids, mask: torch.where(mask.bool()[:, :, None], m.layer(m.table(ids)).exp(), -torch.inf).relu(),
+    "earlier tokens": lambda m, ids, mask: (
+        (m.layer(m.table(ids)) @ m.table(ids).transpose(1, 2)).masked_fill(torch.ones(6, 6).tril() == 0, -torch.inf).softmax(-1)
+    ),
     "chosen marks": lambda m, ids, mask: m.layer(m.table(ids)).masked_fill((ids > 3)[:, :, None], -1e9).relu(),
     "sums": lambda m, ids, mask: m.layer(m.table(mask.sum(1, keepdim=True) % 7)) + ids.amax(1).float()[:, None, None],
     "whole results": lambda m, ids, mask: ids * 2 + mask,

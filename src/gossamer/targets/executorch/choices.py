@@ -38,16 +38,24 @@ def _computed_branch(draft: Draft, leading: Leading, op: DraftOp) -> int:
 
 def _write(draft: Draft, op: DraftOp, computed: int) -> None:
     result, number = draft.tensors[op.outputs[0]], op.inputs[computed]
-    known = [draft.tensors[op.inputs[place]] for place in (0, 3 - computed)]
     for code, limit in (("MINIMUM", inf), ("MAXIMUM", -inf)):
-        none = draft.constant(np.asarray([limit], np.float32), "none")
-        branches = [none if place == computed else op.inputs[place] for place in (1, 2)]
-        limits = draft.add(DraftTensor(f"{result.name}/limits", _broadcast(known), "float32", None, None, _batched(known)))
-        draft.op("SELECT_V2", (op.inputs[0], *branches), (limits,), op.options)
-        last = code == "MAXIMUM"
-        made = op.outputs[0] if last else draft.add(replace(result, name=f"{result.name}/limited"))
+        limits = _limits(draft, op, computed, limit)
+        made = op.outputs[0] if code == "MAXIMUM" else draft.add(replace(result, name=f"{result.name}/limited"))
         draft.op(code, (number, limits), (made,), "MaximumMinimumOptions")
         number = made
+
+
+def _limits(draft: Draft, op: DraftOp, computed: int, none: float) -> int:
+    """The known number where it is chosen, else `none`."""
+    known = [draft.tensors[op.inputs[place]] for place in (0, 3 - computed)]
+    condition, number = (tensor.data for tensor in known)
+    if condition is not None and number is not None:
+        chosen = condition.astype(bool) if computed == 2 else ~condition.astype(bool)
+        return draft.constant(np.where(chosen, number, np.float32(none)))
+    branches = [draft.constant(np.asarray([none], np.float32)) if place == computed else op.inputs[place] for place in (1, 2)]
+    made = draft.add(DraftTensor(f"{draft.tensors[op.outputs[0]].name}/limits", _broadcast(known), "float32", None, None, _batched(known)))
+    draft.op("SELECT_V2", (op.inputs[0], *branches), (made,), op.options)
+    return made
 
 
 def _broadcast(tensors: Iterable[DraftTensor]) -> tuple[int, ...]:

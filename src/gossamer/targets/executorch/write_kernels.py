@@ -25,7 +25,6 @@ _PLAIN = {
     "NEG": "aten::neg.out",
     "ABS": "aten::abs.out",
     "SIGN": "aten::sign.out",
-    "SELECT_V2": "aten::where.self_out",
 }
 _SUMS = {"ADD": "aten::add.out", "SUB": "aten::sub.out"}
 _PLACES = {"ARG_MAX": "aten::argmax.out", "ARG_MIN": "aten::argmin.out"}
@@ -45,6 +44,14 @@ def _plain(step: KernelStep) -> None:
 
 for _code in _PLAIN:
     kernel_rows.add(_code)(_plain)
+
+
+@kernel_rows.add("SELECT_V2")
+def choose(step: KernelStep) -> None:
+    """The second where the first is true, else the third."""
+    if step.tensor(0).dtype != "bool":
+        raise step.outside("by numbers")
+    step.call("aten::where.self_out", *step.sources)
 
 
 def _sum(step: KernelStep) -> None:
