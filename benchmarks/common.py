@@ -53,6 +53,8 @@ def _machine() -> str:
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
     cores = sum(line.startswith("processor") for line in lines)
     extras = [
-        flag for flag in ("avx2", "avx512f", "avx512_vnni") if any(flag in line.split() for line in lines if line.startswith("flags"))
+        flag
+        for flag in ("avx2", "avx512f", "avx512_vnni", "amx_int8")
+        if any(flag in line.split() for line in lines if line.startswith("flags"))
     ]
     return f"{model}, {cores} cores, {' '.join(extras)}"

@@ -35,6 +35,7 @@ BATCH, UPDATES, MIXED_BITS = 32, 48, 6
 TUNING = gs.Recipe(optimizer="adamw", learning_rate=3e-5, batch_size=BATCH)
 TUNING_OF_FOUR_BITS, EPOCHS_OF_FOUR_BITS = gs.Recipe(optimizer="adamw", learning_rate=1e-4, batch_size=BATCH), 2
 PATH = RESULTS / "minilm_reviews.json"
+PACKAGES = ("torch", "transformers", "onnxruntime", "openvino", "nncf", "torchao")
 
 
 Make = Callable[[str], tuple[gs.Program, tuple[Frozen, ...]]]  # of a target: the quantized network, and what stays as it was
@@ -89,7 +90,9 @@ def main() -> None:
     program = gs.capture(network, (training[0][:2], training[1][:2]))
     batches = [((training[0][part], training[1][part]), training[2][part]) for part in torch.arange(TRAINING).split(BATCH)]
     data = [((held_out[0][part], held_out[1][part]), held_out[2][part]) for part in torch.arange(len(held_out[2])).split(64)]
-    rows = json.loads(PATH.read_text())["rows"] if options.only else []
+    before = json.loads(PATH.read_text()) if options.only else {"rows": []}
+    rows, facts = before["rows"], header(PACKAGES, threads=THREADS, seed=SEED, n=len(held_out[2]))
+    origin = {key: facts[key] for key in ("commit", "machine")} if options.only else {}
     with tempfile.TemporaryDirectory() as folder:
         for target in ("onnxruntime",) if options.only else ("onnxruntime", "openvino"):
             for name, make in methods(program, batches).items():
@@ -97,28 +100,21 @@ def main() -> None:
                     continue
                 if target != "onnxruntime" and name != "static":  # no dynamic ranges, and codes of 8 bits only
                     continue
-                row = {"name": name, "target": target, **measured(program, make, target, Path(folder) / "model.onnx", data)}
+                row = {"name": name, "target": target, **origin, **measured(program, make, target, Path(folder) / "model.onnx", data)}
                 rows = [*(other for other in rows if (other["name"], other["target"]) != (name, target)), row]
                 print(rows[-1], flush=True)
         samples = tuple(torch.cat([inputs[position] for inputs, _ in batches[: CALIBRATION // BATCH]]) for position in (0, 1))
         for name, make_pair in PEERS.items():
             if options.only and name not in options.only:
                 continue
-            row = {"name": name, **measured_peer(make_pair(Job(network, program, samples, Path(folder), THREADS)), data)}
+            row = {"name": name, **origin, **measured_peer(make_pair(Job(network, program, samples, Path(folder), THREADS)), data)}
             rows = [*(other for other in rows if other["name"] != name), row]
             print(rows[-1], flush=True)
     setting = (
         f"fine-tuned for one epoch on {TRAINING:,} sentences, {CALIBRATION} of them without labels to calibrate; accuracy on {len(held_out[2]):,} others, "
         f"{LENGTH} tokens each; QAT from the planned codes, with the original as teacher: {UPDATES} batches of {BATCH} for W4A8, {EPOCHS_OF_FOUR_BITS} epochs for W4A4; latency of one sentence, median in turns."
     )
-    facts = header(
-        ("torch", "transformers", "onnxruntime", "openvino", "nncf", "torchao"),
-        threads=THREADS,
-        seed=SEED,
-        n=len(held_out[2]),
-        setting=setting,
-    )
-    write("minilm_reviews", {**facts, "rows": rows})
+    write("minilm_reviews", {**(before if options.only else facts), "setting": setting, "rows": rows})
 
 
 def measured(program: gs.Program, make: Make, target: str, path: Path, data: Any) -> dict[str, Any]:

@@ -78,7 +78,12 @@ def minilm_reviews(result: dict[str, Any]) -> str:
             f"| {row['name']} | {row['target']} | {row['fp32_accuracy']:.2%} | {row['accuracy']:.2%} | "
             f"{row['drop_points']:+.2f} [{low:+.2f}, {high:+.2f}] | {row['speedup']:.2f}x | {smaller} |"
         )
-    return "\n".join([*lines, "", f"n = {result['n']:,}; {result['setting']} {_machine(result)}"])
+    later: dict[str, list[str]] = {}
+    for row in result["rows"]:
+        if "commit" in row:
+            later.setdefault(f"{row['machine']}; commit {row['commit']}", []).append(row["name"])
+    apart = "".join(f" Measured apart ({where}): {', '.join(names)}." for where, names in later.items())
+    return "\n".join([*lines, "", f"n = {result['n']:,}; {result['setting']} {_machine(result)}{apart}"])
 
 
 def quantization_peers(result: dict[str, Any]) -> str:
