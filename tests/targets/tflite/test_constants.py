@@ -54,3 +54,19 @@ def test_values_that_differ_along_the_batch_are_made_from_it(tmp_path):
     runner = targets["litert"].open(path, threads=1)
     for batch in (1, 3):
         np.testing.assert_allclose(runner.run(rows[:batch].numpy()), Places()(rows[:batch]).numpy(), rtol=1e-6)
+
+
+class Earlier(nn.Module):
+    """Looks at earlier rows alone: which those are is a comparison of constants, so a constant of truths."""
+
+    def forward(self, x):
+        return (x @ x.transpose(1, 2)).masked_fill(torch.ones(4, 4).tril() == 0, -torch.inf).softmax(-1)
+
+
+def test_constant_conditions_stay_truths(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randn(3, 4, 6)
+    path = export(capture(Earlier().eval(), (x,)), tmp_path / "m.tflite", "litert").path
+    runner = targets["litert"].open(path, threads=1)
+    for batch in (1, 3):
+        np.testing.assert_allclose(runner.run(x[:batch].numpy()), Earlier()(x[:batch]).numpy(), rtol=1e-5, atol=1e-6)

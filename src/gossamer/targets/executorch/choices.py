@@ -50,7 +50,7 @@ def _limits(draft: Draft, op: DraftOp, computed: int, none: float) -> int:
     known = [draft.tensors[op.inputs[place]] for place in (0, 3 - computed)]
     condition, number = (tensor.data for tensor in known)
     if condition is not None and number is not None:
-        chosen = condition.astype(bool) if computed == 2 else ~condition.astype(bool)
+        chosen = condition if computed == 2 else ~condition
         return draft.constant(np.where(chosen, number, np.float32(none)))
     branches = [draft.constant(np.asarray([none], np.float32)) if place == computed else op.inputs[place] for place in (1, 2)]
     made = draft.add(DraftTensor(f"{draft.tensors[op.outputs[0]].name}/limits", _broadcast(known), "float32", None, None, _batched(known)))

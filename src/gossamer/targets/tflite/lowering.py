@@ -216,7 +216,7 @@ def aligned(call: Call, *args: Any) -> tuple[list[int], tuple[int, ...]]:
         if laid is not None and not laid.columns and len(call.shape(arg)) == rank
     ]
     order = next((found for found in full if found != identity(rank)), identity(rank))
-    dtype = next((call.values.draft.tensors[laid.tensor].dtype for laid in values if laid is not None and not call.integer), "float32")
+    dtype = next((call.values.draft.tensors[laid.tensor].dtype for laid in values if laid is not None and not call.integer), "")
     tensors = []
     for laid, arg in zip(values, known, strict=True):
         if laid is None:
@@ -227,7 +227,7 @@ def aligned(call: Call, *args: Any) -> tuple[list[int], tuple[int, ...]]:
                 tensors.append(call.values.draft.constant(np.asarray(code, np.int8), "number", quantizer))
                 continue
             array = array.reshape((1,) * (rank - array.ndim) + array.shape).transpose(order) if array.ndim else array
-            tensors.append(call.values.draft.constant(array.astype(dtype), "constant"))
+            tensors.append(call.values.draft.constant(array.astype(dtype or ("bool" if array.dtype == bool else "float32")), "constant"))
             continue
         shape = call.shape(arg)
         if len(shape) < rank:
