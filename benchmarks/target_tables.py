@@ -36,11 +36,17 @@ def targets(result: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in result["versions"].items())
     sizes = f", sizes {result['sizes']['commit']}" if "sizes" in result else ""
     counted = f"; chips counted at {result['counted_at']}" if result.get("counted_at", result["commit"]) != result["commit"] else ""
+    apart: dict[str, list[str]] = {}
+    for name, row in result["rows"].items():
+        for target, one in row.items():
+            if isinstance(one, dict) and "measured_at" in one:
+                apart.setdefault(one["measured_at"], []).append(f"{name} on {target}")
     lines += [
         "",
         "Random weights, batch 1, 1 thread, sizes in bytes. Weights are what Program.cost says: codes, 4 bytes for each number of a bias and of what stays "
         "float, and one float32 scale for each channel of a weight. bakenn quantizes by itself. "
-        f"({result['machine']}; {versions}; commit {result['commit']}{sizes}{counted})",
+        f"({result['machine']}; {versions}; commit {result['commit']}{sizes}{counted})"
+        + "".join(f" Measured apart ({where}): {', '.join(rows)}." for where, rows in apart.items()),
     ]
     return "\n".join(lines)
 
