@@ -93,7 +93,8 @@ def _why_float_mean(site: Site, node: Node) -> str:
 def _why_float_adaptive(site: Site, node: Node) -> str:
     have, want = site.shape(node.uses[0]), site.shape(node.name)
     even = len(have) == 4 and all(h % w == 0 for h, w in zip(have[2:], want[2:], strict=True)) and have != want
-    if even and want[2:] != (1, 1) and "AveragePool" in site.spec.same_scale_ops:
+    windows = "AveragePool" in site.spec.integer_ops - site.spec.same_scale_ops  # its kernel scales the means of windows anew
+    if even and want[2:] != (1, 1) and not windows:
         return "its kernel takes windows, as those of AvgPool2d"
     return "" if even else "its bins overlap, or it pools nothing"
 

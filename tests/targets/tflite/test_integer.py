@@ -136,3 +136,16 @@ def test_convolutions_over_three_axes_stay_float_and_the_rest_runs_on_codes(tmp_
     artifact = export(apply(program, plan), tmp_path / "m.tflite", "litert")
     parity = check_parity(artifact, targets["litert"].open(artifact.path, threads=1), (samples[:3],))
     assert parity.max_steps == 0 and parity.output_error < 1e-5
+
+
+@pytest.mark.parametrize("target", ["litert", "tflm"])
+def test_means_of_windows_of_any_number_stay_float(target, tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d((2, 4)), nn.Conv2d(8, 4, 1))
+    samples = torch.randn(16, 4, 8, 8)
+    program = capture(net.eval(), samples[:2])
+    plan = plan_quantization(program, samples, target)
+    assert [frozen.where for frozen in plan.frozen] == ["2 (AdaptiveAveragePool)"]
+    artifact = export(apply(program, plan), tmp_path / "m.tflite", target)
+    parity = check_parity(artifact, targets[target].open(artifact.path, threads=1), (samples[:3],))
+    assert (parity.max_steps, parity.output_error) == (0, 0)
