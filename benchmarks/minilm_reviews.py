@@ -93,6 +93,15 @@ def main() -> None:
     before = json.loads(PATH.read_text()) if options.only else {"rows": []}
     rows, facts = before["rows"], header(PACKAGES, threads=THREADS, seed=SEED, n=len(held_out[2]))
     origin = {key: facts[key] for key in ("commit", "machine")} if options.only else {}
+    setting = (
+        f"fine-tuned for one epoch on {TRAINING:,} sentences, {CALIBRATION} of them without labels to calibrate; accuracy on {len(held_out[2]):,} others, "
+        f"{LENGTH} tokens each; QAT from the planned codes, with the original as teacher: {UPDATES} batches of {BATCH} for W4A8, {EPOCHS_OF_FOUR_BITS} epochs for W4A4; latency of one sentence, median in turns."
+    )
+
+    def save(rows: list[dict[str, Any]]) -> None:
+        print(rows[-1], flush=True)
+        write("minilm_reviews", {**(before if options.only else facts), "setting": setting, "rows": rows}, quiet=True)
+
     with tempfile.TemporaryDirectory() as folder:
         for target in ("onnxruntime",) if options.only else ("onnxruntime", "openvino"):
             for name, make in methods(program, batches).items():
@@ -102,19 +111,14 @@ def main() -> None:
                     continue
                 row = {"name": name, "target": target, **origin, **measured(program, make, target, Path(folder) / "model.onnx", data)}
                 rows = [*(other for other in rows if (other["name"], other["target"]) != (name, target)), row]
-                print(rows[-1], flush=True)
+                save(rows)
         samples = tuple(torch.cat([inputs[position] for inputs, _ in batches[: CALIBRATION // BATCH]]) for position in (0, 1))
         for name, make_pair in PEERS.items():
             if options.only and name not in options.only:
                 continue
             row = {"name": name, **origin, **measured_peer(make_pair(Job(network, program, samples, Path(folder), THREADS)), data)}
             rows = [*(other for other in rows if other["name"] != name), row]
-            print(rows[-1], flush=True)
-    setting = (
-        f"fine-tuned for one epoch on {TRAINING:,} sentences, {CALIBRATION} of them without labels to calibrate; accuracy on {len(held_out[2]):,} others, "
-        f"{LENGTH} tokens each; QAT from the planned codes, with the original as teacher: {UPDATES} batches of {BATCH} for W4A8, {EPOCHS_OF_FOUR_BITS} epochs for W4A4; latency of one sentence, median in turns."
-    )
-    write("minilm_reviews", {**(before if options.only else facts), "setting": setting, "rows": rows})
+            save(rows)
 
 
 def measured(program: gs.Program, make: Make, target: str, path: Path, data: Any) -> dict[str, Any]:
