@@ -12,10 +12,7 @@ from dataclasses import dataclass
 from gossamer.plan.integer_cases import why_float
 from gossamer.plan.plan import Frozen
 from gossamer.plan.residuals import residual_inputs
-from gossamer.plan.site import Layer as Layer
-from gossamer.plan.site import Site, site_of
-from gossamer.plan.site import has_weight as has_weight
-from gossamer.plan.site import inference_graph as inference_graph
+from gossamer.plan.site import Layer, Site, has_weight, site_of
 from gossamer.plan.spec import TargetSpec
 from gossamer.program.clamps import clip_limits
 from gossamer.program.graph import Node

@@ -17,7 +17,7 @@ from gossamer.numerics.affine import Quantizer, dequantize, quantize
 from gossamer.numerics.formats import PerAxis
 from gossamer.numerics.integer import accumulator_scales, bias_to_codes
 from gossamer.plan.coded import coded_nodes
-from gossamer.plan.placement import has_weight, inference_graph
+from gossamer.plan.site import has_weight, inference_graph
 from gossamer.program.execute import DEVICE, TRAINING, schedule
 from gossamer.program.forms import BatchSize, Form, find_forms
 from gossamer.program.graph import Node, map_refs

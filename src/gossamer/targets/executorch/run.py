@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gossamer.errors import ConfigError, DataError, FileError
+from gossamer.errors import DataError, FileError
 from gossamer.program.program import Program
 from gossamer.targets.executorch.emit import to_pte
 from gossamer.targets.executorch.loading import Loaded
 from gossamer.targets.executorch.packages import RUNTIME, part, quiet
+from gossamer.targets.target import check_threads
 
 Array = npt.NDArray[Any]
 IDENTIFIER = b"ET12"
@@ -90,8 +91,7 @@ def open_file(path: Path, *, threads: int, values: bool = False) -> ExecuTorchRu
     Raises: MissingRuntime without executorch; FileError for a file that is missing, damaged, or none of ExecuTorch's; ConfigError for
     fewer than one thread.
     """
-    if threads < 1:
-        raise ConfigError("threads", threads, "at least 1")
+    check_threads(threads)
     try:
         data = Path(path).read_bytes()
     except OSError as error:
