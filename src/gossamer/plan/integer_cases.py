@@ -59,7 +59,7 @@ def _why_slow(site: Site, node: Node) -> str:
     outputs, channels, *window = site.shape(bound["weight"].name)
     read = f"{channels} channel{'s' if channels > 1 else ''}"
     if bound["groups"] == 1:
-        few = channels < site.spec.least_channels and channels * prod(window) < site.spec.least_columns
+        few = channels < site.spec.least_channels and outputs * channels * prod(window) < site.spec.least_products
         return f"reads only {read}" if few else ""
     depthwise = bound["groups"] == outputs and channels == 1
     return f"has groups that read only {read}" if channels < site.spec.least_group_channels and not depthwise else ""

@@ -31,7 +31,7 @@ class TargetSpec:
                         of outputs is that of such a file, and the user's file must be as near to it as its own rounding noise
     one_sample          it runs one sample at a time, so that its values are compared sample by sample
     least_channels      convolutions that read fewer channels (depthwise ones aside) are faster in float,
-    least_columns       unless each of their outputs multiplies at least as many numbers
+    least_products      unless they multiply at least as many numbers for each pixel
     least_group_channels  convolutions of several groups (depthwise ones aside) that read fewer channels in each are faster in float
     dynamic_formats     formats of weights whose matrix products quantize their input while they run, to unsigned codes of
                         input_bits; () for none
@@ -57,8 +57,8 @@ class TargetSpec:
     wide_ops            ops that it runs on codes of values of more than 8 bits,
     wide_requantization and the name of their rounding
     wrong_cases         cases of integer ops (gossamer.plan.integer_cases) that it computes wrongly on codes, or not at all: they stay float
-    written_otherwise   what it computes wrongly as it is usually written: "steps" of 1 x 1 convolutions behind padding (the pixels that they read are
-                        picked in front of them), codes of "extremes" (made behind a reshape)
+    written_otherwise   what it computes wrongly, or slowly, as it is usually written: "steps" of 1 x 1 convolutions behind padding (the pixels that they
+                        read are picked in front of them), codes of "extremes" (made behind a reshape), convolutions of "few channels"
     fused_clamps        integer ops clamp their result at 0, or at 0 and 6, whatever its codes reach
     """
 
@@ -81,7 +81,7 @@ class TargetSpec:
     exposed_as_run: bool = True
     one_sample: bool = False
     least_channels: int = 1
-    least_columns: int = 2**31
+    least_products: int = 2**31
     least_group_channels: int = 1
     dynamic_formats: tuple[IntFormat, ...] = ()
     block_formats: tuple[IntFormat, ...] = ()

@@ -179,9 +179,9 @@ def test_quantized_linear_layers_of_any_rank_run_in_integers(network, tmp_path):
 
 
 def test_padding_before_a_convolution_costs_nothing(tmp_path):
-    network = nn.Sequential(nn.ZeroPad2d((0, 1, 2, 1)), nn.Conv2d(3, 4, 3, 2, 1), nn.ConstantPad2d(1, 0.5))
-    program = capture(network, torch.randn(2, 3, 9, 9))
-    for made, tolerance in ((program, 1e-5), (quantize_program(program, torch.randn(4, 3, 9, 9)), 0.02)):
+    network = nn.Sequential(nn.ZeroPad2d((0, 1, 2, 1)), nn.Conv2d(4, 4, 3, 2, 1), nn.ConstantPad2d(1, 0.5))
+    program = capture(network, torch.randn(2, 4, 9, 9))
+    for made, tolerance in ((program, 1e-5), (quantize_program(program, torch.randn(4, 4, 9, 9)), 0.02)):
         path = tmp_path / "m.onnx"
         emit(made, path)
         (x,) = made.example_inputs(3)

@@ -17,6 +17,7 @@ from gossamer.targets.onnx.coding import code_bias, code_weight, emit_codes, emi
 from gossamer.targets.onnx.lower_blocks import in_blocks, matmul_in_blocks
 from gossamer.targets.onnx.lower_dynamic import matmul_of_range, rounds_its_input
 from gossamer.targets.onnx.lowering import Call, lowerings
+from gossamer.targets.onnx.rewritten_conv import Written, with_more_channels, with_picked_pixels
 
 
 @lowerings.add("Conv")
@@ -29,36 +30,15 @@ def conv(call: Call) -> str:
         pads = [0] * 2 * dims if padding == "valid" else _same_padding(call, dims)
     else:
         pads = list(_per_axis(padding, dims)) * 2
-    pads = [own + extra for own, extra in zip(pads, before or [0] * 2 * dims, strict=True)]
-    said = _said(call, dims, pads)
-    inputs = [_for_floats(call, source, 1), call.tensor("weight"), *_bias(call, source)]
-    if "steps" in call.values.spec.written_otherwise and said["strides"] and said["pads"] and set(_kernel(call)) == {1}:
-        inputs[0], said = _picked(call, inputs[0], before or [0] * 2 * dims, said)
-    return call.op("Conv", *inputs, kernel_shape=_kernel(call), **said)
-
-
-def _picked(call: Call, source: str, before: list[int], said: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The pixels that a kernel of one pixel reads, picked in front of it, and the attributes that it then has: what was a step is none."""
-    pads, strides = said["pads"], said["strides"]
-    dims = len(strides)
-    starts, ends, fronts, backs = [], [], [], []
-    for axis, step in enumerate(strides):
-        size = call.form("input").sizes[2 + axis]
-        if not isinstance(size, int):
-            raise call.unsupported(f"{call.node.op} with steps, padding and a size that depends on the batch")
-        front, back, size = pads[axis], pads[dims + axis], size - before[axis] - before[dims + axis]
-        skipped = min(-(-front // step), -(-(front + size) // step))  # results that are all border
-        count = (front + size + back - 1) // step + 1
-        real = -(-(front + size) // step) - skipped
-        if not real:
-            raise call.unsupported(f"{call.node.op} that reads nothing but padding")
-        starts.append(skipped * step - front)
-        ends.append(size)
-        fronts.append(skipped)
-        backs.append(count - skipped - real)
-    axes = call.ints(*range(2, 2 + dims))
-    picked = call.op("Slice", source, call.ints(*starts), call.ints(*ends), axes, call.ints(*strides))
-    return picked, {**said, "pads": [*fronts, *backs], "strides": None, "dilations": None}
+    pads = [own + extra for own, extra in zip(pads, before, strict=True)]
+    sizes = [
+        size - front - back if isinstance(size, int) else size
+        for size, front, back in zip(call.form("input").sizes[2:], before[:dims], before[dims:], strict=True)
+    ]
+    written = with_more_channels(call, Written(source, _said(call, dims, pads)), sizes)
+    weight = written.weight or call.tensor("weight")
+    written = with_picked_pixels(call, replace(written, source=_for_floats(call, written.source, 1)), sizes)
+    return call.op("Conv", written.source, weight, *_bias(call, source, weight), **written.said)
 
 
 @lowerings.add("ConvTranspose")
@@ -69,9 +49,7 @@ def conv_transpose(call: Call) -> str:
     inputs = [_for_floats(call, source, 1), call.tensor("weight"), *([] if call["bias"] is None else [call.tensor("bias")])]
     output_padding = _per_axis(call["output_padding"], dims)
     said = _said(call, dims, list(_per_axis(call["padding"], dims)) * 2)
-    return call.op(
-        "ConvTranspose", *inputs, kernel_shape=_kernel(call), output_padding=output_padding if any(output_padding) else None, **said
-    )
+    return call.op("ConvTranspose", *inputs, output_padding=output_padding if any(output_padding) else None, **said)
 
 
 @lowerings.add("Gemm")
@@ -84,7 +62,7 @@ def linear(call: Call) -> str:
     if rounds_its_input(call):
         return matmul_of_range(call)
     if form.rank == 2:
-        return call.op("Gemm", _for_floats(call, source, 1), call.tensor("weight"), *_bias(call, source), transB=1)
+        return call.op("Gemm", _for_floats(call, source, 1), call.tensor("weight"), *_bias(call, source, call.tensor("weight")), transB=1)
     quantized = source in call.values.coded and call.tensor("weight") in call.values.coded
     if not quantized and _is_stored(call) and form.rank > 2:
         transposed = _transposed(call)
@@ -98,7 +76,7 @@ def linear(call: Call) -> str:
     )
     if quantized:
         call.values.rows[source] = source_flat  # layers that read one value share its rows
-    result = call.op("Gemm", source_flat, call.tensor("weight"), *_bias(call, source_flat), transB=1)
+    result = call.op("Gemm", source_flat, call.tensor("weight"), *_bias(call, source_flat, call.tensor("weight")), transB=1)
     result = _recoded(call, result, call.values.result_quantizer(call.node), "out")
     return call.reshape(result, [flat[0], call.result.sizes[-1]], call.result.sizes)
 
@@ -109,8 +87,10 @@ def _linear_on_codes(call: Call, source: str) -> str:
     values = call.values
     quantizer = values.program.quantizers[name]
     quantizer = replace(quantizer, granularity=PerAxis(1)) if isinstance(quantizer.granularity, PerAxis) else quantizer
-    result = call.op("MatMul", source, code_weight(values.draft, values.state[name].detach().T, f"{name}/t", quantizer))
-    return call.op("Add", result, *bias) if (bias := _bias(call, source)) else result
+    weight = code_weight(values.draft, values.state[name].detach().T, f"{name}/t", quantizer)
+    values.coded[weight] = quantizer
+    result = call.op("MatMul", source, weight)
+    return call.op("Add", result, *bias) if (bias := _bias(call, source, weight)) else result
 
 
 @lowerings.add("MatMul")
@@ -179,13 +159,11 @@ def _name(call: Call, argument: str) -> str:
     return arg.name
 
 
-def _bias(call: Call, source: str) -> list[str]:
+def _bias(call: Call, source: str, weight: str) -> list[str]:
     """The bias input, if any: int32 codes where input and weight are codes, float otherwise."""
     if call["bias"] is None:
         return []
-    coded = call.values.coded
-    weight = call.tensor("weight")
-    name = _name(call, "bias")
+    coded, name = call.values.coded, _name(call, "bias")
     if source in coded and weight in coded and name in call.values.state and not call.values.spec.float_biases:
         return [code_bias(call.values.draft, call.values.state[name], name, coded[source], coded[weight])]
     return [call.tensor("bias")]
@@ -199,6 +177,7 @@ def _said(call: Call, dims: int, pads: list[int]) -> dict[str, Any]:
     """Attributes of a convolution; None for what is so by itself."""
     strides, dilations = _per_axis(call["stride"], dims), _per_axis(call["dilation"], dims)
     return {
+        "kernel_shape": _kernel(call),
         "strides": strides if strides != [1] * dims else None,
         "dilations": dilations if dilations != [1] * dims else None,
         "pads": pads if any(pads) else None,
@@ -227,11 +206,11 @@ def _source(call: Call) -> str:
 
 def _unpadded(call: Call) -> tuple[str, list[int]]:
     """The input, and the zeros that a pad before it adds (fronts, then backs), which the convolution then adds itself."""
-    source = _source(call)
+    source, none = _source(call), [0] * 2 * (call.form("weight").rank - 2)
     program, name = call.values.program, _name(call, "input")
     node = program.graph.by_name.get(name)
     if node is None or node.op not in ("aten.constant_pad_nd.default", "aten.pad.default"):
-        return source, []
+        return source, none
     bound, dims = bind(node), call.form("weight").rank - 2
     amounts, inner = bound["pad"], bound["self"]
     whole = all(isinstance(amount, int) and amount >= 0 for amount in amounts) and len(amounts) <= 2 * dims
@@ -239,7 +218,7 @@ def _unpadded(call: Call) -> tuple[str, list[int]]:
     unpadded = call.tensor_of(inner)
     same_codes = call.values.coded.get(unpadded) == call.values.coded.get(source)
     if not (whole and zeros and (same_codes or name not in program.quantizers)):
-        return source, []
+        return source, none
     pairs = [amounts[i : i + 2] for i in range(0, len(amounts), 2)]
     pairs = [(0, 0)] * (dims - len(pairs)) + pairs[::-1]
     return unpadded, [pair[0] for pair in pairs] + [pair[1] for pair in pairs]

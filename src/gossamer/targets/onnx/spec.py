@@ -36,9 +36,10 @@ SPEC = TargetSpec(
     gate_ops=frozenset({"Sigmoid", "HardSigmoid"}),
     requantization="float32-half-even",
     add_tolerance_steps=1,
-    least_channels=4,  # the integer kernel gathers 1 to 3 bytes at a time: 4 times slower than float with 1 channel
+    written_otherwise=frozenset({"few channels"}),
+    least_channels=4,  # even written with more channels: 0.59 ms in integers, 0.35 in float from 3 to 16 channels, 3 x 3 with step 2, 224 x 224,
+    least_products=27 * 32,  # and 0.43 and 0.65 from 3 to 32
     least_group_channels=32,  # group by group, integers are 2.6 times slower than float with 4 channels, 1.2 with 16; a third faster with 32
-    least_columns=48,  # a 3 x 3 x 3 kernel takes 0.14 ms in float and 0.16 in integers, a 7 x 7 x 3 one 0.72 and 0.48
     dynamic_formats=_WEIGHTS,
     block_formats=tuple(IntFormat(bits=bits, signed=signed) for bits in (4, 8) for signed in (True, False)),
     block_sizes=(32, 16, 64, 128, 256),
