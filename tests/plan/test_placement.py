@@ -184,10 +184,11 @@ def test_a_first_layer_with_few_channels_runs_in_integers_where_its_kernel_is_la
 
 def test_groups_of_few_channels_stay_float_where_integers_are_slower():
     model = nn.Sequential(
-        nn.Conv2d(4, 64, 1),
+        nn.Conv2d(4, 844, 1),
+        nn.Conv2d(844, 844, 3, groups=211),  # a prime number, so that groups cannot be merged
+        nn.Conv2d(844, 844, 3, groups=844),
+        nn.Conv2d(844, 64, 1),
         nn.Conv2d(64, 64, 3, groups=16),
-        nn.Conv2d(64, 64, 3, groups=2),
-        nn.Conv2d(64, 64, 3, groups=64),
         nn.Conv2d(64, 8, 1),
     )
     x = torch.randn(4, 4, 12, 12)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import isfinite, prod
 
+from gossamer.plan.merged_groups import merged_groups
 from gossamer.plan.site import Site, has_weight
 from gossamer.program.clamps import clip_limits
 from gossamer.program.graph import Node
@@ -61,8 +62,10 @@ def _why_slow(site: Site, node: Node) -> str:
     if bound["groups"] == 1:
         few = channels < site.spec.least_channels and outputs * channels * prod(window) < site.spec.least_products
         return f"reads only {read}" if few else ""
-    depthwise = bound["groups"] == outputs and channels == 1
-    return f"has groups that read only {read}" if channels < site.spec.least_group_channels and not depthwise else ""
+    if bound["groups"] == outputs and channels == 1:
+        return ""  # depthwise
+    merged = merged_groups(channels, bound["groups"], site.spec.group_channels) if site.spec.group_channels else 1
+    return f"has groups that read only {read}" if channels * merged < site.spec.least_group_channels else ""
 
 
 def _why_float_pair(site: Site, node: Node) -> str:

@@ -32,6 +32,7 @@ class TargetSpec:
     one_sample          it runs one sample at a time, so that its values are compared sample by sample
     least_channels      convolutions that read fewer channels (depthwise ones aside) are faster in float,
     least_products      unless they multiply at least as many numbers for each pixel
+    group_channels      convolutions of several groups (depthwise ones aside) are written with groups of about so many channels, merged; 0 as they are
     least_group_channels  convolutions of several groups (depthwise ones aside) that read fewer channels in each are faster in float
     dynamic_formats     formats of weights whose matrix products quantize their input while they run, to unsigned codes of
                         input_bits; () for none
@@ -82,6 +83,7 @@ class TargetSpec:
     one_sample: bool = False
     least_channels: int = 1
     least_products: int = 2**31
+    group_channels: int = 0
     least_group_channels: int = 1
     dynamic_formats: tuple[IntFormat, ...] = ()
     block_formats: tuple[IntFormat, ...] = ()

@@ -19,7 +19,7 @@ ACTIVATION, WEIGHT = SPEC.activation_formats[0], SPEC.weight_formats[0]
 BYTE = IntFormat(bits=8, signed=False)
 
 
-def quantize_program(program: Program, *batch: Tensor) -> Program:
+def quantize_program(program: Program, *batch: Tensor, weights: IntFormat = WEIGHT) -> Program:
     """A copy with quantizers for ONNX Runtime everywhere it computes in integers."""
     program = split_gates(fold_batch_norms(program))
     ranges: dict[str, tuple[Tensor, Tensor]] = {}
@@ -32,7 +32,7 @@ def quantize_program(program: Program, *batch: Tensor) -> Program:
         program.run(*batch, observe=watch)
     quantizers = {name: _activation(ranges[name]) for name in program.graph.inputs}
     for node in program.graph.nodes:
-        quantizers |= _weight(program, node)
+        quantizers |= _weight(program, node, weights)
         if node.name in ranges:
             quantizers |= _result(program, node, ranges[node.name], quantizers)
     return program.with_graph(program.graph, quantizers=quantizers, target=SPEC.name)
@@ -42,12 +42,12 @@ def _activation(limits: tuple[Tensor, Tensor]) -> Quantizer:
     return from_range(*limits, ACTIVATION, PerTensor(), symmetric=False)
 
 
-def _weight(program: Program, node: Node) -> dict[str, Quantizer]:
+def _weight(program: Program, node: Node, fmt: IntFormat) -> dict[str, Quantizer]:
     weight = bind(node).get("weight") if op_of(node).onnx in ("Conv", "Gemm") else None
     if not isinstance(weight, Ref) or weight.name not in program.state:
         return {}
     rows = program.state[weight.name].detach().flatten(1)
-    return {weight.name: from_range(rows.amin(1), rows.amax(1), WEIGHT, PerAxis(0), symmetric=True)}
+    return {weight.name: from_range(rows.amin(1), rows.amax(1), fmt, PerAxis(0), symmetric=True)}
 
 
 def _result(program: Program, node: Node, limits: tuple[Tensor, Tensor], known: dict[str, Quantizer]) -> dict[str, Quantizer]:

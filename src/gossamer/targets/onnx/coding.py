@@ -6,7 +6,7 @@ value, never per reader: duplicated pairs kept 7 of 8 residual additions of a Re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -70,8 +70,10 @@ def emit_real_by_position(draft: Draft, codes: str, name: str, quantizer: Quanti
     return emit_real(draft, codes, name, each)
 
 
-def code_weight(draft: Draft, weight: Tensor, name: str, quantizer: Quantizer) -> str:
+def code_weight(draft: Draft, weight: Tensor, name: str, quantizer: Quantizer, *, spread: Callable[[str], str] | None = None) -> str:
     """Emit a weight's codes as a constant with a DequantizeLinear; return what stands for the float weight.
+
+    spread  emits operators on the codes before that
 
     Zero points of convolutions are left out where they are 0. ONNX Runtime makes integer kernels of linear layers with zero points only, and its
     session.x64quantprecision replaces these by name and stumbles over shared ones.
@@ -80,6 +82,7 @@ def code_weight(draft: Draft, weight: Tensor, name: str, quantizer: Quantizer) -
     scale, zero, axis = _parameters(draft, quantizer, own_zero=name + ZERO)
     zeros = () if weight.dim() > _MATRIX and not any(quantizer.zero_point) else (zero,)
     stored = store_codes(draft, codes, name, quantizer.format)
+    stored = stored if spread is None else spread(stored)
     return draft.emit("DequantizeLinear", (stored, scale, *zeros), name=DECODED_WEIGHT, axis=axis)[0]
 
 

@@ -17,6 +17,7 @@ from gossamer.targets.onnx.coding import code_bias, code_weight, emit_codes, emi
 from gossamer.targets.onnx.lower_blocks import in_blocks, matmul_in_blocks
 from gossamer.targets.onnx.lower_dynamic import matmul_of_range, rounds_its_input
 from gossamer.targets.onnx.lowering import Call, lowerings
+from gossamer.targets.onnx.merged_groups import with_merged_groups
 from gossamer.targets.onnx.rewritten_conv import Written, with_more_channels, with_picked_pixels
 
 
@@ -35,7 +36,7 @@ def conv(call: Call) -> str:
         size - front - back if isinstance(size, int) else size
         for size, front, back in zip(call.form("input").sizes[2:], before[:dims], before[dims:], strict=True)
     ]
-    written = with_more_channels(call, Written(source, _said(call, dims, pads)), sizes)
+    written = with_more_channels(call, with_merged_groups(call, Written(source, _said(call, dims, pads))), sizes)
     weight = written.weight or call.tensor("weight")
     written = with_picked_pixels(call, replace(written, source=_for_floats(call, written.source, 1)), sizes)
     return call.op("Conv", written.source, weight, *_bias(call, source, weight), **written.said)

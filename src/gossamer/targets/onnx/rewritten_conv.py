@@ -45,7 +45,12 @@ class Written:
 def with_more_channels(call: Call, written: Written, sizes: Sequence[Size]) -> Written:
     """In the form that the target's integer kernel is fast in; as it is where that is the one. `sizes` of the input without its padding."""
     weight, values, said = call.args["weight"], call.values, written.said
-    if FEW_CHANNELS not in values.spec.written_otherwise or written.source not in values.codes or not isinstance(weight, Ref):
+    if (
+        FEW_CHANNELS not in values.spec.written_otherwise
+        or written.source not in values.codes
+        or written.weight
+        or not isinstance(weight, Ref)
+    ):
         return written
     quantizer = values.program.quantizers.get(weight.name)
     if quantizer is None or not isinstance(quantizer.format, IntFormat):
