@@ -59,7 +59,8 @@ class TargetSpec:
     wide_requantization and the name of their rounding
     wrong_cases         cases of integer ops (gossamer.plan.integer_cases) that it computes wrongly on codes, or not at all: they stay float
     written_otherwise   what it computes wrongly, or slowly, as it is usually written: "steps" of 1 x 1 convolutions behind padding (the pixels that they
-                        read are picked in front of them), codes of "extremes" (made behind a reshape), convolutions of "few channels"
+                        read are picked in front of them), codes of "extremes" (made behind a reshape), convolutions of "few channels", depthwise ones of
+                        "partial blocks" of channels
     fused_clamps        integer ops clamp their result at 0, or at 0 and 6, whatever its codes reach
     """
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from gossamer.numerics.affine import Quantizer
 from gossamer.numerics.formats import PerAxis
@@ -19,6 +20,7 @@ from gossamer.targets.onnx.lower_dynamic import matmul_of_range, rounds_its_inpu
 from gossamer.targets.onnx.lowering import Call, lowerings
 from gossamer.targets.onnx.merged_groups import with_merged_groups
 from gossamer.targets.onnx.rewritten_conv import Written, with_more_channels, with_picked_pixels
+from gossamer.targets.onnx.whole_blocks import with_whole_blocks, without_added
 
 
 @lowerings.add("Conv")
@@ -36,10 +38,12 @@ def conv(call: Call) -> str:
         size - front - back if isinstance(size, int) else size
         for size, front, back in zip(call.form("input").sizes[2:], before[:dims], before[dims:], strict=True)
     ]
-    written = with_more_channels(call, with_merged_groups(call, Written(source, _said(call, dims, pads))), sizes)
+    written = with_whole_blocks(call, with_merged_groups(call, Written(source, _said(call, dims, pads))))
+    written = with_more_channels(call, written, sizes)
     weight = written.weight or call.tensor("weight")
     written = with_picked_pixels(call, replace(written, source=_for_floats(call, written.source, 1)), sizes)
-    return call.op("Conv", written.source, weight, *_bias(call, source, weight), **written.said)
+    result = call.op("Conv", written.source, weight, *_bias(call, source, weight, written.added), **written.said)
+    return without_added(call, result, written)
 
 
 @lowerings.add("ConvTranspose")
@@ -160,13 +164,14 @@ def _name(call: Call, argument: str) -> str:
     return arg.name
 
 
-def _bias(call: Call, source: str, weight: str) -> list[str]:
-    """The bias input, if any: int32 codes where input and weight are codes, float otherwise."""
+def _bias(call: Call, source: str, weight: str, added: int = 0) -> list[str]:
+    """The bias input, if any: int32 codes where input and weight are codes, float otherwise. `added`: channels that it has no numbers for."""
     if call["bias"] is None:
         return []
     coded, name = call.values.coded, _name(call, "bias")
     if source in coded and weight in coded and name in call.values.state and not call.values.spec.float_biases:
-        return [code_bias(call.values.draft, call.values.state[name], name, coded[source], coded[weight])]
+        numbers = nn.functional.pad(call.values.state[name].detach(), (0, added))
+        return [code_bias(call.values.draft, numbers, name, coded[source], coded[weight])]
     return [call.tensor("bias")]
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from gossamer.numerics.formats import IntFormat
 from gossamer.program.forms import Size
 from gossamer.program.graph import Ref
-from gossamer.targets.onnx.coding import code_weight
+from gossamer.targets.onnx.coding import code_dtype, code_weight
 from gossamer.targets.onnx.lowering import Call
 
 FEW_CHANNELS, STEPS = "few channels", "steps"  # in TargetSpec.written_otherwise
@@ -35,11 +35,12 @@ _SMALL_WINDOW = 9  # numbers: a larger one of a single channel is gathered faste
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """Input and attributes of a convolution, and its weight where that is not the usual one."""
+    """Input and attributes of a convolution, its weight where that is not the usual one, and how many channels were added to its result."""
 
     source: str
     said: dict[str, Any]
     weight: str = ""
+    added: int = 0
 
 
 def with_more_channels(call: Call, written: Written, sizes: Sequence[Size]) -> Written:
@@ -108,7 +109,7 @@ def _with_zeros(call: Call, numbers: Tensor, written: Written) -> Written:
     grown = nn.functional.pad(numbers, (0, 0) * dims + (0, missing))
     codes, coded = call.values.codes[written.source], call.values.coded[written.source]
     amounts = call.ints(*[0] * (2 + dims), 0, missing, *[0] * dims)
-    zero = call.values.draft.constant(np.asarray(coded.zero_point[0], dtype=np.int8 if coded.integers.signed else np.uint8), name="z")
+    zero = call.values.draft.constant(np.asarray(coded.zero_point[0], code_dtype(coded.format)), name="z")
     return _on(call, call.op("Pad", codes, amounts, zero), grown, written, {})
 
 
