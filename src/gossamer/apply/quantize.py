@@ -15,6 +15,7 @@ from gossamer.numerics.packing import unpack_steps
 from gossamer.plan.edits import (
     ROWS,
     WHOLE,
+    ConvolveBatchNorm,
     CopyForCodes,
     Edit,
     FoldBatchNorm,
@@ -33,6 +34,7 @@ from gossamer.program.coded_copies import with_copies
 from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
 from gossamer.program.gates import gated_activations, split_gates
 from gossamer.program.graph import Graph, Node, Ref
+from gossamer.program.norm_convolutions import convolve_batch_norms, lone_batch_norms
 from gossamer.program.ops import bind, op_of, with_arguments
 from gossamer.program.ops.kinds import Convolution, Linear
 from gossamer.program.ops.own import DYNAMIC, DYNAMIC_RANGE, DYNAMIC_ROWS
@@ -58,8 +60,8 @@ def quantize_program(program: Program, edits: Sequence[Edit], target: str) -> Pr
 
 
 def restructure(program: Program, edits: Sequence[Edit]) -> Program:
-    """A copy with the edits made that leave a float network's outputs as they are: folded batch norms; split gates, attention and
-    transposed convolutions; copies; scaled channels.
+    """A copy with the edits made that leave a float network's outputs as they are: batch norms folded or made convolutions; split
+    gates, attention and transposed convolutions; copies; scaled channels.
 
     Raises: PlanError for edits that name what the network does not have.
     """
@@ -68,15 +70,21 @@ def restructure(program: Program, edits: Sequence[Edit]) -> Program:
     if missing:
         raise PlanError(f"the plan folds {sorted(missing)[0]!r}, which is no batch norm behind a layer of this network.")
     folded = fold_batch_norms(program.copy(), folds)
+    lone = tuple(edit.node for edit in edits if isinstance(edit, ConvolveBatchNorm))
+    if unknown := set(lone) - set(lone_batch_norms(folded)):
+        raise PlanError(
+            f"the plan makes {sorted(unknown)[0]!r} a convolution, which is no batch norm of this network that follows no layer."
+        )
+    folded = convolve_batch_norms(folded, lone)
     gates = tuple(edit.node for edit in edits if isinstance(edit, SplitGate))
-    if not set(gates) <= set(gated_activations(folded)):
-        raise PlanError(f"the plan splits {sorted(gates)[0]!r}, which is no gated activation of this network.")
+    if unknown := set(gates) - set(gated_activations(folded)):
+        raise PlanError(f"the plan splits {sorted(unknown)[0]!r}, which is no gated activation of this network.")
     attention = tuple(edit.node for edit in edits if isinstance(edit, SplitAttention))
-    if not set(attention) <= set(whole_attention(folded)):
-        raise PlanError(f"the plan splits {sorted(attention)[0]!r}, which is no attention of this network that can be split.")
+    if unknown := set(attention) - set(whole_attention(folded)):
+        raise PlanError(f"the plan splits {sorted(unknown)[0]!r}, which is no attention of this network that can be split.")
     transposed = tuple(edit.node for edit in edits if isinstance(edit, SplitTransposed))
-    if not set(transposed) <= set(transposed_convolutions(folded)):
-        raise PlanError(f"the plan splits {sorted(transposed)[0]!r}, which is no transposed convolution of this network that can be split.")
+    if unknown := set(transposed) - set(transposed_convolutions(folded)):
+        raise PlanError(f"the plan splits {sorted(unknown)[0]!r}, which is no transposed convolution of this network that can be split.")
     split = split_attention(split_gates(split_transposed(folded, transposed), gates), attention)
     split = with_copies(split, [(edit.value, edit.readers) for edit in edits if isinstance(edit, CopyForCodes)])
     return scale_channels(split, [edit for edit in edits if isinstance(edit, (ScaleChannels, ScaleInput))])

@@ -71,6 +71,13 @@ class FoldBatchNorm:
 
 
 @dataclass(frozen=True, slots=True)
+class ConvolveBatchNorm:
+    """Make the batch norm node `node`, which follows no layer, a depthwise convolution."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
 class SplitGate:
     """Split the activation x * gate(x) `node` (SiLU, hard swish) into the gate and the product."""
 
@@ -177,6 +184,7 @@ Edit = (
     | KeepChannels
     | StoreWeight
     | FoldBatchNorm
+    | ConvolveBatchNorm
     | SplitGate
     | SplitAttention
     | SplitTransposed
@@ -197,6 +205,7 @@ _KINDS: dict[str, type[Any]] = {
         KeepChannels,
         StoreWeight,
         FoldBatchNorm,
+        ConvolveBatchNorm,
         SplitGate,
         SplitAttention,
         SplitTransposed,

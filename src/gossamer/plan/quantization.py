@@ -14,7 +14,16 @@ from gossamer.numerics.formats import IntFormat, PerTensor
 from gossamer.numerics.ranges import choose_quantizer, fit_clamp
 from gossamer.numerics.spread import merge
 from gossamer.plan.calibrate import Calibration, calibrate
-from gossamer.plan.edits import CopyForCodes, Edit, FoldBatchNorm, QuantizeValue, SplitAttention, SplitGate, SplitTransposed
+from gossamer.plan.edits import (
+    ConvolveBatchNorm,
+    CopyForCodes,
+    Edit,
+    FoldBatchNorm,
+    QuantizeValue,
+    SplitAttention,
+    SplitGate,
+    SplitTransposed,
+)
 from gossamer.plan.equalization_static import StaticCoding, equalize_static
 from gossamer.plan.float_readers import values_read_both_ways
 from gossamer.plan.placement import Placement, place_quantizers
@@ -33,6 +42,7 @@ from gossamer.program.coded_copies import with_copies
 from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
 from gossamer.program.gates import gated_activations, split_gates
 from gossamer.program.graph import Graph
+from gossamer.program.norm_convolutions import convolve_batch_norms, lone_batch_norms
 from gossamer.program.ops import op_of
 from gossamer.program.program import Program
 from gossamer.program.transposed import conv_name, split_transposed, transposed_convolutions
@@ -99,7 +109,8 @@ def _plan(
     rounding = roundings[scheme.rounding]
     prepared, edits = _prepare(program, spec, formats.kept_float)
     names = {edit.node: conv_name(edit.node) for edit in edits if isinstance(edit, SplitTransposed)}
-    formats, value_kinds = formats.renamed(names), value_kinds.renamed(names)
+    norms = [edit.node for edit in edits if isinstance(edit, ConvolveBatchNorm)]
+    formats, value_kinds = formats.renamed(names).joined(norms, spec.weight_formats[0]), value_kinds.renamed(names)
     placement = place_quantizers(prepared, spec, kept_float=formats.kept_float, code_ends=scheme.code_ends)
     if not placement.layers:
         why = f": {placement.frozen[0].where}, {placement.frozen[0].reason}" if placement.frozen else ""
@@ -150,11 +161,14 @@ def _activations(name: str | None, spec: TargetSpec) -> IntFormat:
 
 
 def _prepare(program: Program, spec: TargetSpec, kept_float: Mapping[str, str]) -> tuple[Program, tuple[Edit, ...]]:
-    """The network as it will be quantized: batch norms folded, transposed convolutions, gated activations and attention split where that
+    """The network as it will be quantized: batch norms folded or made convolutions, transposed convolutions, gated activations and attention split where that
     lets them run on codes, values copied that are read on codes and in float."""
     folds = foldable_batch_norms(program)
     prepared = fold_batch_norms(program.copy().eval(), folds)
     edits: tuple[Edit, ...] = tuple(FoldBatchNorm(name) for name in folds)
+    lone = _useful_convolutions(prepared, spec, kept_float)
+    prepared = convolve_batch_norms(prepared, lone)
+    edits += tuple(ConvolveBatchNorm(name) for name in lone)
     transposed = _useful_splits(prepared, spec, kept_float)
     prepared = split_transposed(prepared, transposed)
     edits += tuple(SplitTransposed(name) for name in transposed)
@@ -175,6 +189,15 @@ def _prepare(program: Program, spec: TargetSpec, kept_float: Mapping[str, str]) 
         prepared = with_copies(prepared, copies)
         edits += tuple(CopyForCodes(value, readers) for value, readers in copies)
     return prepared, edits
+
+
+def _useful_convolutions(program: Program, spec: TargetSpec, kept_float: Mapping[str, str]) -> tuple[str, ...]:
+    """Batch norms behind ops on codes, which run on codes themselves once they are convolutions."""
+    names = tuple(name for name in lone_batch_norms(program) if name not in kept_float)
+    if not names or "Conv" not in spec.integer_ops:
+        return ()
+    integer = place_quantizers(convolve_batch_norms(program, names), spec, kept_float=kept_float).integer
+    return tuple(name for name in names if {name, program.graph.by_name[name].uses[0]} <= integer)
 
 
 def _useful_splits(program: Program, spec: TargetSpec, kept_float: Mapping[str, str]) -> tuple[str, ...]:

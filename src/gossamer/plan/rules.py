@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -60,6 +60,10 @@ class LayerFormats:
     def renamed(self, names: Mapping[str, str]) -> LayerFormats:
         """The same for layers that others have taken the place of: old name -> new one."""
         return replace(self, codes={names.get(node, node): fmt for node, fmt in self.codes.items()})
+
+    def joined(self, names: Iterable[str], fmt: IntFormat) -> LayerFormats:
+        """The same with more layers, that rules do not name."""
+        return replace(self, codes={**self.codes, **dict.fromkeys(names, fmt)})
 
 
 def layer_formats(program: Program, rules: Mapping[str, str], weights: str, spec: TargetSpec) -> LayerFormats:

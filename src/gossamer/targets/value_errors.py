@@ -16,6 +16,7 @@ from gossamer.program.attention import split_attention, whole_attention
 from gossamer.program.coded_copies import copies_in, with_copies
 from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
 from gossamer.program.gates import gated_activations, split_gates
+from gossamer.program.norm_convolutions import convolve_batch_norms, convolved_batch_norms
 from gossamer.program.program import Program
 from gossamer.program.transposed import split_transposed, transposed_convolutions
 
@@ -75,10 +76,11 @@ class _Energies:
 
 
 def aligned(reference: Program, quantized: Program) -> Program:
-    """The reference with the same batch norms folded, gates, attention and transposed convolutions split and
+    """The reference with the same batch norms folded or made convolutions, gates, attention and transposed convolutions split and
     values copied, so that equal names mean equal values."""
     folds = tuple(name for name in foldable_batch_norms(reference) if name not in quantized.graph.by_name)
     folded = fold_batch_norms(reference, folds)
+    folded = convolve_batch_norms(folded, convolved_batch_norms(folded, quantized))
     split = tuple(name for name in gated_activations(folded) if name not in gated_activations(quantized))
     whole = tuple(name for name in whole_attention(folded) if name not in whole_attention(quantized))
     transposed = tuple(name for name in transposed_convolutions(folded) if name not in transposed_convolutions(quantized))

@@ -16,6 +16,7 @@ from gossamer.numerics.affine import Quantizer, quantize
 from gossamer.numerics.packing import pack_steps
 from gossamer.plan.calibrate import Calibration, calibrate
 from gossamer.plan.edits import (
+    ConvolveBatchNorm,
     CopyForCodes,
     Edit,
     FoldBatchNorm,
@@ -37,6 +38,7 @@ from gossamer.program.fold import foldable_batch_norms
 from gossamer.program.gates import gated_activations
 from gossamer.program.graph import Ref
 from gossamer.program.ops import bind, op_of
+from gossamer.program.ops.kinds import BatchNorm
 from gossamer.program.program import Program
 from gossamer.program.shapes import infer_shapes
 from gossamer.program.transposed import transposed_convolutions
@@ -98,6 +100,11 @@ def rebuilt_plan(quantized: Program, original: Program) -> Plan:
     """
     reference = aligned(original.copy().eval(), quantized)
     folds = [FoldBatchNorm(name) for name in foldable_batch_norms(original) if name not in quantized.graph.by_name]
+    lone = [
+        ConvolveBatchNorm(node.name)
+        for node in original.graph.nodes
+        if isinstance(op_of(node).kind, BatchNorm) and node.name in reference.graph.by_name and _was_split(original, reference, node.name)
+    ]
     whole = transposed_convolutions(quantized)
     transposed = [SplitTransposed(name) for name in transposed_convolutions(original) if name not in whole]
     gates = [
@@ -106,7 +113,7 @@ def rebuilt_plan(quantized: Program, original: Program) -> Plan:
         if _was_split(original, reference, name)
     ]
     copies = [CopyForCodes(value, readers) for value, readers in copies_in(quantized)]
-    edits: list[Edit] = [*folds, *transposed, *gates, *copies]
+    edits: list[Edit] = [*folds, *lone, *transposed, *gates, *copies]
     edits += (QuantizeValue(name, quantizer) for name, quantizer in quantized.quantizers.items())
     for name in quantized.quantizers:
         if name in quantized.state and name in reference.state:
