@@ -142,6 +142,36 @@ def test_masking_inputs_or_weights_is_the_same():
     assert relative_error(*(output for _, output in outputs)) < 1e-6
 
 
+class TokensFirst(nn.Module):
+    """Attention over the first axis, which is the batch for all that capture knows: samples meet each other."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(8, 2), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.attention(x, x, x, need_weights=False)[0])
+
+
+def test_samples_that_meet_each_other_are_compared_together():
+    torch.manual_seed(0)
+    program = capture(TokensFirst().eval(), torch.randn(5, 3, 8))
+    plan = plan_pruning(program, score(program, "random"), 0.5, mode="layerwise")
+    small = apply(program, plan)
+    assert small.cost().params < program.cost().params
+    analysis = analyse(program)
+    table = keep_table(analysis, {edit.group: np.array(edit.keep) for edit in plan.edits})
+    swapped = damaged(small, "attention.in_proj_weight", lambda tensor: tensor[[1, 0, *range(2, len(tensor))]])  # two of the queries
+    with pytest.raises(ParityError, match="channels removed"):
+        check_removal(swapped, mask_channels(program, analysis, table), analysis, table)
+
+
+def test_statistics_of_the_batch_are_no_difference():
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False), nn.ReLU(), nn.Conv2d(8, 2, 3))
+    program = capture(network.eval(), torch.randn(2, 3, 6, 6))
+    assert apply(program, plan_pruning(program, score(program, "l2"), 0.5)).state["0.weight"].shape == (4, 3, 3, 3)
+
+
 def test_quantized_networks_are_refused():
     program, *_ = removal(Plain(), 24)
     marked = dataclasses.replace(Plan((KeepChannels("first", (0,), 8),), program.digest))

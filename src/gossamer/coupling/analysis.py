@@ -210,7 +210,7 @@ def _make_rectangles(context: Context) -> None:
     for labels in (_relabel(labels, context.atoms.find) for labels in pending):  # merged positions vary no more
         essence = lab.essence(labels)
         for axis in lab.varying(labels)[:-1]:
-            context.atoms.merge_along(essence, axis)
+            context.atoms.merge_along(essence, axis, "only a part of an axis carries it, and another part cannot shrink")
 
 
 def flat_labels(value: Any) -> list[Tensor]:

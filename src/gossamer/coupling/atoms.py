@@ -97,12 +97,18 @@ class Atoms:
             np.minimum.at(self._parent, np.maximum(ours, theirs), np.minimum(ours, theirs))
             ours, theirs = self.find(ours), self.find(theirs)
 
-    def merge_along(self, labels: np.ndarray, axis: int) -> None:
-        """Merge everything along `axis` with the first non-zero label there."""
+    def couple(self, left: np.ndarray, right: np.ndarray, reason: str) -> None:
+        """Merge what lives and dies together. What meets a zero, which cannot go, must stay, for that reason."""
+        self.merge(left, right)
+        self.freeze(left[right == 0], reason)
+        self.freeze(right[left == 0], reason)
+
+    def merge_along(self, labels: np.ndarray, axis: int, reason: str) -> None:
+        """Couple everything along `axis` with the first non-zero label there."""
         moved = np.moveaxis(labels, axis, 0).reshape(labels.shape[axis], -1)
         if moved.shape[0] > 1:
             anchor = np.broadcast_to(moved.max(axis=0), moved.shape)  # any non-zero label of the column will do
-            self.merge(moved, anchor)
+            self.couple(moved, anchor, reason)
 
     def freeze(self, atoms: np.ndarray, reason: str) -> None:
         """Note that the classes of these atoms must stay."""

@@ -116,16 +116,14 @@ class Context:
                 self.freeze(labels, f"{weight} is shared between layers of different kinds")
             return
         for old, new in zip(present, factors, strict=True):
-            self.atoms.merge(*aligned(old, new))
+            self.atoms.couple(*aligned(old, new), f"{weight} is shared with a layer that cannot shrink")
 
     def tie_vector(self, name: Arg, vector: np.ndarray) -> None:
         """Couple a state vector (bias, norm weight, statistic) with the channels it belongs to."""
         if not isinstance(name, Ref):
             return
         if name.name in self.values:  # computed, such as a concatenation of smaller biases
-            found = lab.vector(self.labels(name.name), 0)
-            self.atoms.merge(found, vector)
-            self.freeze(vector[found == 0], f"{name.name} cannot shrink with it")
+            self.atoms.couple(lab.vector(self.labels(name.name), 0), vector, f"{name.name} cannot shrink with it")
             return
         self.tie_elements(name.name, lab.along(vector, vector.shape, 0))
 
@@ -141,9 +139,7 @@ class Context:
     def tie_elements(self, name: str, labels: Tensor) -> None:
         """Couple every element of a state tensor, or of a computed one, with the label at its position."""
         if name in self.values:
-            found, wanted = aligned(self.labels(name), labels)
-            self.atoms.merge(found, wanted)
-            self.freeze(wanted[found == 0], f"{name} cannot shrink with it")
+            self.atoms.couple(*aligned(self.labels(name), labels), f"{name} cannot shrink with it")
             return
         present = self.factors.setdefault(name, (labels,))
         if present[0] is labels:
@@ -152,7 +148,7 @@ class Context:
             for other in (*present, labels):
                 self.freeze(other, f"{name} is used in different ways")
             return
-        self.atoms.merge(*aligned(present[0], labels))
+        self.atoms.couple(*aligned(present[0], labels), f"{name} is shared with a layer that cannot shrink")
 
 
 def aligned(left: Tensor, right: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -162,12 +158,12 @@ def aligned(left: Tensor, right: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def feature(context: Context, labels: Tensor, axis: int) -> np.ndarray:
-    """Merge all labels that meet at one position of `axis`; return one label per position."""
+    """Couple all labels that meet at one position of `axis`; return one label per position."""
     axis %= labels.dim()
     if all(other == axis for other in lab.varying(labels)) and labels.numel():
         return np.ascontiguousarray(lab.vector(labels, axis))
     essence = lab.essence(labels)
     merged = np.moveaxis(essence, axis, -1).reshape(-1, essence.shape[axis])
-    context.atoms.merge_along(merged, 0)
+    context.atoms.merge_along(merged, 0, "it meets values that cannot shrink where a layer reads both")
     vector = merged.max(axis=0)
     return np.ascontiguousarray(np.broadcast_to(vector, (labels.shape[axis],)))

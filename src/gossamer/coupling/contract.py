@@ -217,7 +217,8 @@ def _product(context: Context, node: Node, left: Tensor, right: Tensor, shape: S
         return heads
     last = left.dim() - 1 in lab.varying(left), right.dim() - 1 in lab.varying(right)
     if all(last):
-        context.atoms.merge(*np.broadcast_arrays(_inner(context, left), _inner(context, right)))
+        ours, theirs = np.broadcast_arrays(_inner(context, left), _inner(context, right))
+        context.atoms.couple(ours, theirs, f"{node.module or node.name} contracts it with what cannot shrink")
         return lab.empty(shape)
     for labels, varies in ((left, last[0]), (right, last[1])):
         if varies:
@@ -250,7 +251,7 @@ def _is_stopped(labels: Tensor, other: Tensor) -> bool:
 def _inner(context: Context, labels: Tensor) -> np.ndarray:
     """One label per batch position and contracted position, merged over the rows: (*, K)."""
     essence = lab.essence(labels)
-    context.atoms.merge_along(essence, essence.ndim - 2)
+    context.atoms.merge_along(essence, essence.ndim - 2, "it meets values that cannot shrink in a product")
     inner: np.ndarray = essence.max(axis=-2)
     return inner
 

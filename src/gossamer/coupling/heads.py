@@ -16,6 +16,8 @@ from gossamer.coupling import labels as lab
 from gossamer.coupling.context import Context
 from gossamer.program.graph import Node
 
+_IN_PART = "only a part of each head carries it, and the other part cannot shrink"
+
 
 def head_product(context: Context, node: Node, left: Tensor, right: Tensor, shape: Sequence[int]) -> Tensor | None:
     """Labels of left @ right^T, left (*, M, K) and right (*, N, K), one per head; None where no axis of heads is met."""
@@ -24,9 +26,7 @@ def head_product(context: Context, node: Node, left: Tensor, right: Tensor, shap
     batch = _batch_axes(left), _batch_axes(right)
     if batch[0] & batch[1]:
         ours, theirs = np.broadcast_arrays(_per_head(context, left), _per_head(context, right))
-        _couple(context, ours, theirs)
-        for labels in (ours[theirs == 0], theirs[ours == 0]):
-            context.freeze(labels, f"{node.module or node.name} contracts it with what cannot shrink")
+        _couple(context, ours, theirs, f"{node.module or node.name} contracts it with what cannot shrink")
         return _spread(np.where(ours != 0, ours, theirs), shape)
     if bool(batch[0]) == bool(batch[1]):
         return None
@@ -48,8 +48,7 @@ def head_mask(context: Context, node: Node, scores: Tensor, mask: Tensor) -> Ten
         context.freeze(mask, f"it is the mask of attention in {node.module or node.name}")
         return scores
     ours, theirs = np.broadcast_arrays(lab.essence(scores), lab.essence(mask))
-    _couple(context, ours, theirs)
-    context.freeze(ours[theirs == 0], f"the mask of attention in {node.module or node.name} cannot shrink with it")
+    _couple(context, ours, theirs, f"the mask of attention in {node.module or node.name} cannot shrink with it")
     return scores
 
 
@@ -58,7 +57,7 @@ def head_groups(context: Context, inside: np.ndarray, outside: np.ndarray) -> bo
     if context.heads is None or not any(_of_one_head(labels) for labels in (inside, outside)):
         return False
     both = np.concatenate([inside, outside], axis=1)
-    _couple(context, both, np.broadcast_to(both.max(axis=1, keepdims=True), both.shape))
+    _couple(context, both, np.broadcast_to(both.max(axis=1, keepdims=True), both.shape), _IN_PART)
     return True
 
 
@@ -78,14 +77,14 @@ def _per_head(context: Context, labels: Tensor) -> np.ndarray:
     essence = lab.essence(labels)
     inside = essence.reshape(*essence.shape[:-2], -1)
     first: np.ndarray = inside.max(axis=-1)
-    _couple(context, inside, np.broadcast_to(first[..., None], inside.shape))
+    _couple(context, inside, np.broadcast_to(first[..., None], inside.shape), _IN_PART)
     return first
 
 
-def _couple(context: Context, left: np.ndarray, right: np.ndarray) -> None:
-    """Merge, and remember that it was for the sake of heads."""
+def _couple(context: Context, left: np.ndarray, right: np.ndarray, reason: str) -> None:
+    """Couple, and remember that it was for the sake of heads."""
     assert context.heads is not None
-    context.atoms.merge(left, right)
+    context.atoms.couple(left, right, reason)
     context.heads.append((np.array(left), np.array(right)))
 
 

@@ -77,7 +77,7 @@ def _merge_repeated(context: Context, node: Node, sources: Mapping[str, Any]) ->
     if not axes:
         return sources
     for axis in set(lab.varying(labels)) - set(axes):
-        context.atoms.merge_along(lab.essence(labels), axis)
+        context.atoms.merge_along(lab.essence(labels), axis, f"{name} is repeated, and a part of it cannot shrink")
         labels = labels.narrow(axis, 0, 1).expand(labels.shape)
     return {name: lab.squash(labels)}
 
@@ -175,7 +175,8 @@ def _keeps_blocks(context: Context, node: Node, labels: Tensor) -> bool:
     if size % step or not isinstance(start, int) or not 0 <= start < step or not (end is None or (isinstance(end, int) and end >= size)):
         return False
     moved = np.moveaxis(lab.essence(labels), axis, -1)
-    context.atoms.merge_along(moved.reshape(*moved.shape[:-1], size // step, step), moved.ndim)
+    reason = f"{node.module or node.name} takes every {step}. position of blocks that cannot shrink in part"
+    context.atoms.merge_along(moved.reshape(*moved.shape[:-1], size // step, step), moved.ndim, reason)
     return True
 
 

@@ -48,13 +48,13 @@ def _trailing_axes(context: Context, node: Node, labels: Tensor, count: int) -> 
     if len(axes) > 1:
         context.freeze(labels, f"{node.module or node.name} computes statistics over several axes that carry it")
         return labels
-    if not axes:
-        return labels
-    vector = feature(context, labels, axes[0])
-    context.renormalised.append((node.name, axes[0]))
     shape = bound["normalized_shape"]
-    affine = lab.along(vector, shape, axes[0] - (labels.dim() - count))
+    affine = lab.empty(shape)
+    if axes:
+        affine = lab.along(feature(context, labels, axes[0]), shape, axes[0] - (labels.dim() - count))
+        context.renormalised.append((node.name, axes[0]))
     for key in ("weight", "bias"):
-        if isinstance(bound.get(key), Ref):
-            context.tie_elements(bound[key].name, affine)
+        found = bound.get(key)
+        if isinstance(found, Ref) and (axes or len(context.graph.users[found.name]) > 1):  # it stays whole for all that share it
+            context.tie_elements(found.name, affine)
     return labels

@@ -76,5 +76,4 @@ def _tie_state(context: Context, node: Node, name: str, hidden: np.ndarray) -> N
         context.values[name] = lab.along(hidden, shape, len(shape) - 1)
         return
     found = feature(context, context.labels(name), -1)
-    context.atoms.merge(found, hidden)
-    context.freeze(hidden[found == 0], f"it meets {name}, which cannot shrink, in {node.module or node.name}")
+    context.atoms.couple(found, hidden, f"it meets {name}, which cannot shrink, in {node.module or node.name}")

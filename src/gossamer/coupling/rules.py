@@ -139,8 +139,9 @@ def _glu(context: Context, node: Node) -> Tensor:
     """Both halves lose the same positions."""
     bound = bind(node)
     labels = context.labels(bound["self"].name)
-    first, second = labels.chunk(2, bound["dim"])
-    return _meet(context, lab.squash(first), lab.squash(second))
+    first, second = (lab.squash(half) for half in labels.chunk(2, bound["dim"]))
+    context.atoms.couple(*aligned(first, second), f"{node.module or node.name} multiplies it with what cannot shrink")
+    return _meet(context, first, second)
 
 
 def _channel_scale(context: Context, node: Node) -> Tensor:

@@ -25,9 +25,10 @@ from gossamer.program.graph import Arg, Graph, Node, Ref
 from gossamer.program.inline import inline_subgraphs
 from gossamer.program.normal_form import normalize, written_values
 from gossamer.program.ops.table import SCALAR_FUNCTIONS
-from gossamer.program.products import outer_products_as_pointwise, products_as_layers
+from gossamer.program.products import with_plain_products
 from gossamer.program.program import InputSpec, Program
 from gossamer.program.shapes import infer_shapes
+from gossamer.program.transformers import has_fast_path, plain_transformers
 
 _SCALAR_NAMES = {function: name for name, function in SCALAR_FUNCTIONS.items()}
 _COMPARISONS = (operator.ge, operator.gt, operator.le, operator.lt, operator.eq, operator.ne)
@@ -45,16 +46,17 @@ def capture(
 ) -> Program:
     """Turn a network into a Program with a dynamic batch axis (axis 0 of every tensor input).
 
-    model           any nn.Module; it is left as it was, mode and weights included
-    example_inputs  a tensor, a sequence of positional arguments, or a mapping of keyword arguments
-    output          for a model that does not return one tensor: a key, an index, or a function from what it
-                    returns to the tensor that counts
-    dynamic_batch   False for a model whose code needs the example's batch size, and for files of exactly that size
-    copy_weights    False to share the weights with the model, for one too large to be held twice: training the program
-                    then trains the model
+        model           any nn.Module; it is left as it was, mode and weights included
+        example_inputs  a tensor, a sequence of positional arguments, or a mapping of keyword arguments
+        output          for a model that does not return one tensor: a key, an index, or a function from what it
+                        returns to the tensor that counts
+        dynamic_batch   False for a model whose code needs the example's batch size, and for files of exactly that size
+        copy_weights    False to share the weights with the model, for one too large to be held twice: training the program
+                        then trains the model
 
-    Raises: CaptureError when torch.export refuses the model (with its reason and the line), when the output is no
+        Raises: CaptureError when torch.export refuses the model (with its reason and the line), when the output is no
     tensor, or a weight is not finite; ParityError when the program computes something else than the model.
+        Warns: UserWarning where torch's fast path for transformer layers gives other outputs, see program.transformers.
     """
     wrapper, args = adapt(model, example_inputs, output, dynamic_batch=dynamic_batch)
     _check_finite(model)
@@ -63,13 +65,15 @@ def capture(
     buffers = {buffer: buffer.clone() for buffer in model.buffers()}
     wrapper.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), plain_transformers(wrapper):
             expected = _run_eager(wrapper, args)
             exported = _export(wrapper, args, dynamic_batch)
             program = _to_program(exported, wrapper.input_names, dynamic_batch, copy_weights)
             _check_parity(program, wrapper, args, expected)
             if dynamic_batch:
                 _check_batch_of_one(program, wrapper, args)
+        with torch.no_grad():
+            _compare_fast_path(wrapper, args, expected)
     finally:
         for module in was_training:
             module.training = True
@@ -176,7 +180,7 @@ def _to_program(exported: ExportedProgram, argument_names: Mapping[str, str], dy
             f"its forward writes to {_strip(name)!r} while evaluating", line=line, way_out="write to buffers only while training"
         )
     ranks = {_strip(name): tensor.dim() for name, tensor in {**exported.state_dict, **exported.constants}.items() if _is_float(tensor)}
-    graph = outer_products_as_pointwise(products_as_layers(normalize(raw), ranks)).without_dead_code()
+    graph = with_plain_products(normalize(raw), ranks).without_dead_code()
     return Program(graph, inputs, _own_state(exported, graph.state_names, copy_weights))
 
 
@@ -288,6 +292,16 @@ def _check_parity(program: Program, wrapper: nn.Module, args: tuple[Any, ...], e
                 way_out="let randomness such as dropout depend on self.training, and keep no state between calls",
             )
         raise ParityError("outputs of the captured program and of the model", error, _TOLERANCE)
+
+
+def _compare_fast_path(wrapper: nn.Module, args: tuple[Any, ...], expected: Tensor) -> None:
+    if has_fast_path(wrapper) and not relative_error(_run_eager(wrapper, args), expected) <= _TOLERANCE:
+        warnings.warn(
+            "while it evaluates, torch's fast path for transformer layers gives other outputs than the layers do step by step, as in training: "
+            "zeros at padded positions, or a mask of numbers taken for one of yes and no; the program computes step by step (to see that "
+            "in the model, call torch.backends.mha.set_fastpath_enabled(False)).",
+            stacklevel=3,
+        )
 
 
 def _check_batch_of_one(program: Program, wrapper: nn.Module, args: tuple[Any, ...]) -> None:
