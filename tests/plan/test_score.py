@@ -255,7 +255,7 @@ def test_nan_weights_are_told():
     _, program = two_layers()
     with torch.no_grad():
         program.state["0.weight"][0] = torch.nan
-    with pytest.raises(DataError, match="'l2' gives NaN for '0'"):
+    with pytest.raises(DataError, match="'l2' gives NaN or infinity for '0'; check"):
         score(program, "l2")
 
 
@@ -296,3 +296,15 @@ def test_layers_behind_tell_better_than_weights(name):
     x, _ = data()
     assert int(score(program, name, x).values["0"].argmin()) == 1
     assert int(score(program, "l2").values["0"].argmax()) == 1
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-22, 1e22, 1e30])
+def test_weights_of_any_size_are_ranked(size):
+    """Scores of criteria that look at weights alone are relative to a layer's size, and no square of them is lost."""
+    network, program = two_layers()
+    with torch.no_grad():
+        network[0].weight.mul_(size)
+        network[0].bias.mul_(size)
+    sized = capture(network, torch.zeros(2, 2, 4, 4))
+    for name in ("l1", "l2", "fpgm", "lamp"):
+        assert np.allclose(score(sized, name).values["0"], score(program, name).values["0"], rtol=1e-4)

@@ -251,3 +251,16 @@ def test_a_plan_of_its_own(program):
     mixed = Plan((*plan.edits, KeepChannels("first", (0,), 16)), program.digest)
     with pytest.raises(PlanError, match="makes weights zero and changes the network otherwise"):
         apply(program, mixed)
+
+
+@pytest.mark.parametrize("size", [2.0**-95, 2.0**95])
+@pytest.mark.parametrize("pattern", ["unstructured", "2:4", "4x1"])
+def test_weights_of_any_size_lose_the_same(pattern, size):
+    network = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8)).eval()
+    plain = capture(network, torch.zeros(2, 8))
+    with torch.no_grad():
+        for layer, factor in ((network[0], size), (network[2], 1 / size)):
+            layer.weight.mul_(factor)
+    sized = capture(network, torch.zeros(2, 8))
+    expected, found = (masks(p, plan_sparsity(p, 0.5, pattern=pattern, allocation="layerwise")) for p in (plain, sized))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

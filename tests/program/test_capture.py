@@ -311,6 +311,7 @@ REFUSED = {
         nn.Conv2d(5, 3, 1),
         r"it fails on the example inputs \(RuntimeError: Given groups=1.*; pass example_inputs of the shape and type",
     ),
+    "no number": (Wrap(lambda self, x: (x - 2).log()), "its output for the example inputs is NaN or infinite.*; pass example inputs for"),
     "numpy": (Wrap(lambda self, x: torch.from_numpy(x.detach().numpy() * 2)), "torch.export refuses it"),
     "no such key": (Wrap(lambda self, x: {"a": x}), r"fails on the example inputs \(KeyError: 'logits'\)"),
 }
@@ -356,6 +357,11 @@ def test_relative_error():
     assert relative_error(torch.ones(3), torch.zeros(3)) > 1
     assert relative_error(torch.ones(3), torch.ones(4)) == float("inf")
     assert relative_error(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 5.0])) == pytest.approx(1 / 34**0.5)
+    infinite = torch.tensor([3.0, float("-inf"), 4.0])
+    assert relative_error(infinite, infinite) == 0
+    assert relative_error(torch.tensor([3.0, float("-inf"), 5.0]), infinite) == pytest.approx(1 / 5)
+    assert not relative_error(torch.tensor([3.0, 1.0, 4.0]), infinite) < 1
+    assert not relative_error(infinite[1:2], infinite[1:2]) < 1
     assert relative_error(torch.tensor([float("nan")]), torch.ones(1)) != relative_error(torch.ones(1), torch.ones(1))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gossamer.numerics.affine import SMALLEST_SCALE
 from gossamer.numerics.formats import IntFormat
+from gossamer.numerics.magnitude import near_one
 from gossamer.numerics.powers import power_in_eighths
 
 POWER = 0.75  # of the errors that are summed: below 1, many small errors and a few large ones are preferred to all middling
@@ -21,6 +22,7 @@ SHARES = (1.0, 0.92, 0.84, 0.76, 0.68, 0.6)  # of the whole range's scale, tried
 FIRST_WEIGHT, LAST_WEIGHT = 2.0, 50.0  # of the quadratic term; the less it weighs, the more errors count as outliers
 
 
+@near_one
 def half_quadratic_bound(rows: Tensor, fmt: IntFormat) -> Tensor:
     """The bound of each row's symmetric range for a signed format. Shapes: rows (N, K) -> (N,) in float64.
 
@@ -31,6 +33,7 @@ def half_quadratic_bound(rows: Tensor, fmt: IntFormat) -> Tensor:
     return found.to(torch.float64) * fmt.hi
 
 
+@near_one
 def half_quadratic_ends(rows: Tensor, fmt: IntFormat) -> tuple[Tensor, Tensor]:
     """The lowest and highest value of each row's range. Shapes: rows (N, K) -> (N,), (N,) in float64; 0 lies between them."""
     low, high = rows.amin(1, keepdim=True).clamp_max(0), rows.amax(1, keepdim=True).clamp_min(0)

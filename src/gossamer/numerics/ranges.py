@@ -16,6 +16,7 @@ from torch import Tensor
 from gossamer.numerics.affine import Quantizer, clips_like, from_range, grid_from_range
 from gossamer.numerics.formats import IntFormat, PerAxis, PerBlock, PerTensor
 from gossamer.numerics.hqq import half_quadratic_bound, half_quadratic_ends
+from gossamer.numerics.magnitude import near_one
 from gossamer.numerics.power_of_two import power_of_two_bound, power_of_two_ends, power_of_two_range
 from gossamer.numerics.powers import power_in_eighths
 from gossamer.numerics.range_choice import entropy_range, full_range, least_error_range, percentile_range
@@ -72,6 +73,7 @@ def largest(rows: Tensor, fmt: IntFormat) -> Tensor:
 @weight_range_methods.add(
     "mse", source="objective of Banner et al. 2019, arXiv:1810.05723; norm 2.4 of Li et al. 2021, arXiv:2102.05426, as 2 + 3/8"
 )
+@near_one
 def least_error(rows: Tensor, fmt: IntFormat, *, steps: int = 80) -> Tensor:
     """The clipping bound of each row with the least sum of |error|^2.375, over `steps` bounds down to a fifth of max |w|.
 
@@ -157,6 +159,7 @@ def lowest_and_highest(rows: Tensor, fmt: IntFormat) -> tuple[Tensor, Tensor]:
 @two_ended_methods.add(
     "mse", source="objective of Banner et al. 2019, arXiv:1810.05723; norm 2.4 of Li et al. 2021, arXiv:2102.05426, as 2 + 3/8"
 )
+@near_one
 def least_error_ends(rows: Tensor, fmt: IntFormat, *, steps: int = 40) -> tuple[Tensor, Tensor]:
     """The extremes of each row, both shrunk by the share with the least sum of |error|^2.375. Shapes: rows (N, K) -> (N,), (N,)."""
     low, high = lowest_and_highest(rows, fmt)

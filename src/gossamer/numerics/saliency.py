@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gossamer.numerics.magnitude import for_squares
 from gossamer.numerics.selection import Reading, greedy_errors, lasso_errors, refit_errors
 from gossamer.registry import Registry
 
@@ -62,9 +63,9 @@ criteria: Registry[Criterion | Selection] = Registry("criterion")
 
 
 def powers(tensor: Tensor, axis: int, order: int) -> Tensor:
-    """Sum of |x|^order (1 or 2) over all elements at each position of an axis, float64; the tensor is not copied for order 2."""
+    """Sum of |x|^order (1 or 2) over all elements at each position of an axis, float64; a float32 tensor is not copied for order 2."""
     first, size = math.prod(tensor.shape[:axis]), tensor.shape[axis]
-    blocks = tensor.detach().float().reshape(first, size, -1)
+    blocks = for_squares(tensor.detach()).reshape(first, size, -1)
     if first == 1:
         whole: Tensor = torch.linalg.vector_norm(blocks[0], order, 1).double().pow(order)
         return whole
@@ -84,7 +85,7 @@ def _l1(rows: Tensor, evidence: Tensor | None, generator: torch.Generator) -> Te
 
 
 def _l2(rows: Tensor, evidence: Tensor | None, generator: torch.Generator) -> Tensor:
-    return rows.square().sum(1).sqrt()
+    return for_squares(rows).square().sum(1).sqrt()
 
 
 def _mean_size(rows: Tensor, evidence: Tensor | None, generator: torch.Generator) -> Tensor:
@@ -96,6 +97,7 @@ def _random(rows: Tensor, evidence: Tensor | None, generator: torch.Generator) -
 
 
 def _geometric_median(rows: Tensor, evidence: Tensor | None, generator: torch.Generator) -> Tensor:
+    rows = for_squares(rows)
     return torch.cdist(rows, rows).sum(1)
 
 
@@ -115,12 +117,12 @@ def _first_order(rows: Tensor, evidence: Tensor | None, generator: torch.Generat
 
 
 def _second_order(rows: Tensor, evidence: Tensor | None, generator: torch.Generator) -> Tensor:
-    return (rows.square() * _given(evidence)).sum(1) / 2
+    return (for_squares(rows).square() * _given(evidence)).sum(1) / 2
 
 
 def _random_step(rows: Tensor, evidence: Tensor | None, generator: torch.Generator) -> Tensor:
     """E[sum of evidence * step^2] over random steps as long as the unit's weights, in all directions alike."""
-    return rows.square().sum(1) * _given(evidence).mean(1)
+    return for_squares(rows).square().sum(1) * _given(evidence).mean(1)
 
 
 def _half_random_step(rows: Tensor, evidence: Tensor | None, generator: torch.Generator) -> Tensor:

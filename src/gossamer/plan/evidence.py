@@ -15,6 +15,7 @@ from gossamer.batches import Batch, Batches, check_labels
 from gossamer.coupling import Analysis
 from gossamer.coupling import labels as lab
 from gossamer.errors import DataError
+from gossamer.numerics.magnitude import for_squares
 from gossamer.program.program import Program
 from gossamer.program.shapes import TensorMeta, infer_shapes
 
@@ -43,8 +44,7 @@ def gather(needs: str, program: Program, batches: Batches, loss: Loss | None, se
             outputs = copy(*inputs)
             samples += inputs[0].shape[0]
             for squares in method(outputs, target, loss, unique, generator, draws):
-                for total, part in zip(totals, squares, strict=True):
-                    total += part.detach()
+                totals = [total + part.detach() for total, part in zip(totals, squares, strict=True)]  # of either precision
     if needs != "gradient":
         totals = [total / samples for total in totals]
     by_id = {id(tensor): total.detach() for tensor, total in zip(unique, totals, strict=True)}
@@ -121,7 +121,7 @@ def _squared_gradient(
         losses = torch.stack([loss(outputs[k : k + 1], given[k : k + 1]).reshape(()) for k in range(len(given))])
     for draw in range(draws):
         grads = _grads((losses * _signs(losses, generator)).sum(), weights, again=draw + 1 < draws)
-        yield [grad.square() / draws for grad in grads]
+        yield [for_squares(grad).square() / draws for grad in grads]
 
 
 def _response(
@@ -131,7 +131,7 @@ def _response(
     results = [out for out in (outputs if isinstance(outputs, tuple) else (outputs,)) if out.requires_grad]
     for draw in range(draws):
         total = torch.stack([(out * _signs(out, generator)).sum() for out in results]).sum()
-        yield [grad.square() / draws for grad in _grads(total, weights, again=draw + 1 < draws)]
+        yield [for_squares(grad).square() / draws for grad in _grads(total, weights, again=draw + 1 < draws)]
 
 
 def _curvature(

@@ -85,7 +85,8 @@ def unit_rows(tensor: Tensor, member: Member, count: int) -> Tensor:
     positions = member.positions[order]
     whole = np.array_equal(positions, np.arange(tensor.shape[member.axis]))  # the usual case needs no copy
     picked = tensor if whole else tensor.index_select(member.axis, torch.from_numpy(positions).to(tensor.device))
-    flat = picked.movedim(member.axis, 0).reshape(len(order), -1).float()
+    flat = picked.movedim(member.axis, 0).reshape(len(order), -1)
+    flat = flat if flat.dtype == torch.float64 else flat.float()
     counts = np.bincount(owned, minlength=count)
     if (counts == counts[0]).all():
         return flat.reshape(count, -1)

@@ -61,10 +61,12 @@ def score(
         values = _measure(program, analysis, chosen, batches, loss, seed)
     if analysis.groups and not values:
         raise PlanError(f"the criterion {criterion!r} looks at {chosen.carriers} of channels, and this network has none; use another one.")
-    values = {group.name: values.get(group.name, np.full(group.size, np.inf)) for group in analysis.groups}
     for name, found in values.items():
-        if np.isnan(found).any():
-            raise DataError(f"the criterion {criterion!r} gives NaN for {name!r}; check the weights, the data and the loss for NaN.")
+        wrong = np.isnan(found) if isinstance(chosen, Selection) else ~np.isfinite(found)
+        if wrong.any():
+            what = f"NaN or infinity for {name!r}; check the weights, the data and the loss for NaN and very large numbers."
+            raise DataError(f"the criterion {criterion!r} gives {what}")
+    values = {group.name: values.get(group.name, np.full(group.size, np.inf)) for group in analysis.groups}
     return Scores(criterion, values, analysis)
 
 

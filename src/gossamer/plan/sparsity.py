@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gossamer.batches import Batches, as_batches
 from gossamer.errors import ConfigError, DataError, PlanError, nearest
+from gossamer.numerics.magnitude import for_squares
 from gossamer.numerics.obs import damped, obc_keep, obc_keep_n_of_m, obs_saliency, sparsegpt
 from gossamer.numerics.packing import pack_mask
 from gossamer.numerics.saliency import Criterion, criteria
@@ -206,7 +207,7 @@ class _Chooser:
         """Importance of each weight, at least 0; -1 where it is masked, so that it goes first."""
         if self.method == "magnitude":
             square = isinstance(self.pattern, Block)  # blocks go by their norm
-            found = {name: weight.square() if square else weight.abs() for name, weight in self.weights.items()}
+            found = {name: for_squares(weight).square() if square else weight.abs() for name, weight in self.weights.items()}
         elif self.method == "dynamic_threshold":
             found = {name: weight.abs() / max(deviation(weight), 1e-30) for name, weight in self.weights.items()}
         else:
