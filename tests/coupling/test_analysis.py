@@ -186,6 +186,18 @@ class TwoWeights(nn.Module):
         return nn.functional.linear(torch.relu(nn.functional.linear(x, self.up)), self.down)
 
 
+class Tied(nn.Module):
+    """A table whose rows are the weight of the last layer, too: its columns are one group, that layer's outputs another."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.up, self.down = nn.Embedding(10, 16), nn.Linear(16, 20), nn.Linear(20, 16)
+
+    def forward(self, x):
+        y = self.table((x > 0).long())
+        return nn.functional.linear(y + self.down(self.up(y).relu()), self.table.weight)
+
+
 @pytest.mark.parametrize(
     ("network", "shape"),
     [
@@ -197,8 +209,9 @@ class TwoWeights(nn.Module):
             (5, 16),
         ),
         (nn.Sequential(TwoWeights(), nn.Linear(4, 3)), (6,)),
+        (Tied(), (5,)),
     ],
-    ids=["attention of torch.nn", "two weights"],
+    ids=["attention of torch.nn", "two weights", "table and layer"],
 )
 def test_modules_with_several_weights_give_each_group_a_name_of_its_own(network, shape):
     torch.manual_seed(0)

@@ -308,3 +308,11 @@ def test_weights_of_any_size_are_ranked(size):
     sized = capture(network, torch.zeros(2, 2, 4, 4))
     for name in ("l1", "l2", "fpgm", "lamp"):
         assert np.allclose(score(sized, name).values["0"], score(program, name).values["0"], rtol=1e-4)
+
+
+@pytest.mark.parametrize("criterion", [name for name in criteria.names() if name not in ("hessian", "stability")])
+def test_a_network_with_nothing_left_to_remove(criterion):
+    """Rounds of pruning end with layers of one channel: there is nothing to rank, which is no error."""
+    program = capture(nn.Sequential(nn.Linear(4, 1), nn.BatchNorm1d(1), nn.ReLU(), nn.Linear(1, 3)).eval(), torch.zeros(2, 4))
+    scores = score(program, criterion, (torch.randn(8, 4), torch.arange(8) % 3))
+    assert not plan_pruning(program, scores, 0.5).edits

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, count
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from gossamer.coupling.labels import distinct
 class Group:
     """Units that may be removed one by one. A unit is a class of atoms, named by its representative.
 
-    name    the layer whose output positions it starts with
+    name    the layer whose output positions it starts with, and a number where an earlier group has that name
     owners  all layers whose output positions are in it
     units   representatives, (size,), in order of position in the first owner
     fixed   (size,) True for units that must stay
@@ -62,7 +63,18 @@ def find_groups(atoms: Atoms, heads: Sequence[tuple[np.ndarray, np.ndarray]] | N
         for _, others in members[target] if len(met) > 1 else [(owner, roots)]:
             home[others] = target
     found = (entries for _, entries in sorted(members.items()))
-    return tuple(_group(entries, reasons, whole) for entries in found if not all(owner.startswith("state ") for owner, _ in entries))
+    groups = (_group(entries, reasons, whole) for entries in found if not all(owner.startswith("state ") for owner, _ in entries))
+    return _named_apart(groups)
+
+
+def _named_apart(groups: Iterable[Group]) -> tuple[Group, ...]:
+    """A table that is the weight of a layer, too, gives its name to two groups: its columns and the outputs of that layer."""
+    named: dict[str, Group] = {}
+    for group in groups:
+        names = chain([group.name], (f"{group.name} ({number})" for number in count(2)))
+        name = next(name for name in names if name not in named)
+        named[name] = replace(group, name=name)
+    return tuple(named.values())
 
 
 def _group(entries: list[tuple[str, np.ndarray]], reasons: dict[int, str], heads: np.ndarray) -> Group:

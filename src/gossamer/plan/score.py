@@ -59,7 +59,7 @@ def score(
         values = _select(program, analysis, chosen, as_batches(batches, what="scoring", batch_size=program.at_once()), seed)
     else:
         values = _measure(program, analysis, chosen, batches, loss, seed)
-    if analysis.groups and not values:
+    if not values and any(group.prunable and group.size > 1 for group in analysis.groups):
         raise PlanError(f"the criterion {criterion!r} looks at {chosen.carriers} of channels, and this network has none; use another one.")
     for name, found in values.items():
         wrong = np.isnan(found) if isinstance(chosen, Selection) else ~np.isfinite(found)
