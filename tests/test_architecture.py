@@ -72,3 +72,21 @@ def test_import_is_light():
 
 def test_every_layer_exists():
     assert {layer(path) for path in FILES} - {"__init__"} <= set(LAYERS)
+
+
+def test_no_file_imports_itself_through_others():
+    """Imports that only type checkers see count, too."""
+    modules = {
+        "gossamer." + str(path.relative_to(SRC).with_suffix("")).replace("/", "."): path for path in FILES if path.name != "__init__.py"
+    }
+    left = {
+        name: {other for other in map(_module(modules), imported(ast.parse(path.read_text()))) if other} for name, path in modules.items()
+    }
+    while free := [name for name, others in left.items() if not others & left.keys()]:
+        left = {name: others for name, others in left.items() if name not in free}
+    assert not left, "these import each other, or files that do"
+
+
+def _module(modules):
+    """The file that an imported name is, or is in; None for packages and what others made."""
+    return lambda name: name if name in modules else name.rpartition(".")[0] if name.rpartition(".")[0] in modules else None

@@ -20,7 +20,8 @@ from gossamer.program.bundle import load, save
 from gossamer.program.capture import capture
 from gossamer.program.fold import fold_batch_norms
 from gossamer.program.graph import Graph, Node, Ref
-from gossamer.program.program import InputSpec, Program
+from gossamer.program.network import InputSpec
+from gossamer.program.program import Program
 from networks import networks
 
 

@@ -9,7 +9,8 @@ from gossamer.numerics.affine import Quantizer, fake_quantize
 from gossamer.numerics.formats import IntFormat, PerTensor
 from gossamer.program.capture import capture
 from gossamer.program.graph import Graph, Node, Ref
-from gossamer.program.program import InputSpec, Program
+from gossamer.program.network import InputSpec
+from gossamer.program.program import Program
 
 FLOAT = torch.float32
 

@@ -23,9 +23,10 @@ from gossamer.coupling.labels import Pair
 from gossamer.errors import ParityError, PlanError
 from gossamer.program.capture import relative_error
 from gossamer.program.graph import Graph
+from gossamer.program.network import InputSpec
 from gossamer.program.ops import kinds as k
 from gossamer.program.ops import op_of
-from gossamer.program.program import InputSpec, Program
+from gossamer.program.program import Program
 
 TOLERANCE = 1e-5  # relative error, float32
 PIXELS, PIXELS_COMPARED = 32, 64  # a side; one position is left, or four, where images become 32 times as small

@@ -18,7 +18,8 @@ from gossamer.numerics.affine import Quantizer
 from gossamer.numerics.packing import pack_mask, unpack_mask
 from gossamer.program.graph import Graph
 from gossamer.program.masks import check_zeros
-from gossamer.program.program import InputSpec, Program
+from gossamer.program.network import InputSpec
+from gossamer.program.program import Program
 
 FORMAT = 1
 

@@ -23,10 +23,11 @@ from gossamer.errors import CaptureError, ParityError, UnsupportedOp, first_line
 from gossamer.program.adapt import OWN_FOLDER, TORCH_FOLDER, Adapter, adapt, fresh, user_line
 from gossamer.program.graph import Arg, Graph, Node, Ref
 from gossamer.program.inline import inline_subgraphs
+from gossamer.program.network import InputSpec
 from gossamer.program.normal_form import normalize, written_values
 from gossamer.program.ops.table import SCALAR_FUNCTIONS
 from gossamer.program.products import with_plain_products
-from gossamer.program.program import InputSpec, Program
+from gossamer.program.program import Program
 from gossamer.program.shapes import infer_shapes
 from gossamer.program.transformers import has_fast_path, plain_transformers
 

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from gossamer.errors import UnsupportedOp
 from gossamer.program.graph import Node, Ref
+from gossamer.program.network import Network
 from gossamer.program.ops import bind, op_of
 from gossamer.program.ops.kinds import Attention, Convolution, Einsum, Linear, MatMul, Opaque, Recurrent
 from gossamer.program.shapes import Meta, TensorMeta, infer_shapes, tensor_meta
-
-if TYPE_CHECKING:
-    from gossamer.program.program import Program
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +36,7 @@ class Cost:
         return self.masked / max(self.params, 1)
 
 
-def count_cost(program: Program) -> Cost:
+def count_cost(program: Network) -> Cost:
     """Count one network. Raises UnsupportedOp for an op whose cost is not known."""
     metas = infer_shapes(program, batch=1)
     return Cost(
@@ -51,12 +48,12 @@ def count_cost(program: Program) -> Cost:
     )
 
 
-def _masked(program: Program) -> int:
+def _masked(program: Network) -> int:
     state = program.state if program.masks else {}
     return sum({id(state[name]): int((~mask).sum()) for name, mask in program.masks.items()}.values())
 
 
-def count_params(program: Program) -> int:
+def count_params(program: Network) -> int:
     """Elements of all parameters, tied ones once."""
     unique = {id(tensor): tensor.numel() for tensor in program.state.values() if isinstance(tensor, nn.Parameter)}
     return sum(unique.values())
@@ -108,7 +105,7 @@ def _einsum_macs(node: Node, metas: Mapping[str, Meta]) -> int:
     return leading * torch.Size(sizes.values()).numel()
 
 
-def _size_bytes(program: Program) -> int:
+def _size_bytes(program: Network) -> int:
     total, seen = 0, set()
     for name, tensor in program.state.items():
         if id(tensor) in seen:
@@ -132,7 +129,7 @@ class Buffer:
     values: tuple[tuple[str, int], ...]
 
 
-def buffers(program: Program, metas: Mapping[str, Meta]) -> tuple[Buffer, ...]:
+def buffers(program: Network, metas: Mapping[str, Meta]) -> tuple[Buffer, ...]:
     """The memory of the inputs and results of all nodes. State is not in it."""
     start: dict[int, int] = {}
     end: dict[int, int] = {}
@@ -166,14 +163,14 @@ def peak_of(memory: Sequence[Buffer], sizes: Sequence[int]) -> int:
     return max(accumulate(change))
 
 
-def peak_memory_bytes(program: Program, metas: Mapping[str, Meta]) -> int:
+def peak_memory_bytes(program: Network, metas: Mapping[str, Meta]) -> int:
     """The most bytes alive at once over the inputs and results of all nodes."""
     flat = {name: flat_metas(meta) for name, meta in metas.items()}
     memory = buffers(program, metas)
     return peak_of(memory, [max(_bytes_as_coded(program, name, flat[name][place]) for name, place in buffer.values) for buffer in memory])
 
 
-def _bytes_as_coded(program: Program, name: str, meta: TensorMeta) -> int:
+def _bytes_as_coded(program: Network, name: str, meta: TensorMeta) -> int:
     quantizer = program.quantizers.get(name)
     return meta.size_bytes if quantizer is None else (meta.numel * quantizer.format.bits + 7) // 8
 

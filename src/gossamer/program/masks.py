@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from gossamer.errors import ConfigError, PlanError
 from gossamer.numerics.packing import pack_mask
-
-if TYPE_CHECKING:
-    from gossamer.program.program import Program
+from gossamer.program.network import Network
 
 
 def checked_masks(masks: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -34,7 +31,7 @@ def through_mask(tensor: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device))
 
 
-def hold_zeros(program: Program) -> None:
+def hold_zeros(program: Network) -> None:
     """Write zeros wherever the program's masks have them, in place: after anything that writes to weights directly."""
     state = program.state if program.masks else {}
     with torch.no_grad():
@@ -42,7 +39,7 @@ def hold_zeros(program: Program) -> None:
             state[name].masked_fill_(~mask, 0.0)
 
 
-def check_zeros(program: Program) -> None:
+def check_zeros(program: Network) -> None:
     """Raise PlanError when a weight is not zero where its mask says so."""
     state = program.state if program.masks else {}
     for name, mask in program.masks.items():
@@ -54,7 +51,7 @@ def check_zeros(program: Program) -> None:
             )
 
 
-def masks_digest(program: Program) -> str:
+def masks_digest(program: Network) -> str:
     """Hash of the masks; "" without any."""
     if not program.masks:
         return ""

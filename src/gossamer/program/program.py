@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -17,43 +16,9 @@ from gossamer.program.cost import Cost, count_cost
 from gossamer.program.execute import DEVICE, TRAINING, Observe, Step, run_steps, schedule
 from gossamer.program.graph import Graph
 from gossamer.program.masks import checked_masks, through_mask
+from gossamer.program.network import InputSpec
 
 Coder = Callable[[str, Any], Any]
-
-
-@dataclass(frozen=True, slots=True)
-class InputSpec:
-    """One input: shape with None for the batch axis."""
-
-    name: str
-    shape: tuple[int | None, ...]
-    dtype: torch.dtype
-
-    def __str__(self) -> str:
-        sizes = ", ".join("batch" if size is None else str(size) for size in self.shape)
-        return f"{self.name} ({sizes}) {str(self.dtype).removeprefix('torch.')}"
-
-    def check(self, value: object) -> Tensor:
-        """Return the tensor if it fits. Raises DataError naming both shapes."""
-        if not isinstance(value, Tensor):
-            raise DataError(f"input {self.name!r} must be a tensor; got {type(value).__name__}.")
-        fits = value.dim() == len(self.shape) and all(
-            want is None or want == have for want, have in zip(self.shape, value.shape, strict=True)
-        )
-        if not fits:
-            raise DataError(
-                f"input {self} got a tensor of shape {tuple(value.shape)}; reshape the data, or capture with an example of that shape."
-            )
-        if value.dtype != self.dtype:
-            raise DataError(f"input {self} got a tensor of {value.dtype}; convert it with .to({self.dtype}).")
-        return value
-
-    def example(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
-        """A random input: standard normal for floats, zeros and ones for integers."""
-        shape = [batch if size is None else size for size in self.shape]
-        if self.dtype.is_floating_point:
-            return torch.randn(shape, generator=generator).to(self.dtype)
-        return torch.randint(0, 2, shape, generator=generator).to(self.dtype)
 
 
 class Program(nn.Module):

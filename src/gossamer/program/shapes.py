@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,11 +15,9 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from gossamer.errors import UnsupportedOp
 from gossamer.program.execute import DEVICE, TRAINING, Step, run_steps
+from gossamer.program.graph import Graph
+from gossamer.program.network import Network
 from gossamer.program.ops import function
-
-if TYPE_CHECKING:
-    from gossamer.program.graph import Graph
-    from gossamer.program.program import Program
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +43,10 @@ Meta = TensorMeta | tuple[Any, ...] | int | float | bool | None
 
 
 # capture, analysis and cost look at the same program: its shapes are kept as long as it lives
-_KNOWN: WeakKeyDictionary[Program, dict[int, tuple[Graph, tuple[Any, ...], Mapping[str, Meta]]]] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[Network, dict[int, tuple[Graph, tuple[Any, ...], Mapping[str, Meta]]]] = WeakKeyDictionary()
 
 
-def infer_shapes(program: Program, batch: int = 1) -> Mapping[str, Meta]:
+def infer_shapes(program: Network, batch: int = 1) -> Mapping[str, Meta]:
     """Meta of every input, state tensor and node result at a batch size. Results that are numbers stay numbers.
 
     Raises: UnsupportedOp for an op whose result's size, or number, depends on values.
@@ -62,14 +60,14 @@ def infer_shapes(program: Program, batch: int = 1) -> Mapping[str, Meta]:
     return found
 
 
-def _infer(program: Program, batch: int) -> dict[str, Meta]:
+def _infer(program: Network, batch: int) -> dict[str, Meta]:
     try:  # tensors without memory know their shapes in a tenth of the time of fake ones, but not for every op
         return _infer_on_meta(program, batch)
     except (RuntimeError, NotImplementedError):
         return _infer_on_fakes(program, batch)
 
 
-def _infer_on_meta(program: Program, batch: int) -> dict[str, Meta]:
+def _infer_on_meta(program: Network, batch: int) -> dict[str, Meta]:
     device = torch.device("meta")
     with torch.no_grad():
         made: dict[int, Tensor] = {}  # a tied tensor is one tensor here, too
@@ -135,19 +133,19 @@ def _describe(arg: Any, storages: set[int]) -> Any:
     return (type(arg), arg)
 
 
-def _infer_on_fakes(program: Program, batch: int) -> dict[str, Meta]:
+def _infer_on_fakes(program: Network, batch: int) -> dict[str, Meta]:
     with FakeTensorMode() as mode, torch.no_grad():
         state = {name: mode.from_tensor(tensor) for name, tensor in program.state.items()}
         values: dict[str, Any] = {**state, **_inputs(program, batch, program.device), TRAINING: False, DEVICE: program.device}
         return _run(program, values, program.steps)
 
 
-def _inputs(program: Program, batch: int, device: torch.device) -> dict[str, Tensor]:
+def _inputs(program: Network, batch: int, device: torch.device) -> dict[str, Tensor]:
     shapes = {spec.name: ([batch if size is None else size for size in spec.shape], spec.dtype) for spec in program.inputs}
     return {name: torch.empty(shape, dtype=dtype, device=device) for name, (shape, dtype) in shapes.items()}
 
 
-def _run(program: Program, values: dict[str, Any], steps: tuple[Step, ...]) -> dict[str, Meta]:
+def _run(program: Network, values: dict[str, Any], steps: tuple[Step, ...]) -> dict[str, Meta]:
     metas: dict[str, Meta] = {name: _meta(value) for name, value in values.items() if name not in (TRAINING, DEVICE)}
     keep: list[Any] = list(values.values())  # storages are told apart by address, so none may be freed meanwhile
 

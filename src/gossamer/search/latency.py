@@ -14,8 +14,9 @@ from gossamer.numerics.formats import IntFormat
 from gossamer.plan.site import Site, inference_graph
 from gossamer.plan.spec import specs
 from gossamer.program.graph import Graph, Node, Ref
+from gossamer.program.network import InputSpec
 from gossamer.program.ops import op_of
-from gossamer.program.program import InputSpec, Program
+from gossamer.program.program import Program
 from gossamer.program.shapes import infer_shapes
 from gossamer.progress import Progress
 from gossamer.search.sensitivity import Candidates, Evidence
