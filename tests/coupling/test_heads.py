@@ -9,12 +9,15 @@ from torch import nn
 
 import attention as written
 from attention import HEADS, WIDTH, Encoder, inputs
+from gossamer.apply.engine import apply
 from gossamer.apply.mask import mask_channels
 from gossamer.apply.shrink import shrink
 from gossamer.coupling import analyse
 from gossamer.coupling.kept import keep_table
 from gossamer.errors import ConfigError
 from gossamer.plan.edits import KeepHeads
+from gossamer.plan.pruning import plan_pruning
+from gossamer.plan.score import score
 from gossamer.program.capture import capture, relative_error
 
 FOUR = ["Attention", "Sdpa", "Einsum", "TableBias", "TransposedTable", "MaskBias", "Masked", "NetworkBias", "Rotary", "ChannelAttention"]
@@ -157,3 +160,23 @@ def test_networks_without_attention_have_no_heads():
     narrow, whole = analyse(program), analyse(program, "heads")
     assert [(a.name, a.size, a.reason) for a in narrow.groups] == [(b.name, b.size, b.reason) for b in whole.groups]
     assert all(group.unit == "channels" for group in whole.groups)
+
+
+def test_without_heads_both_granularities_are_the_same():
+    """A channel and its mirror image are added: removing both would do, but the width of the layer is what plans go by."""
+
+    class Mirrored(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.head = nn.Linear(6, 8), nn.Linear(8, 6), nn.Linear(6, 3)
+
+        def forward(self, x):
+            y = self.first(x)
+            return self.head(self.second(y + y.flip(1)).relu())
+
+    program = capture(Mirrored().eval(), torch.zeros(2, 6))
+    by_width, by_heads = (analyse(program, attention) for attention in ("width", "heads"))
+    assert [(group.name, group.size, group.reason) for group in by_width.groups] == [
+        (group.name, group.size, group.reason) for group in by_heads.groups
+    ]
+    apply(program, plan_pruning(program, score(program, "l2", attention="heads"), 0.5))

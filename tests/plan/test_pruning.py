@@ -3,7 +3,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from gossamer.apply.engine import apply
 from gossamer.coupling.kept import keep_table
 from gossamer.coupling.predict import Predictor
 from gossamer.errors import ConfigError, PlanError
@@ -163,3 +165,18 @@ def test_scores_of_another_network(program, scores):
     other = capture(RandomNetwork(("conv",), 8, True, 0).eval(), torch.zeros(2, 3, 8, 8))
     with pytest.raises(PlanError, match="scores were made for another network"):
         plan_pruning(other, scores, 0.5)
+
+
+def test_isomorphic_classes_of_a_network_with_parts_of_tuples():
+    class Halves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.left, self.right, self.head = nn.Linear(4, 12), nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            left, right = self.first(x).chunk(2, 1)
+            return self.head(self.left(left).relu() * self.right(right))
+
+    program = capture(Halves().eval(), torch.zeros(2, 4))
+    plan = plan_pruning(program, score(program, "l2"), 0.5, mode="isomorphic")
+    assert apply(program, plan).cost().params < program.cost().params

@@ -169,3 +169,11 @@ def test_integer_inputs():
     found = program.cost()
     assert (found.macs, found.params, found.peak_memory_bytes) == (0, 35, 3 * 8 + 3 * 5 * 4)
     assert count_params(program) == 35
+
+
+@pytest.mark.parametrize("kind", ["spectral_norm", "orthogonal", "weight_norm"])
+def test_ops_that_compute_weights_need_no_rule(kind):
+    layer = getattr(nn.utils.parametrizations, kind)(nn.Linear(8, 8))
+    program = capture(nn.Sequential(layer, nn.ReLU(), nn.Linear(8, 3)).eval(), torch.zeros(2, 8))
+    layers, products = 8 * 8 + 8 * 3, 8 * 8 * 8  # a product of two weights is counted
+    assert program.cost().macs == layers + (products if kind == "orthogonal" else 0)

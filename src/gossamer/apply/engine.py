@@ -6,10 +6,10 @@ from gossamer.apply.depth import remove_blocks
 from gossamer.apply.quantize import quantize_program
 from gossamer.apply.shrink import shrink
 from gossamer.apply.sparsify import sparsify
-from gossamer.errors import PlanError
+from gossamer.errors import ConfigError, PlanError
 from gossamer.plan.edits import KeepChannels, KeepHeads, RemoveBlock, SparsifyWeight, StoreWeight
 from gossamer.plan.plan import Plan
-from gossamer.program.program import Program
+from gossamer.program.program import Program, check_program
 
 Removal = RemoveBlock | KeepHeads | KeepChannels | StoreWeight
 
@@ -20,6 +20,9 @@ def apply(program: Program, plan: Plan) -> Program:
     Removal of channels, heads and blocks is proven on random inputs before the result is handed out.
     Raises: PlanError when the plan was made for another network; ParityError when a proof fails.
     """
+    check_program(program)
+    if not isinstance(plan, Plan):
+        raise ConfigError("plan", type(plan).__name__, "a Plan, as gossamer.plan_pruning and others give, or Plan.from_json")
     plan.check_fits(program)
     masks = tuple(edit for edit in plan.edits if isinstance(edit, SparsifyWeight))
     if masks:

@@ -26,7 +26,7 @@ from gossamer.coupling import labels as lab
 from gossamer.errors import CaptureError, GossamerError, TransplantError, first_line
 from gossamer.program.adapt import Adapter, adapt, fresh, user_line
 from gossamer.program.capture import capture, relative_error
-from gossamer.program.program import Program
+from gossamer.program.program import Program, check_program
 
 TOLERANCE = 1e-5  # relative error of the check, float32
 _USE_PROGRAM = "use the program itself, which is an nn.Module, or change that line to take the size from its input"
@@ -45,6 +45,7 @@ def transplant(program: Program, model: nn.Module, example_inputs: Any = None, *
     Raises: TransplantError for a program whose graph has other operations than the model (folded, quantized), and for a
     module whose code hard-codes a size that the removal changed: it names the module, the line, and the groups to skip.
     """
+    check_program(program)
     return graft(program, model, example_inputs, output=output)
 
 

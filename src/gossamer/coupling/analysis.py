@@ -142,6 +142,8 @@ def _propagate_heads(program: Program, metas: Mapping[str, Meta]) -> Context:
     that look at the width of a head (rotary embeddings, norms of queries) then find nothing there to couple heads by.
     The last walk starts from all that the one before merged, so that tables of biases are one with their heads when moved."""
     context = _propagate(program, metas, Atoms(), heads=[])
+    if not context.heads:  # without heads both granularities are the same, to what is merged from the start
+        return _propagate(program, metas)
     for _ in range(_WALKS):
         assert context.heads is not None
         merged = context.atoms.as_made()

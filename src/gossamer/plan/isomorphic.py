@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gossamer.coupling import Analysis, Group
+from gossamer.coupling import Analysis
 from gossamer.plan.members import weight_members
 from gossamer.program.graph import Ref
-from gossamer.program.ops import bind
+from gossamer.program.ops import bind, op_of
+from gossamer.program.ops.kinds import Scalar
 from gossamer.program.program import Program
 
 
@@ -22,18 +23,16 @@ def isomorphic_classes(program: Program, analysis: Analysis) -> Mapping[str, int
     classes = {}
     for group in analysis.groups:
         signature = tuple(sorted((*roles.get(member.name, ()), member.axis) for member in members[group.name]))
-        classes[group.name] = numbers.setdefault((_unit(group), signature), len(numbers))
+        classes[group.name] = numbers.setdefault((group.unit, signature), len(numbers))
     return classes
-
-
-def _unit(group: Group) -> str:
-    return getattr(group, "unit", "channels")
 
 
 def _roles(program: Program) -> Mapping[str, tuple[str, str]]:
     """For each parameter the op that reads it first, and as what."""
     roles: dict[str, tuple[str, str]] = {}
     for node in program.graph.nodes:
+        if isinstance(op_of(node).kind, Scalar):  # arithmetic on sizes and parts of tuples: no parameters, no schema
+            continue
         for argument, value in bind(node).items():
             if isinstance(value, Ref) and value.name not in roles:
                 roles[value.name] = (node.op, argument)

@@ -18,7 +18,7 @@ from gossamer.plan.plan import Frozen, Plan
 from gossamer.plan.ranking import Kept, Ranking
 from gossamer.plan.score import Scores
 from gossamer.program.constants import computed_weights, fold_weights
-from gossamer.program.program import Program
+from gossamer.program.program import Program, check_program
 
 MODES = ("global", "layerwise", "isomorphic")
 PREDICTED = ("macs", "params", "max_size_bytes", "max_peak_memory_bytes")
@@ -50,6 +50,9 @@ def plan_pruning(
     layer that does not exist (suggests the nearest), for scores of another network, and for a budget that cannot be
     reached (says the best that can).
     """
+    check_program(program)
+    if not isinstance(scores, Scores):
+        raise ConfigError("scores", type(scores).__name__, "what gossamer.score(program, criterion) gives")
     _check_arguments(removed_ratio, budget, mode)
     analysis, stored = scores.analysis, computed_weights(program.graph)
     state = {*program.state, *stored}

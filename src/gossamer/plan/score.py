@@ -18,7 +18,7 @@ from gossamer.plan.evidence import Loss, activation_sizes, gather
 from gossamer.plan.members import Member, activation_members, scale_members, unit_powers, unit_rows, weight_members
 from gossamer.plan.readings import group_readings
 from gossamer.program.constants import fold_weights
-from gossamer.program.program import Program
+from gossamer.program.program import Program, check_program
 
 Carriers = Mapping[str, list[Member]]
 
@@ -49,6 +49,7 @@ def score(
     Raises: ConfigError for an unknown criterion (names the nearest); DataError when it needs data or targets and has none,
     or finds NaN; PlanError for a network that has nothing the criterion could look at.
     """
+    check_program(program)
     chosen = criteria[criterion]
     if loss is not None and not callable(loss):
         raise ConfigError("loss", loss, "a function (outputs, target) -> scalar, or None for cross-entropy")

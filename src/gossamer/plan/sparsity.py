@@ -38,7 +38,7 @@ from gossamer.plan.edits import SparsifyWeight
 from gossamer.plan.evidence import gather
 from gossamer.plan.plan import Frozen, Plan
 from gossamer.plan.sparse_layers import RATIOS, Site, find_sites, input_moments, measure_damage, pick_sites
-from gossamer.program.program import Program
+from gossamer.program.program import Program, check_program
 from gossamer.progress import OnProgress, Progress, silent
 
 SOLVERS = ("obc", "sparsegpt")
@@ -80,6 +80,7 @@ def plan_sparsity(
     Raises: ConfigError for an argument outside its rule; PlanError for a layer that does not exist (suggests the nearest), that
     would keep nothing, or is too large for the method, and for a quantized program; DataError for missing or bad data.
     """
+    check_program(program)
     shape = parse_pattern(pattern)
     _check_arguments(shape, sparsity, threshold, method, allocation)
     if program.quantizers:

@@ -19,7 +19,7 @@ from gossamer.numerics.packing import pack_mask, unpack_mask
 from gossamer.program.graph import Graph
 from gossamer.program.masks import check_zeros
 from gossamer.program.network import InputSpec
-from gossamer.program.program import Program
+from gossamer.program.program import Program, check_program
 
 FORMAT = 1
 
@@ -29,6 +29,7 @@ def save(program: Program, path: str | Path) -> Path:
 
     Raises: FileError when the place cannot be written; PlanError when a masked weight is not zero.
     """
+    check_program(program)
     check_zeros(program)
     path = Path(path)
     first: dict[int, str] = {}

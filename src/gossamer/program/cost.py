@@ -37,11 +37,13 @@ class Cost:
 
 
 def count_cost(program: Network) -> Cost:
-    """Count one network. Raises UnsupportedOp for an op whose cost is not known."""
+    """Count one network. Raises UnsupportedOp for an op whose cost is not known, unless it computes a weight from others: that
+    is done once, not for each input."""
     metas = infer_shapes(program, batch=1)
+    stored = {node.name for node in program.graph.nodes if node.name in program.graph.from_state and isinstance(op_of(node).kind, Opaque)}
     return Cost(
         params=count_params(program),
-        macs=sum(node_macs(node, metas) for node in program.graph.nodes),
+        macs=sum(node_macs(node, metas) for node in program.graph.nodes if node.name not in stored),
         size_bytes=_size_bytes(program),
         peak_memory_bytes=peak_memory_bytes(program, metas),
         masked=_masked(program),

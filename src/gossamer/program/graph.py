@@ -80,6 +80,15 @@ class Graph:
         used = [name for node in self.nodes for name in node.uses] + list(self.outputs)
         return tuple(dict.fromkeys(name for name in used if name not in made))
 
+    @cached_property
+    def from_state(self) -> frozenset[str]:
+        """Names of the nodes that read no input, directly or through others."""
+        found: set[str] = set()
+        varying = set(self.inputs)
+        for node in self.nodes:
+            (varying if varying & set(node.uses) else found).add(node.name)
+        return frozenset(found)
+
     def check_order(self) -> None:
         """Raise ConfigError unless every name is made once, and every node's result is made before it is read."""
         made = set(self.inputs)

@@ -235,6 +235,12 @@ class Program(nn.Module):
         return watch
 
 
+def check_program(value: object) -> None:
+    """Raise ConfigError, which says how to get one, for anything but a Program."""
+    if not isinstance(value, Program):
+        raise ConfigError("program", type(value).__name__, "a Program, which gossamer.capture(model, example_inputs) makes")
+
+
 def _attach(root: nn.Module, name: str, tensor: Tensor) -> tuple[nn.Module, str]:
     """Register a parameter or buffer under a dotted name, with plain modules on the way; returns its module and its name there.
 

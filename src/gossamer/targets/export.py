@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gossamer.errors import ConfigError, PlanError
 from gossamer.program.masks import check_zeros
-from gossamer.program.program import Program
+from gossamer.program.program import Program, check_program
 from gossamer.targets.coded_ends import check_ends
 from gossamer.targets.target import IO_KINDS, Artifact, targets
 
@@ -20,6 +20,7 @@ def export(program: Program, path: str | Path, target: str = "onnxruntime", *, i
     Raises: ConfigError for an unknown target, a file name of another kind, or an `io` that the target's files do not have; PlanError
     for a program quantized for another target, without codes where `io` needs some, or with a masked weight that is not zero; UnsupportedOp for an op that the target's files cannot hold; FileError when it cannot be written.
     """
+    check_program(program)
     path, found = Path(path), targets[target]
     if path.suffix != found.suffix:
         raise ConfigError("path", str(path), f"a file name that ends in {found.suffix!r}, which {target} reads")
