@@ -56,7 +56,7 @@ def plan_dynamic_quantization(
     no_values(choices, "values get theirs while the network runs")
     folds = foldable_batch_norms(program)
     prepared = fold_batch_norms(program.copy().eval(), folds)
-    layers, frozen = weighted_layers(prepared, choices, convolutions=True)
+    layers, frozen = weighted_layers(prepared, choices, spec, convolutions=True)
     if not layers:
         raise PlanError("the network has no layer whose weight can have codes of its own; export it as it is.")
     formats = {

@@ -25,9 +25,9 @@ def why_float(site: Site, node: Node) -> str:
         return f"{site.spec.name} has no integer kernel for {name or node.op}"
     if not all(site.is_float(result) for result in site.results(node)):
         return f"the result of {name} is not float32, so there is nothing to code"
-    for is_case, reason in map(_WRONG.__getitem__, sorted(site.spec.wrong_cases)):
-        if is_case(site, node):
-            return reason.format(target=site.spec.name)
+    wrong = _why_wrong(site, node, site.spec.wrong_cases)
+    if wrong:
+        return wrong
     if has_weight(node):
         return _why_float_layer(site, node)
     names = site.inputs(node)
@@ -37,6 +37,18 @@ def why_float(site: Site, node: Node) -> str:
         return f"{name} reads a parameter, which only layers can in integers"
     check = _CHECKS.get(name)
     return "" if check is None or not names else check(site, node)
+
+
+def why_float_weight(site: Site, node: Node) -> str:
+    """Why the weight of a layer that reads and makes floats cannot have codes of its own in the target's files, or ""."""
+    return _why_wrong(site, node, site.spec.float_weights)
+
+
+def _why_wrong(site: Site, node: Node, cases: frozenset[str]) -> str:
+    for is_case, reason in map(_WRONG.__getitem__, sorted(cases)):
+        if is_case(site, node):
+            return reason.format(target=site.spec.name)
+    return ""
 
 
 def _why_float_layer(site: Site, node: Node) -> str:
@@ -180,8 +192,13 @@ def _is_over_three_axes(site: Site, node: Node) -> bool:
     return isinstance(op_of(node).kind, Convolution) and len(site.shape(node.name)) == 5
 
 
+def _is_grouped_transposed(site: Site, node: Node) -> bool:
+    return is_transposed(node) and bind(node)["groups"] > 1
+
+
 _WRONG: dict[str, tuple[Callable[[Site, Node], bool], str]] = {
     "counted border": (_is_counted_border, "{target} counts a border of codes as another number than 0"),
     "join before transposed": (_is_join_before_transposed, "{target} refuses a transposed convolution that reads joined codes"),
     "three axes": (_is_over_three_axes, "{target} has no integer kernel for a convolution over three axes"),
+    "grouped transposed": (_is_grouped_transposed, "{target} has no codes for the weight of a transposed convolution with groups"),
 }

@@ -58,6 +58,7 @@ class TargetSpec:
     wide_ops            ops that it runs on codes of values of more than 8 bits,
     wide_requantization and the name of their rounding
     wrong_cases         cases of integer ops (gossamer.plan.integer_cases) that it computes wrongly on codes, or not at all: they stay float
+    float_weights       cases of layers (likewise) whose weights have no codes of their own in its files, so that they stay float where values do
     written_otherwise   what it computes wrongly, or slowly, as it is usually written: "steps" of 1 x 1 convolutions behind padding (the pixels that they
                         read are picked in front of them), codes of "extremes" (made behind a reshape), convolutions of "few channels", depthwise ones of
                         "partial blocks" of channels
@@ -107,6 +108,7 @@ class TargetSpec:
     wide_ops: frozenset[str] = frozenset()
     wide_requantization: str = ""
     wrong_cases: frozenset[str] = frozenset()
+    float_weights: frozenset[str] = frozenset()
     written_otherwise: frozenset[str] = frozenset()
     fused_clamps: bool = False
 

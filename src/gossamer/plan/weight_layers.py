@@ -16,27 +16,31 @@ from gossamer.numerics.packing import pack_steps
 from gossamer.numerics.rounding import second_order_codes
 from gossamer.plan.calibrate import calibrate
 from gossamer.plan.edits import Edit, QuantizeValue, RoundWeight
+from gossamer.plan.integer_cases import why_float_weight
 from gossamer.plan.placement import Placement
 from gossamer.plan.plan import Frozen
 from gossamer.plan.rules import Choice, layer_name
-from gossamer.plan.site import Layer
+from gossamer.plan.site import Layer, site_of
+from gossamer.plan.spec import TargetSpec
 from gossamer.program.graph import Node, Ref
 from gossamer.program.ops import bind, op_of
 from gossamer.program.ops.kinds import Convolution, Linear
 from gossamer.program.program import Program
 
 
-def weighted_layers(program: Program, choices: Mapping[str, Choice], *, convolutions: bool) -> tuple[tuple[Layer, ...], tuple[Frozen, ...]]:
+def weighted_layers(
+    program: Program, choices: Mapping[str, Choice], spec: TargetSpec, *, convolutions: bool
+) -> tuple[tuple[Layer, ...], tuple[Frozen, ...]]:
     """Linear layers (and convolutions, if asked for) with a weight of their own that may have codes, and the layers that stay float.
 
     choices  of rules.layer_choices
     """
-    layers, frozen = [], []
+    layers, frozen, site = [], [], site_of(program, spec)
     for node in program.graph.nodes:
         if not isinstance(op_of(node).kind, (Linear, Convolution)):
             continue
         name = layer_name(node)
-        reason = choices[node.name].why_float or _why_float(program, node, convolutions=convolutions)
+        reason = choices[node.name].why_float or _why_float(program, node, convolutions=convolutions) or why_float_weight(site, node)
         if reason:
             frozen.append(Frozen(name, reason))
         else:

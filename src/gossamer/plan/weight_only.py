@@ -63,7 +63,7 @@ def plan_weight_quantization(
     folds = foldable_batch_norms(program)
     prepared = fold_batch_norms(program.copy().eval(), folds)
     formats, stored = _formats(prepared, choices, (weights, block, round_inputs), spec)
-    layers, frozen = weighted_layers(prepared, choices, convolutions=False)
+    layers, frozen = weighted_layers(prepared, choices, spec, convolutions=False)
     if not layers:
         why = f": {frozen[0].where}, {frozen[0].reason}" if frozen else ""
         raise PlanError(f"the network has no linear layer whose weight can have codes of its own{why}.")

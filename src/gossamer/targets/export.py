@@ -32,8 +32,9 @@ def export(program: Program, path: str | Path, target: str = "onnxruntime", *, i
     if io in IO_KINDS[1:] and found.emit_coded is None:
         raise ConfigError("io", io, f"'float' for {target}: {found.own_ends}")
     check_ends(program, io)
+    told: tuple[str, ...] | None = None
     if found.emit_coded is None or io == "float":
-        found.emit(program, path)
+        told = found.emit(program, path)
     else:
         found.emit_coded(program, path, io)
-    return Artifact(path, target, program, io)
+    return Artifact(path, target, program, io, told)

@@ -53,13 +53,13 @@ class OpenValues(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One runtime. `emit(program, path)` writes the file; `open` raises MissingRuntime when the runtime is absent.
+    """One runtime. `emit(program, path)` writes the file, and may tell its notes; `open` raises MissingRuntime when the runtime is absent.
 
     `emit_coded(program, path, io)` writes one whose inputs and outputs are "uint8" or "int8" codes, where the target has such.
     `own_ends` says in a few words what files take and give where there is no emit_coded, and what users do who have other codes.
     `open_values(program, threads=...)` opens a file written for the purpose that hands out codes, where an exported one cannot be made to.
     `count_zeros(path)` finds (zeros, numbers) of each weight in the file, where the target has it.
-    `notes(program)` tells what users of the file must know, in sentences, where there is anything.
+    `notes(program)` tells what users of the file must know, in sentences, where there is anything and `emit` has not told it.
     `beside(path)` names the files that were written with the one at `path`, such as a header.
     `size(path)` measures the bytes that a file takes where it runs, where that is not its own size, such as compiled C.
     `ram(path)` plans the bytes that values, inputs and outputs take on a chip; `inspect(path, arrays, board)` compiles the file for a chip's
@@ -72,7 +72,7 @@ class Target:
 
     spec: TargetSpec
     suffix: str
-    emit: Callable[[Program, Path], None]
+    emit: Callable[[Program, Path], tuple[str, ...] | None]
     open: Open
     count_zeros: Callable[[Path], Mapping[str, tuple[int, int]]] | None = None
     notes: Callable[[Program], tuple[str, ...]] | None = None
@@ -150,12 +150,17 @@ def remove_target(name: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A written file and the program that it was written from. `io`: what its float inputs and outputs are: "float", or codes."""
+    """A written file and the program that it was written from.
+
+    io    what its float inputs and outputs are: "float", or codes
+    told  its notes, where writing it told them; None where they are to be found from the program
+    """
 
     path: Path
     target: str
     program: Program
     io: str = "float"
+    told: tuple[str, ...] | None = None
 
     @property
     def input_codes(self) -> Mapping[str, Quantizer]:
@@ -199,6 +204,8 @@ class Artifact:
     @property
     def notes(self) -> tuple[str, ...]:
         """What users of the file must know, such as processors on which it needs a setting; empty where there is nothing."""
+        if self.told is not None:
+            return self.told
         find = targets[self.target].notes
         return () if find is None else find(self.program)
 

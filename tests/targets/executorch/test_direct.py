@@ -25,6 +25,7 @@ from gossamer.targets.executorch.loading import Loaded
 from gossamer.targets.executorch.packages import INSTALL
 from gossamer.targets.executorch.passes import lowered
 from gossamer.targets.executorch.run import open_values
+from gossamer.targets.executorch.writing import rows
 from gossamer.targets.parity import check_parity, parity_problems
 from gossamer.targets.target import targets
 
@@ -100,36 +101,49 @@ def test_random_networks_on_codes_are_as_simulated(seed, tmp_path_factory):
 
 @needs_it
 def test_the_same_bits_as_through_the_passes():
-    torch.manual_seed(0)
-    deep = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.BatchNorm2d(6), nn.ReLU6())
-    head = nn.Sequential(nn.MaxPool2d(3, 2, 1), nn.Conv2d(12, 8, 3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    """At a fixed batch size, which the passes take half as long for."""
 
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.deep, self.head = nn.Conv2d(3, 6, 3, padding=1), deep, head
+            self.first = nn.Conv2d(3, 6, 3, padding=1)
+            self.deep = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1, groups=6), nn.BatchNorm2d(6), nn.ReLU6())
+            self.head = nn.Sequential(nn.Conv2d(12, 8, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
 
         def forward(self, x):
             x = self.first(x).relu()
             y = self.deep(x)
-            return self.head(torch.cat([x + y, y], 1))
+            return self.head(F.pad(F.max_pool2d(torch.cat([x + y, y], 1), 3, 2, 1), (0, 1, 0, 1)))
 
-    images = torch.randn(8, 3, 15, 12)
-    net = Net()
+    torch.manual_seed(0)
+    images, net = torch.randn(8, 3, 15, 12), Net()
     net(images)  # gives the batch norm statistics
-    program = gs.capture(net.eval(), images[:2])
-    coded = quantized(program, images)
+    program = gs.capture(net.eval(), images[:2], dynamic_batch=False)
+    coded = quantized(program, [images[:2], images[2:4]])
     one, two = whole_graph(coded, hand_out=True), lowered(coded, hand_out=True)
     assert set(one.handed_out) == set(two.handed_out)
-    outputs, others = (Loaded(data).execute([images]) for data in (one.to_bytes(), two.data))
+    outputs, others = (Loaded(data).execute([images[:2]]) for data in (one.to_bytes(), two.data))
     found = dict(zip(("output", *one.handed_out), outputs, strict=True))
     for name, other in zip(("output", *two.handed_out), others, strict=True):
         assert torch.equal(found[name], other), name
 
 
+def exact(network, images, path):
+    """The artifact of a network on codes, which computes what the simulation says, bit by bit, with nothing float and nothing to tell."""
+    program = gs.capture(network.eval(), images[:2])
+    plan = gs.plan_quantization(program, images, "executorch", scheme=gs.Scheme(rounding="nearest"))
+    assert not plan.frozen
+    artifact = gs.export(gs.apply(program, plan), path, "executorch")
+    assert not artifact.notes
+    parity = check_parity(artifact, targets["executorch"].open(artifact.path, threads=1), (images,))
+    assert not parity_problems(parity, artifact, "the file")
+    assert parity.output_error == 0
+    return artifact
+
+
 @needs_it
 def test_pads_on_codes(tmp_path):
-    """Taken into a convolution, or written; the same bits as the simulation's and as through the passes."""
+    """Taken into a convolution, or written."""
 
     class Padded(nn.Module):
         def __init__(self):
@@ -146,18 +160,89 @@ def test_pads_on_codes(tmp_path):
             return self.last(torch.cat([F.pad(self.third(x), (1, 2, 0, 1)), F.pad(x, (1, 2, 0, 1))], 1))
 
     torch.manual_seed(0)
-    images = torch.randn(8, 3, 13, 12) + 0.3
-    program = gs.capture(Padded().eval(), images[:2])
-    plan = gs.plan_quantization(program, images, "executorch", scheme=gs.Scheme(rounding="nearest"))
-    assert not plan.frozen
-    coded = gs.apply(program, plan)
-    artifact = gs.export(coded, tmp_path / "net.pte", "executorch")
+    artifact = exact(Padded(), torch.randn(8, 3, 13, 12) + 0.3, tmp_path / "net.pte")
     assert [kernel.integer for kernel in kernels_of(artifact.path) if kernel.kind == "StaticConstantPad"] == [True, True]
-    parity = check_parity(artifact, targets["executorch"].open(artifact.path, threads=1), (images,))
-    assert not parity_problems(parity, artifact, "the file")
-    assert parity.output_error == 0
-    through = lowered(coded)
-    assert torch.equal(Loaded(to_pte(coded).data).execute([images])[0], Loaded(through.data).execute([images])[0])
+
+
+OWN_PADS = [("circular", (1, 2, 0, 1)), ("circular", (-1, 2, 1, 0)), ("reflect", (2, 1, 1, 1)), ("replicate", (1, 0, 2, -1))]
+
+
+@needs_it
+@pytest.mark.parametrize(("mode", "pad"), [*OWN_PADS, ("constant", (-1, 1, 2, -1)), ("constant", (-1, -1, 0, 0))])
+def test_pads_of_own_numbers_and_negative_ones_on_codes(mode, pad, tmp_path):
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 3)
+
+        def forward(self, x):
+            return self.second(F.pad(self.first(x), pad, mode=mode))
+
+    torch.manual_seed(0)
+    artifact = exact(Padded(), torch.randn(6, 3, 9, 8) + 0.3, tmp_path / "net.pte")
+    floats = {kernel.kind for kernel in kernels_of(artifact.path) if not kernel.integer}
+    assert floats == {"Convert", "StaticTranspose"}  # of what is handed out
+
+
+@needs_it
+@pytest.mark.parametrize(("mode", "pad"), [("circular", (-1, 2, 1, 1)), ("constant", (-1, 1, -1, 1)), ("reflect", (-1, 1, 1, 1))])
+def test_pads_between_layers_that_the_passes_write(mode, pad):
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(5, 5), nn.Linear(5, 4)
+
+        def forward(self, x):
+            return self.second(F.pad((self.first(x) * 9).int().float(), pad, mode=mode)[..., :5])
+
+    torch.manual_seed(0)
+    x = torch.randn(5, 2, 4, 5)
+    program = gs.capture(Padded().eval(), x[:2])
+    written = to_pte(program)
+    assert "ExecuTorch's passes split it" in written.notes[0]
+    np.testing.assert_allclose(Loaded(written.data).execute([x])[0], program(x).detach(), rtol=1e-5, atol=1e-5)
+
+
+@needs_it
+@pytest.mark.parametrize("channels", [(3, 1), (1, 1)])
+def test_convolutions_to_one_channel_on_codes(channels, tmp_path):
+    """One scale for its only channel is one by channel, for the bias, too: XNNPACK refuses other pairs."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(*channels, 3), nn.ReLU(), nn.Conv2d(1, 4, 3), nn.Conv2d(4, 1, 1))
+    exact(network, torch.randn(6, channels[0], 9, 8), tmp_path / "net.pte")
+
+
+@needs_it
+def test_what_the_runtime_refuses_goes_through_the_passes_and_is_told(tmp_path):
+    torch.manual_seed(0)
+    program = gs.capture(nn.Linear(6, 5).eval(), torch.randn(2, 6))
+    row = rows["FULLY_CONNECTED"]
+    rows.remove("FULLY_CONNECTED")
+
+    @rows.add("FULLY_CONNECTED")
+    def refused(step):
+        step.node("StaticTranspose", num_dims=2, perm=[0, 5], input_id=step.source(), output_id=step.result())
+
+    try:
+        artifact = gs.export(program, tmp_path / "net.pte", "executorch")
+        again = notes(program)
+    finally:
+        rows.remove("FULLY_CONNECTED")
+        rows.add("FULLY_CONNECTED")(row)
+    (note,) = artifact.notes
+    assert note.startswith("XNNPACK does not run all of this network at once: a trial run fails (") and "passes split it" in note
+    assert again == artifact.notes
+    x = torch.randn(4, 6)
+    found = targets["executorch"].open(artifact.path, threads=1).run(x.numpy())
+    np.testing.assert_allclose(found, program(x).detach(), rtol=1e-5, atol=1e-5)
+
+
+@needs_it
+def test_a_written_file_tells_its_notes_without_being_drafted_again(tmp_path, monkeypatch):
+    program = gs.capture(nn.Embedding(5, 4).eval(), torch.tensor([[1, 2], [3, 4]]))
+    artifact = gs.export(program, tmp_path / "net.pte", "executorch")
+    monkeypatch.setattr(sys.modules["gossamer.targets.executorch.emit"], "whole_graph", None)
+    assert artifact.notes == ("Portable kernels run what XNNPACK has no nodes for, before or behind its graph: GATHER.",)
 
 
 @needs_it

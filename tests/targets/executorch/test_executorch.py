@@ -148,15 +148,29 @@ def test_what_has_no_kernel_is_refused_by_name(tmp_path):
 
 
 @needs_it
-def test_a_layer_on_codes_that_only_floats_could_run_is_refused_with_the_way_out(tmp_path):
+def test_codes_that_only_floats_could_run_are_refused_with_the_way_out(tmp_path):
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+        def forward(self, x):  # an int between two layers, so that ExecuTorch's passes are asked, which know means that keep their axes
+            return self.second((self.first(x).mean((2, 3)) * 10).int().float())
+
+    torch.manual_seed(0)
+    images = torch.randn(8, 3, 6, 6)
+    program = gs.capture(Whole().eval(), images[:2])
+    coded = gs.apply(program, gs.plan_quantization(program, images, "executorch"))
+    with pytest.raises(UnsupportedOp, match=r"no integer executorch rule for aten.mean.dim at .*; rewrite that line, or export"):
+        gs.export(coded, tmp_path / "net.pte", "executorch")
+
+
+@needs_it
+def test_convolutions_over_three_axes_get_no_codes():
     torch.manual_seed(0)
     model, volumes = nn.Sequential(nn.Conv3d(2, 4, 3), nn.Flatten(), nn.Linear(32, 3)).eval(), torch.randn(8, 2, 4, 4, 4)
-    program = gs.capture(model, volumes[:2])
-    coded = gs.apply(program, gs.plan_quantization(program, volumes, "executorch"))
-    with pytest.raises(
-        UnsupportedOp, match=r"no integer executorch rule for aten.conv3d.* at 0.*keep it float with rules=\{'0': 'float'\}"
-    ):
-        gs.export(coded, tmp_path / "net.pte", "executorch")
+    plan = gs.plan_quantization(gs.capture(model, volumes[:2]), volumes, "executorch")
+    assert ("0 (Conv)", "executorch has no integer kernel for a convolution over three axes") in [(f.where, f.reason) for f in plan.frozen]
 
 
 @needs_it

@@ -137,3 +137,35 @@ def test_convolutions_of_four_bits_take_a_byte_for_each(tmp_path):
     _, parity = checked(program, plan_quantization(program, images, "litert", weights="int4"), images, tmp_path)
     assert parity.max_steps == 0
     assert parity.output_error == 0
+
+
+@pytest.mark.parametrize("way", ["int8", "int4", "fp16"])
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv3d(6, 12, 3, padding=1), (6, 4, 5, 6)),
+        (nn.ConvTranspose1d(24, 12, 7, stride=2), (24, 9)),
+        (nn.ConvTranspose2d(8, 12, 3, stride=2, padding=1, output_padding=1), (8, 5, 6)),
+        (nn.ConvTranspose2d(8, 12, 3, dilation=2), (8, 5, 6)),
+        (nn.ConvTranspose2d(8, 12, 3, stride=2, groups=2), (8, 5, 6)),
+    ],
+)
+def test_weights_that_are_stored_in_another_order(layer, shape, way, tmp_path):
+    """Whatever a plan gives codes or halves to can be exported, and computes the same."""
+    torch.manual_seed(0)
+    samples = torch.randn(5, *shape)
+    program = capture(nn.Sequential(layer, nn.Flatten(2), nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(12, 3)).eval(), samples[:2])
+    halves = way == "fp16"
+    plan = plan_weight_quantization(program, "litert", weights=way) if halves else plan_dynamic_quantization(program, "litert", weights=way)
+    artifact, parity = checked(program, plan, samples, tmp_path)
+    assert parity.output_error < 1e-5
+    kept = [found.reason for found in plan.frozen if found.where == "0"]
+    if layer.groups == 1 or halves:
+        bytes_each = 2 if halves else 1
+        spread = (
+            25 if layer.dilation == (2, 2) else 16 if layer.stride == (2, 2) else 8 if layer.stride == (2,) else layer.kernel_size[0] ** 3
+        )
+        assert artifact.size_bytes < layer.in_channels * 12 * spread * bytes_each + 6000
+        assert kept in ([], ["a convolution: its weight has codes, its products are computed in float"])
+    else:
+        assert kept == ["litert has no codes for the weight of a transposed convolution with groups"]

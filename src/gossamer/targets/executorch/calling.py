@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from gossamer.registry import Registry
 from gossamer.targets.executorch.calls import TYPES, Calls, End
-from gossamer.targets.executorch.writing import OutsideXnnpack
+from gossamer.targets.executorch.step import OutsideXnnpack, Step
 from gossamer.targets.tflite.draft import Draft, DraftOp, DraftTensor
 from gossamer.targets.tflite.layout import identity
 
@@ -73,54 +73,23 @@ class Caller:
         return self.transposed(found, end_of(as_handed_over(self.draft.tensors[tensor], order)), axes)
 
 
-@dataclass(frozen=True, slots=True)
-class KernelStep:
-    """One operator to write; tensors are told by their place among its inputs."""
+class KernelStep(Step[Caller]):
+    """One operator to write as calls."""
 
-    caller: Caller
-    op: DraftOp
-
-    def tensor(self, place: int) -> DraftTensor:
-        """What an input is."""
-        return self.caller.draft.tensors[self.op.inputs[place]]
-
-    @property
-    def out(self) -> DraftTensor:
-        """What the result is."""
-        return self.caller.draft.tensors[self.op.outputs[0]]
-
-    def source(self, place: int = 0) -> int:
-        """Value of an input."""
-        return self.caller.number(self.op.inputs[place])
-
-    @property
-    def sources(self) -> list[int]:
-        """Values of all inputs."""
-        return [self.caller.number(number) for number in self.op.inputs]
-
-    def ints(self, place: int) -> list[int]:
-        """Whole numbers of an input that must be known. Raises OutsideXnnpack for a computed one."""
-        found = self.tensor(place).data
-        if found is None:
-            raise self.outside("with computed arguments")
-        return [int(number) for number in found.reshape(-1)]
+    __slots__ = ()
 
     def plain(self, value: bool | int | None) -> int:
         """Value of an argument that is no tensor."""
-        return self.caller.calls.plain(value)
+        return self.walk.calls.plain(value)
 
     def sizes(self, values: Iterable[int]) -> int:
         """Value of an argument that is a list of whole numbers."""
-        return self.caller.calls.ints(values)
+        return self.walk.calls.ints(values)
 
     def call(self, operator: str, *arguments: int) -> None:
         """Compute the result with a kernel."""
-        number = self.caller.numbers[self.op.outputs[0]] = self.caller.calls.tensor(end_of(self.out))
-        self.caller.calls.call(operator, arguments, number)
-
-    def outside(self, what: str) -> OutsideXnnpack:
-        """The error for a case of this operator that has neither node nor kernel."""
-        return OutsideXnnpack(f"{self.op.code} {what} has no node there")
+        number = self.walk.numbers[self.op.outputs[0]] = self.walk.calls.tensor(end_of(self.out))
+        self.walk.calls.call(operator, arguments, number)
 
 
 KernelRow = Callable[[KernelStep], None]

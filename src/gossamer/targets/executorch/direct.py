@@ -16,7 +16,8 @@ from gossamer.targets.executorch.choices import with_limits
 from gossamer.targets.executorch.container import to_bytes
 from gossamer.targets.executorch.delegate import Delegate
 from gossamer.targets.executorch.split import Split, split
-from gossamer.targets.executorch.writing import OutsideXnnpack, Writer
+from gossamer.targets.executorch.step import OutsideXnnpack
+from gossamer.targets.executorch.writing import Writer
 from gossamer.targets.tflite.draft import Draft, DraftOp, DraftTensor, Written
 from gossamer.targets.tflite.emit import draft_of
 from gossamer.targets.tflite.layout import identity

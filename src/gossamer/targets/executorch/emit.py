@@ -19,54 +19,76 @@ from gossamer.targets.executorch.direct import whole_graph
 from gossamer.targets.executorch.loading import Loaded
 from gossamer.targets.executorch.passes import lowered
 from gossamer.targets.executorch.spec import NAME
-from gossamer.targets.executorch.writing import OutsideXnnpack
+from gossamer.targets.executorch.step import OutsideXnnpack
 
 TOLERANCE = 1e-4  # relative; as verify allows
 MOST_NAMED = 3
 
 
-def emit(program: Program, path: Path) -> None:
-    """Write a program as .pte.
+def emit(program: Program, path: Path) -> tuple[str, ...]:
+    """Write a program as .pte. What users of the file must know.
 
     Raises: UnsupportedOp for an op without a kernel, and for a layer with codes that would be computed in float; MissingRuntime without
     executorch; FileError when the file cannot be written.
     """
-    write_bytes(Path(path), to_pte(program).data)
+    written = to_pte(program)
+    write_bytes(Path(path), written.data)
+    return written.notes
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A .pte file, and the values whose codes it hands out behind its outputs."""
+    """A .pte file, the values whose codes it hands out behind its outputs, and what users of it must know."""
 
     data: bytes
     handed_out: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def to_pte(program: Program, *, hand_out: bool = False) -> Written:
     """The bytes of the file. Batch norms of a float program are folded where possible; `hand_out` adds codes to its outputs."""
-    program = program if program.quantizers else fold_batch_norms(program)
-    left: tuple[Node, ...] = ()
+    program = _prepared(program)
     try:
-        whole = whole_graph(program, hand_out=hand_out)
-        written = Written(whole.to_bytes(), whole.handed_out)
-    except OutsideXnnpack:  # `notes` says so
+        return _directly(program, hand_out)
+    except OutsideXnnpack as reason:
         found = lowered(program, hand_out=hand_out)
-        written, left = Written(found.data, found.handed_out), found.left
-    _try(program, written.data, left)
-    return written
+        fault = _fault(program, found.data)
+        if fault:
+            raise _refusal(fault, found.left) from reason
+        return Written(found.data, found.handed_out, (_split_note(reason),))
 
 
 def notes(program: Program) -> tuple[str, ...]:
     """What users of the file must know: whether XNNPACK runs it as one graph, and what other kernels run."""
     try:
-        kernels = whole_graph(program if program.quantizers else fold_batch_norms(program)).kernels
+        return _directly(_prepared(program), False).notes
     except OutsideXnnpack as reason:
-        return (f"XNNPACK does not run all of this network at once: {reason}. ExecuTorch's passes split it, which takes longer to write.",)
-    return (f"Portable kernels run what XNNPACK has no nodes for, before or behind its graph: {', '.join(kernels)}.",) if kernels else ()
+        return (_split_note(reason),)
 
 
-def _try(program: Program, data: bytes, left: Sequence[Node]) -> None:
-    """Run the file: portable kernels tell only then which forms of an op they have, and some compute another one. Raises UnsupportedOp."""
+def _prepared(program: Program) -> Program:
+    return program if program.quantizers else fold_batch_norms(program)
+
+
+def _directly(program: Program, hand_out: bool) -> Written:
+    """Without ExecuTorch's passes. Raises OutsideXnnpack where that cannot be, and where the runtime does not run what was written."""
+    whole = whole_graph(program, hand_out=hand_out)
+    data = whole.to_bytes()
+    fault = _fault(program, data)
+    if fault:
+        raise OutsideXnnpack(fault)
+    kernels = ", ".join(whole.kernels)
+    said = (f"Portable kernels run what XNNPACK has no nodes for, before or behind its graph: {kernels}.",) if kernels else ()
+    return Written(data, whole.handed_out, said)
+
+
+def _split_note(reason: OutsideXnnpack) -> str:
+    return f"XNNPACK does not run all of this network at once: {reason}. ExecuTorch's passes split it, which takes longer to write."
+
+
+def _fault(program: Program, data: bytes) -> str:
+    """What is wrong when the file runs, in words; "" where nothing is. Kernels tell only then which forms of an op they have, and some compute
+    another one."""
     fault = ""
     try:
         loaded = Loaded(data)
@@ -76,14 +98,17 @@ def _try(program: Program, data: bytes, left: Sequence[Node]) -> None:
             fault = fault or ("" if program.quantizers else _difference(program, examples, found))
     except RuntimeError as error:
         fault = f"a trial run fails ({str(error).splitlines()[0]})"
-    if fault:
-        suspects = ", ".join(f"{node.op} at {node.where}" for node in left[:MOST_NAMED])
-        raise UnsupportedOp(
-            left[0].op if left else "one of XNNPACK's ops",
-            left[0].where if left else "",
-            needed=f"working {NAME}",
-            way_out=f"{fault}, and this is what XNNPACK did not take: {suspects or 'nothing'}; export to another target, such as onnxruntime",
-        )
+    return fault
+
+
+def _refusal(fault: str, left: Sequence[Node]) -> UnsupportedOp:
+    suspects = ", ".join(f"{node.op} at {node.where}" for node in left[:MOST_NAMED])
+    return UnsupportedOp(
+        left[0].op if left else "one of XNNPACK's ops",
+        left[0].where if left else "",
+        needed=f"working {NAME}",
+        way_out=f"{fault}, and this is what XNNPACK did not take: {suspects or 'nothing'}; export to another target, such as onnxruntime",
+    )
 
 
 def _difference(program: Program, examples: list[Tensor], found: Sequence[Tensor]) -> str:

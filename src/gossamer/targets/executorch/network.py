@@ -6,10 +6,11 @@ its result is coded right behind it. Nothing here is traced twice or decided by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -180,7 +181,25 @@ def _rewritten(node: Node, form: Any) -> Callable[..., Any] | None:
         return lambda value, slope: torch.where(
             value > 0, value, value * slope.reshape(-1, *[1] * (value.dim() - 2))
         )  # a pass fails on one slope
+    if node.op == "aten.pad.default" and (bind(node)["mode"] != "constant" or any(end < 0 for end in bind(node)["pad"])):
+        return partial(_padded, bind(node)["pad"], bind(node)["mode"], bind(node)["value"])
     return None
+
+
+_NUMPY_PADS: dict[str, Literal["wrap", "reflect", "edge"]] = {"circular": "wrap", "reflect": "reflect", "replicate": "edge"}
+
+
+def _padded(pad: Sequence[int], mode: str, filler: float | None, value: Tensor, *_: Any, **__: Any) -> Tensor:
+    """By picking numbers: kernels of pads take no negative amounts, and the circular one writes into a tensor of a fixed batch size."""
+    for place in range(0, len(pad), 2):
+        axis, (before, after) = value.dim() - 1 - place // 2, pad[place : place + 2]
+        line = np.arange(value.shape[axis])[max(-before, 0) : value.shape[axis] - max(-after, 0)]
+        if mode != "constant":
+            line = np.pad(line, (max(before, 0), max(after, 0)), mode=_NUMPY_PADS[mode])
+        if len(line) < value.shape[axis] or mode != "constant":
+            value = value.index_select(axis, torch.tensor(line.tolist()))
+    left = [max(end, 0) for end in pad]
+    return value if mode != "constant" or not any(left) else torch.nn.functional.pad(value, left, value=filler)
 
 
 def _gelu_tanh(value: Tensor, **_: Any) -> Tensor:

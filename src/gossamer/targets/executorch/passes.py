@@ -10,6 +10,7 @@ import torch
 
 from gossamer.errors import GossamerError, UnsupportedOp
 from gossamer.plan.coded import coded_nodes
+from gossamer.plan.site import has_weight
 from gossamer.program.graph import Node
 from gossamer.program.ops import op_of
 from gossamer.program.program import Program
@@ -19,6 +20,7 @@ from gossamer.targets.executorch.packages import RUNTIME, part, quiet
 from gossamer.targets.executorch.spec import NAME, SPEC
 
 _MODULE = "calls."
+_WAY_OUT = "rewrite that line, or export to another target, such as onnxruntime"
 # what a pass that cannot go on raises; torch.fx's pass manager turns most of it into a bare Exception
 _FAILURES = (Exception, RuntimeError, NotImplementedError, ValueError, KeyError, TypeError, AssertionError)
 
@@ -78,15 +80,14 @@ def _check(program: Program, network: Network, graph: Any) -> None:
     coded = coded_nodes(program)
     for node, op in _left(network, graph):
         if node is not None and node.name in coded and op_of(node).onnx not in SPEC.same_scale_ops and not _is_coding(op):
-            raise UnsupportedOp(
-                node.op, node.where, needed=f"integer {NAME}", way_out=f"keep it float with rules={{{node.module or node.name!r}: 'float'}}"
-            )
+            kept = f"keep it float with rules={{{node.module or node.name!r}: 'float'}}"
+            raise UnsupportedOp(node.op, node.where, needed=f"integer {NAME}", way_out=kept if has_weight(node) else _WAY_OUT)
         if op not in kernels:
             raise UnsupportedOp(
                 op if node is None else node.op,
                 "" if node is None else node.where,
                 needed=NAME,
-                way_out="rewrite that line, or export to another target, such as onnxruntime",
+                way_out=_WAY_OUT,
             )
 
 

@@ -23,4 +23,5 @@ SPEC = TargetSpec(
     same_scale_ops=frozenset(_SAME_SCALE),
     absorbed_ops=frozenset({"Relu", "Clip"}),
     requantization=arithmetic.NAME,
+    wrong_cases=frozenset({"three axes"}),
 )

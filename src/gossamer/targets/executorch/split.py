@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gossamer.targets.executorch.leading import Leading, computed_types, is_kernel
-from gossamer.targets.executorch.writing import OutsideXnnpack, rows
+from gossamer.targets.executorch.step import OutsideXnnpack
+from gossamer.targets.executorch.writing import rows
 from gossamer.targets.tflite.draft import Draft, DraftOp
 
 _HELD = ("float32", "int8")  # types of computed values in XNNPACK's graph

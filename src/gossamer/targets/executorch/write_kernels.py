@@ -69,7 +69,7 @@ def remainder(step: KernelStep) -> None:
     """Of whole numbers, with the sign of the second one: the runtime's own kernel has that of the first."""
     if step.out.dtype == "float32":
         raise step.outside("of floats")
-    calls, (left, right) = step.caller.calls, step.sources
+    calls, (left, right) = step.walk.calls, step.sources
     quotient, multiple = calls.tensor(end_of(step.out)), calls.tensor(end_of(step.out))
     calls.call("aten::floor_divide.out", [left, right], quotient)
     calls.call("aten::mul.out", [quotient, right], multiple)
@@ -121,7 +121,7 @@ def strided_slice(step: KernelStep) -> None:
 
 def _cut(step: KernelStep, cuts: Sequence[tuple[int, int, int]]) -> None:
     """Axis by axis, but for those that stay whole."""
-    calls, have, number, shape = step.caller.calls, step.tensor(0), step.source(), list(step.tensor(0).shape)
+    calls, have, number, shape = step.walk.calls, step.tensor(0), step.source(), list(step.tensor(0).shape)
     for axis, (start, stop, by) in enumerate(cuts):
         if (start, stop, by) == (0, shape[axis], 1):
             continue
@@ -131,20 +131,20 @@ def _cut(step: KernelStep, cuts: Sequence[tuple[int, int, int]]) -> None:
         made = calls.tensor(end_of(replace(step.out, shape=tuple(shape))))
         calls.call("aten::slice_copy.Tensor_out", [number, *map(step.plain, (axis, start, stop, by))], made)
         number = made
-    step.caller.numbers[step.op.outputs[0]] = number
+    step.walk.numbers[step.op.outputs[0]] = number
 
 
 @kernel_rows.add("CONCATENATION")
 def concatenate(step: KernelStep) -> None:
     """Along an axis."""
     _without_activation(step)
-    step.call("aten::cat.out", step.caller.calls.tensors(step.sources), step.plain(step.op.fields["axis"]))
+    step.call("aten::cat.out", step.walk.calls.tensors(step.sources), step.plain(step.op.fields["axis"]))
 
 
 @kernel_rows.add("PACK")
 def pack(step: KernelStep) -> None:
     """Along a new axis."""
-    step.call("aten::stack.out", step.caller.calls.tensors(step.sources), step.plain(step.op.fields["axis"]))
+    step.call("aten::stack.out", step.walk.calls.tensors(step.sources), step.plain(step.op.fields["axis"]))
 
 
 @kernel_rows.add("TILE")
@@ -165,7 +165,7 @@ def gather(step: KernelStep) -> None:
     elif len(step.tensor(1).shape) == 1:
         step.call("aten::index_select.out", table, step.plain(axis), places)
     else:
-        picked = step.caller.calls.tensors([*[step.plain(None)] * axis, places], some_absent=True)
+        picked = step.walk.calls.tensors([*[step.plain(None)] * axis, places], some_absent=True)
         step.call("aten::index.Tensor_out", table, picked)
 
 

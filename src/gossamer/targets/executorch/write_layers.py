@@ -8,13 +8,13 @@ from math import prod
 import numpy as np
 
 from gossamer.targets.executorch.delegate import ABSENT
-from gossamer.targets.executorch.writing import Step, rows
+from gossamer.targets.executorch.writing import NodeStep, rows
 
 _SAME, _TRANSPOSED, _KEEP_SIZES = 0, 1, 64
 _SIDES = ("top", "bottom", "left", "right")
 
 
-def _conv(step: Step) -> None:
+def _conv(step: NodeStep) -> None:
     """Input (N, H, W, I), filter (O, H, W, I / groups), or (1, H, W, O) with one input channel for each group."""
     source, border = _bordered(step, _takes_zeros(step))
     fields, depthwise = step.op.fields, step.op.code == "DEPTHWISE_CONV_2D"
@@ -38,7 +38,7 @@ def _conv(step: Step) -> None:
         groups=groups,
         adjustment_height=0,
         adjustment_width=0,
-        input1_id=step.writer.number(source),
+        input1_id=step.walk.number(source),
         filter_id=step.source(1),
         bias_id=step.source(2),
         output_id=step.result(),
@@ -51,7 +51,7 @@ rows.add("DEPTHWISE_CONV_2D")(_conv)
 
 
 @rows.add("FULLY_CONNECTED")
-def fully_connected(step: Step) -> None:
+def fully_connected(step: NodeStep) -> None:
     """Input (*, I), filter (O, I)."""
     step.array(1)
     bias = step.source(2) if len(step.op.inputs) > 2 and step.op.inputs[2] >= 0 else ABSENT
@@ -60,20 +60,20 @@ def fully_connected(step: Step) -> None:
 
 
 @rows.add("BATCH_MATMUL")
-def product(step: Step) -> None:
+def product(step: NodeStep) -> None:
     """(*, M, K) x (*, K, N), each factor as it is or with its last two axes the other way round."""
     left, right = (_full_rank(step, place) for place in (0, 1))
     if step.op.fields.get("adjX"):
         rank, have = len(step.tensor(0).shape), step.tensor(0)
         axes = [*range(rank - 2), rank - 1, rank - 2]
         moved = step.between([have.shape[axis] for axis in axes], None if have.batched is None else axes.index(have.batched), like=have)
-        step.writer.transpose(left, moved, axes)
+        step.walk.transpose(left, moved, axes)
         left = moved
     flags = _TRANSPOSED if step.op.fields.get("adjY") else 0
     step.node("BatchMatrixMultiply", input1_id=left, input2_id=right, output_id=step.result(), flags=flags)
 
 
-def _full_rank(step: Step, place: int) -> int:
+def _full_rank(step: NodeStep, place: int) -> int:
     """A factor with as many axes as the product."""
     have, rank = step.tensor(place), len(step.out.shape)
     missing = rank - len(have.shape)
@@ -81,14 +81,14 @@ def _full_rank(step: Step, place: int) -> int:
         return step.source(place)
     shape = (1,) * missing + have.shape
     if have.data is not None:
-        return step.writer.delegate.constant(have.data.reshape(shape))
+        return step.walk.delegate.constant(have.data.reshape(shape))
     batched = None if have.batched is None else have.batched + missing
     number = step.between(shape, batched, like=have)
     step.reshape(step.source(place), number, shape, batched)
     return number
 
 
-def _pool(step: Step) -> None:
+def _pool(step: NodeStep) -> None:
     """Over height and width of (N, H, W, C); a border counts for nothing."""
     largest = step.op.code == "MAX_POOL_2D"
     source, border = _bordered(step, _never_wins(step)) if largest else (step.op.inputs[0], _NONE)
@@ -104,7 +104,7 @@ def _pool(step: Step) -> None:
         stride_width=strides[1],
         dilation_height=int(largest),
         dilation_width=int(largest),
-        input_id=step.writer.number(source),
+        input_id=step.walk.number(source),
         output_id=free,
         flags=_KEEP_SIZES,
     )
@@ -116,7 +116,7 @@ rows.add("MAX_POOL_2D")(_pool)
 rows.add("AVERAGE_POOL_2D")(_pool)
 
 
-def _mean(step: Step) -> None:
+def _mean(step: NodeStep) -> None:
     """Over neighbouring axes, which a reshape makes the height of an image of width 1 where they are not height and width."""
     have, axes = step.tensor(0), sorted(axis % len(step.tensor(0).shape) for axis in step.ints(1))
     if axes != list(range(axes[0], axes[-1] + 1)) or have.batched in axes:
@@ -149,39 +149,39 @@ rows.add("SUM")(_mean)
 _NONE = (0, 0, 0, 0)
 
 
-def _bordered(step: Step, may_take: bool) -> tuple[int, tuple[int, ...]]:
+def _bordered(step: NodeStep, may_take: bool) -> tuple[int, tuple[int, ...]]:
     """The tensor to read, and the border around it (top, bottom, left, right) that the node is to add."""
     tensor = step.op.inputs[0]
-    op = step.writer.borders.get(tensor)
+    op = step.walk.borders.get(tensor)
     if op is None or not may_take:
         return tensor, _NONE
-    table = step.writer.draft.tensors[op.inputs[1]].data
+    table = step.walk.draft.tensors[op.inputs[1]].data
     assert table is not None
     return op.inputs[0], tuple(int(number) for number in table[1:3].reshape(-1))
 
 
-def _takes_zeros(step: Step) -> bool:
-    op = step.writer.borders.get(step.op.inputs[0])
-    return op is not None and op.code == "PAD" and step.writer.draft.tensors[op.inputs[0]].quantizer == step.tensor(0).quantizer
+def _takes_zeros(step: NodeStep) -> bool:
+    op = step.walk.borders.get(step.op.inputs[0])
+    return op is not None and op.code == "PAD" and step.walk.draft.tensors[op.inputs[0]].quantizer == step.tensor(0).quantizer
 
 
-def _never_wins(step: Step) -> bool:
+def _never_wins(step: NodeStep) -> bool:
     """Whether a border is of the lowest number there is, or of zeros around numbers that are none below them."""
-    op = step.writer.borders.get(step.op.inputs[0])
+    op = step.walk.borders.get(step.op.inputs[0])
     if op is None:
         return False
-    have = step.writer.draft.tensors[op.inputs[0]]
+    have = step.walk.draft.tensors[op.inputs[0]]
     if op.code == "PADV2":
-        filler = step.writer.draft.tensors[op.inputs[2]].data
+        filler = step.walk.draft.tensors[op.inputs[2]].data
         lowest = np.finfo(np.float32).min if have.quantizer is None else have.quantizer.format.lo
         return filler is not None and bool((filler == lowest).all())
     if have.quantizer is not None:
         return have.quantizer.zero_point[0] == have.quantizer.format.lo
-    maker = step.writer.makers.get(op.inputs[0])
+    maker = step.walk.makers.get(op.inputs[0])
     return maker is not None and (maker.code in ("RELU", "RELU6") or maker.fields.get("fusedActivationFunction") in (1, 3))
 
 
-def _padding(step: Step, border: Sequence[int], spans: Sequence[int], strides: Sequence[int]) -> dict[str, int]:
+def _padding(step: NodeStep, border: Sequence[int], spans: Sequence[int], strides: Sequence[int]) -> dict[str, int]:
     """The four paddings: a border that was written, or what SAME stands for."""
     sides = list(border)
     if step.op.fields["padding"] == _SAME:

@@ -12,16 +12,13 @@ import numpy as np
 
 from gossamer.registry import Registry
 from gossamer.targets.executorch.delegate import Array, Delegate
+from gossamer.targets.executorch.step import OutsideXnnpack, Step
 from gossamer.targets.tflite.draft import Draft, DraftOp, DraftTensor
 from gossamer.targets.tflite.layout import identity
 
 MOST_AXES = 6  # of XNNPACK's values
 Limits = tuple[float, float] | None
 _LIMITS: Mapping[int, Limits] = {0: None, 1: (0.0, inf), 2: (-1.0, 1.0), 3: (0.0, 6.0)}  # by number in LiteRT's ActivationFunctionType
-
-
-class OutsideXnnpack(Exception):
-    """What keeps a network from being one XNNPACK graph, as a phrase."""
 
 
 @dataclass(slots=True)
@@ -48,7 +45,7 @@ class Writer:
         """One operator."""
         if op.code not in rows:
             raise OutsideXnnpack(f"{op.code} has no node there")
-        rows[op.code](Step(self, op))
+        rows[op.code](NodeStep(self, op))
 
     def number(self, tensor: int) -> int:
         """The value of a tensor."""
@@ -90,50 +87,24 @@ class Writer:
         self.delegate.node("StaticTranspose", num_dims=len(axes), perm=list(axes), input_id=source, output_id=result)
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One operator to write; tensors are told by their place among its inputs."""
+class NodeStep(Step[Writer]):
+    """One operator to write as nodes."""
 
-    writer: Writer
-    op: DraftOp
-
-    def tensor(self, place: int) -> DraftTensor:
-        """What an input is."""
-        return self.writer.draft.tensors[self.op.inputs[place]]
-
-    @property
-    def out(self) -> DraftTensor:
-        """What the result is."""
-        return self.writer.draft.tensors[self.op.outputs[0]]
-
-    def source(self, place: int = 0) -> int:
-        """Value of an input."""
-        return self.writer.number(self.op.inputs[place])
-
-    def array(self, place: int) -> Array:
-        """Contents of an input that must be known. Raises OutsideXnnpack for a computed one."""
-        found = self.tensor(place).data
-        if found is None:
-            raise self.outside("with computed arguments")
-        return found
-
-    def ints(self, place: int) -> list[int]:
-        """The same as a list of whole numbers."""
-        return [int(number) for number in self.array(place).reshape(-1)]
+    __slots__ = ()
 
     def result(self) -> int:
         """A new value for the result."""
-        number = self.writer.numbers[self.op.outputs[0]] = self.writer.value(self.out)
+        number = self.walk.numbers[self.op.outputs[0]] = self.walk.value(self.out)
         return number
 
     def between(self, shape: Sequence[int], batched: int | None, *, like: DraftTensor | None = None) -> int:
         """A new value on the way to the result, of its type and codes unless `like` has others."""
         like = self.out if like is None else like
-        return self.writer.value(DraftTensor("", tuple(shape), like.dtype, like.quantizer, None, batched))
+        return self.walk.value(DraftTensor("", tuple(shape), like.dtype, like.quantizer, None, batched))
 
     def node(self, kind: str, fields: Mapping[str, Any] = MappingProxyType({}), *, limits: Limits = None, **more: Any) -> None:
         """Add a node."""
-        self.writer.delegate.node(kind, limits, **fields, **more)
+        self.walk.delegate.node(kind, limits, **fields, **more)
 
     @property
     def limits(self) -> Limits:
@@ -158,11 +129,7 @@ class Step:
 
     def scalar(self, number: float) -> int:
         """A constant float."""
-        return self.writer.delegate.constant(np.asarray([number], np.float32))
-
-    def outside(self, what: str) -> OutsideXnnpack:
-        """The error for a case of this operator that has no node."""
-        return OutsideXnnpack(f"{self.op.code} {what} has no node there")
+        return self.walk.delegate.constant(np.asarray([number], np.float32))
 
     def known(self, place: int) -> Array:
         """What a constant input stands for, in float32. Raises OutsideXnnpack for a computed one."""
@@ -182,5 +149,5 @@ def _around_images(draft: Draft, op: DraftOp) -> bool:
     return table is not None and table.shape == (4, 2) and not table[[0, 3]].any()
 
 
-Row = Callable[[Step], None]
+Row = Callable[[NodeStep], None]
 rows: Registry[Row] = Registry("XNNPACK node")

@@ -15,7 +15,10 @@ from gossamer.targets.tflite.draft import DraftTensor
 from gossamer.targets.tflite.layout import Laid, channels_last, identity, permuted, reshaped, stored, without
 from gossamer.targets.tflite.lowering import Call, lowerings
 from gossamer.targets.tflite.probes import gathered
+from gossamer.targets.tflite.tape import Part, Tape
 from gossamer.targets.tflite.whole import taken_whole
+
+_MOST_CUTS = 32  # of one axis
 
 
 @lowerings.add("Reshape")
@@ -216,19 +219,48 @@ def expand(call: Call) -> Laid:
 
 @lowerings.add("Pad")
 def pad(call: Call) -> Laid:
-    """A border of one number, or of others by picking those."""
-    if call.get("mode", "constant") != "constant" or any(end < 0 for end in call["pad"]):
-        return gathered(call)
-    laid, shape = call.laid("self"), call.shape("self")
-    amounts = [[0, 0] for _ in shape]
-    for position in range(0, len(call["pad"]), 2):
-        amounts[len(shape) - 1 - position // 2] = [int(end) for end in call["pad"][position : position + 2]]
-    table = call.values.draft.constant(np.asarray([amounts[axis] for axis in laid.order], np.int32), "pads")
+    """A border of one number, or of the value's own numbers; what negative amounts cut off goes first."""
+    laid, tape = call.laid("self"), Tape(call)
+    amounts = {laid.order.index(axis): ends for axis, ends in _borders(call["pad"], len(laid.order))}
+    part = Part(tape, laid.tensor)
+    if call.get("mode", "constant") != "constant":
+        for axis, ends in amounts.items():
+            part = _padded_with_own(tape, part, axis, _places(part.shape[axis], ends, call["mode"]))
+        return Laid(part.number, laid.order)
+    for axis, (before, after) in amounts.items():
+        if before < 0 or after < 0:
+            part = tape.cut(part, axis, max(-before, 0), part.shape[axis] - max(-after, 0))
+    left = [[max(end, 0) for end in amounts.get(axis, (0, 0))] for axis in range(len(laid.order))]
+    if part.number != laid.tensor and not any(map(any, left)):
+        return Laid(part.number, laid.order)
+    table = call.values.draft.constant(np.asarray(left, np.int32), "pads")
     value = call.get("value") or 0.0
     if call.integer or value == 0:
-        return call.op("PAD", (laid.tensor, table), laid.order, "PadOptions")
+        return call.op("PAD", (part.number, table), laid.order, "PadOptions")
     filler = call.values.draft.constant(np.asarray([value], np.float32), "filler")
-    return call.op("PADV2", (laid.tensor, table, filler), laid.order, "PadV2Options")
+    return call.op("PADV2", (part.number, table, filler), laid.order, "PadV2Options")
+
+
+def _borders(pad: Sequence[int], rank: int) -> list[tuple[int, tuple[int, int]]]:
+    """Axis, and how much comes before and behind it; where there is anything."""
+    found = [(rank - 1 - place // 2, (int(pad[place]), int(pad[place + 1]))) for place in range(0, len(pad), 2)]
+    return [(axis, ends) for axis, ends in found if any(ends)]
+
+
+def _places(size: int, ends: tuple[int, int], mode: str) -> list[int]:
+    """Which numbers of an axis a border of its own numbers picks."""
+    line = torch.arange(size, dtype=torch.float64).reshape(1, 1, size)
+    return [int(place) for place in torch.nn.functional.pad(line, ends, mode=mode).reshape(-1)]
+
+
+def _padded_with_own(tape: Tape, part: Part, axis: int, places: Sequence[int]) -> Part:
+    """These places of an axis: neighbours are cut out together and joined, which more runtimes know than picking one by one."""
+    starts = [k for k, place in enumerate(places) if k == 0 or place != places[k - 1] + 1]
+    if len(starts) > _MOST_CUTS:
+        return tape.pick(part, places, axis)
+    runs = zip(starts, [*starts[1:], len(places)], strict=True)
+    cuts = [tape.cut(part, axis, places[start], places[start] + stop - start) for start, stop in runs]
+    return cuts[0] if len(cuts) == 1 else tape.join(cuts, axis)
 
 
 @lowerings.add("Tile")

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 
 import numpy as np
 
+from gossamer.numerics.formats import PerAxis
 from gossamer.program.graph import Ref
 from gossamer.targets.tflite.draft import Array
 from gossamer.targets.tflite.layout import Laid, channels_last, identity
 from gossamer.targets.tflite.lowering import Call, lowerings
 from gossamer.targets.tflite.padding import pair
 from gossamer.targets.tflite.tape import Part, Tape
+from gossamer.targets.tflite.weights import Weight, weight_of
 
 _VALID = 1
 
 
 def conv3d(call: Call) -> Laid:
     """input (N, I, D, H, W), weight (O, I, *K), without groups; the border is written."""
-    weight = _array(call, "weight")
+    layer = weight_of(call)
     if call["groups"] != 1 or isinstance(call["padding"], str):
         raise call.unsupported(f"{call.node.op} with groups or a named padding")
     tape, paddings = Tape(call), pair(call["padding"], 3)
@@ -28,8 +31,8 @@ def conv3d(call: Call) -> Laid:
     strides, dilations = pair(call["stride"], 3), pair(call["dilation"], 3)
     fields = dict(zip(("strideD", "strideH", "strideW"), strides, strict=True))
     fields |= dict(zip(("dilationDFactor", "dilationHFactor", "dilationWFactor"), dilations, strict=True))
-    kernel = tape.constant(np.ascontiguousarray(weight.transpose(2, 3, 4, 1, 0)), "weight")
-    inputs = (source.number, kernel.number, _bias(call, tape, weight.shape[0]).number)
+    kernel = layer.stored(call, np.ascontiguousarray(layer.numbers.transpose(2, 3, 4, 1, 0)), 4)
+    inputs = (source.number, kernel, _bias(call, tape, len(layer.numbers)).number)
     return call.op("CONV_3D", inputs, channels_last(5), "Conv3DOptions", padding=_VALID, fusedActivationFunction=0, **fields)
 
 
@@ -42,7 +45,8 @@ def conv_transpose(call: Call) -> Laid:
     dims = len(call.shape("input")) - 2
     if dims not in (1, 2):
         raise call.unsupported(f"{call.node.op} over {dims} axes")
-    weight, groups = _array(call, "weight"), call["groups"]
+    layer, groups = weight_of(call), call["groups"]
+    weight = layer.numbers
     strides, paddings, dilations = (
         _image(pair(call[name], dims), filler) for name, filler in (("stride", 1), ("padding", 0), ("dilation", 1))
     )
@@ -56,7 +60,7 @@ def conv_transpose(call: Call) -> Laid:
     out = call.out_shape[1], *_image(call.out_shape[2:], 1)
     kernel, starts, pads = _kernel(weight, groups, strides, paddings, source.shape[1:3], out[1:])
     source = _bordered(tape, source, [(0, 0), *pads, (0, 0)])
-    made = _convolved(call, tape, source, kernel, groups)
+    made = _convolved(call, tape, source, kernel, _repeated(call, layer, len(kernel)))
     pixels = _pixels(tape, made, strides, out[0])
     for axis in (1, 2):
         if (starts[axis - 1], pixels.shape[axis]) != (0, out[axis]):
@@ -106,7 +110,7 @@ def _kernel(
     """Kernel (groups * rows * columns * O/groups, *taps, I/groups) of the convolution, where its pixels begin, and its border."""
     inside, outside = weight.shape[0] // groups, weight.shape[1]
     taps = [-(-size // stride) for size, stride in zip(weight.shape[2:], strides, strict=True)]
-    full = np.zeros((*weight.shape[:2], taps[0] * strides[0], taps[1] * strides[1]), np.float32)
+    full = np.zeros((*weight.shape[:2], taps[0] * strides[0], taps[1] * strides[1]), weight.dtype)
     full[:, :, : weight.shape[2], : weight.shape[3]] = weight
     cut = full.reshape(groups, inside, outside, taps[0], strides[0], taps[1], strides[1])[:, :, :, ::-1, :, ::-1]
     kernel = cut.transpose(0, 4, 6, 2, 3, 5, 1).reshape(-1, *taps, inside)
@@ -118,16 +122,27 @@ def _kernel(
     return np.ascontiguousarray(kernel), starts, pads
 
 
-def _convolved(call: Call, tape: Tape, source: Part, kernel: Array, groups: int) -> Part:
+def _repeated(call: Call, layer: Weight, count: int) -> Weight:
+    """The weight of a transposed convolution with scales for `count` channels: those of its own for each pixel that they make."""
+    if layer.quantizer is None:
+        return layer
+    if call["groups"] != 1:
+        raise call.unsupported(f"{call.node.op} with groups and codes for weights")
+    times = count // len(layer.quantizer.scale)
+    scales, zeros = layer.quantizer.scale * times, layer.quantizer.zero_point * times
+    return replace(layer, quantizer=replace(layer.quantizer, granularity=PerAxis(0), scale=scales, zero_point=zeros))
+
+
+def _convolved(call: Call, tape: Tape, source: Part, kernel: Array, layer: Weight) -> Part:
     """Pixels as channels, those of one place together: (N, Q, P, rows * columns * O)."""
-    count = len(kernel)
+    count, groups = len(kernel), call["groups"]
     per_group = call.out_shape[1] // groups
     bias = _array(call, "bias") if call.args["bias"] is not None else np.zeros(call.out_shape[1], np.float32)
     biases = np.repeat(bias.reshape(groups, 1, per_group), count // len(bias), 1).reshape(-1)
     shape = [1, *(size - tap + 1 for size, tap in zip(source.shape[1:3], kernel.shape[1:3], strict=True)), count]
     made = tape.add(
         "CONV_2D",
-        (source.number, tape.constant(kernel, "weight").number, tape.constant(np.ascontiguousarray(biases, np.float32), "bias").number),
+        (source.number, layer.stored(call, kernel, 0), tape.constant(np.ascontiguousarray(biases, np.float32), "bias").number),
         shape,
         "float32",
         source.tensor.batched,

@@ -39,4 +39,5 @@ SPEC = TargetSpec(
     input_rows=True,
     number_ops=frozenset({"Add", "Sub", "Rsub", "Mul", "Div"}),
     wrong_cases=frozenset({"three axes"}),
+    float_weights=frozenset({"grouped transposed"}),
 )

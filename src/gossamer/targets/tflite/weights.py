@@ -88,5 +88,6 @@ def bias_of(call: Call, channels: int, weight: Weight) -> int:
     wide = call.values.program.quantizers[source.name].format.bits > 8
     codes = integer.bias_to_codes(numbers, scales).numpy().astype(np.int64 if wide else np.int32)
     flat = tuple(scales.reshape(-1).tolist())
-    coding = Quantizer(IntFormat(bits=32), PerAxis(0) if len(flat) > 1 else PerTensor(), flat, (0,) * len(flat))
+    by_channel = isinstance(weight.quantizer.granularity, PerAxis)  # of one channel, too: XNNPACK wants biases like weights
+    coding = Quantizer(IntFormat(bits=32), PerAxis(0) if by_channel else PerTensor(), flat, (0,) * len(flat))
     return call.values.draft.constant(codes, "bias", coding, 0)
