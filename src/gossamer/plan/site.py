@@ -17,6 +17,7 @@ from gossamer.program.program import Program
 from gossamer.program.shapes import Meta, TensorMeta, infer_shapes
 
 FUSED_CLAMPS = ((0, None), (0, 6))
+MOST_OPERAND = 1e4
 WITH_PARAMETERS = frozenset({"PRelu"})  # their kernels on codes take all but the first argument from the file
 
 
@@ -50,19 +51,30 @@ def has_weight(node: Node) -> bool:
 
 @dataclass(frozen=True)
 class Site:
-    """A graph without dropout, its shapes at batch 1 and the target, with the questions asked about them."""
+    """A graph without dropout, its shapes at batch 1 and the target, with the questions asked about them.
+
+    operands  parameters and buffers that may be codes in place of a second value
+    """
 
     graph: Graph
     metas: Mapping[str, Meta]
     spec: TargetSpec
+    operands: frozenset[str] = frozenset()
 
     def inputs(self, node: Node) -> tuple[str, ...]:
         """Values with codes of their own that an integer op reads."""
-        return (
-            node.uses[:1]
-            if has_weight(node) or op_of(node).onnx in WITH_PARAMETERS
-            else tuple(dict.fromkeys(name for name in node.uses if self.is_float(name)))
-        )
+        if has_weight(node) or op_of(node).onnx in WITH_PARAMETERS:
+            return node.uses[:1]
+        own = self.parameter(node)
+        return tuple(dict.fromkeys(name for name in node.uses if name != own and self.is_float(name)))
+
+    def parameter(self, node: Node) -> str:
+        """The parameter or buffer that an op on codes reads in place of a second value, no larger than the first; "" where there is none."""
+        own = [name for name in node.uses if name in self.operands]
+        others = [name for name in node.uses if name not in self.operands]
+        if op_of(node).onnx not in self.spec.parameter_ops or len(own) != 1 or len(others) != 1 or not self.is_float(others[0]):
+            return ""
+        return own[0] if self.is_float(node.name) and self.shape(others[0]) == self.shape(node.name) else ""
 
     def results(self, node: Node) -> tuple[str, ...]:
         """Values that carry the codes of an integer op's results: of the activation behind it where that is free."""
@@ -114,4 +126,15 @@ class Site:
 
 def site_of(program: Program, spec: TargetSpec) -> Site:
     """The site of a program."""
-    return Site(inference_graph(program.graph), infer_shapes(program), spec)
+    return Site(inference_graph(program.graph), infer_shapes(program), spec, operands_of(program, spec))
+
+
+def operands_of(program: Program, spec: TargetSpec) -> frozenset[str]:
+    """Parameters and buffers that a target can have as codes in place of a second value: float32, and of numbers that codes can tell apart.
+
+    Masks of attention are not: next to -1e9 or minus infinity all other numbers are one code.
+    """
+    read = {name for node in program.graph.nodes if op_of(node).onnx in spec.parameter_ops for name in node.uses}
+    state = program.state if read else {}
+    tensors = {name: tensor.detach() for name, tensor in state.items() if name in read and tensor.dtype == torch.float32 and tensor.numel()}
+    return frozenset(name for name, tensor in tensors.items() if float(tensor.abs().max()) < MOST_OPERAND)

@@ -24,6 +24,7 @@ class TargetSpec:
     signed_gate_ops     integer ops with results in [-1, 1] that need codes of scale 2^(1 - bits) with their zero point at 0
     channel_slopes      a PReLU on codes may have a slope for each channel, not only one for all
     number_ops          integer ops that may have a plain number in place of a second value
+    parameter_ops       integer ops that may have a parameter in place of a second value: files hold it as codes of 8 bits with one scale
     requantization      name of the rounding from accumulator to code, as the simulator computes it
     add_tolerance_steps how far an integer Add may be from the simulator, in code steps
     tolerance_steps     likewise for every other op on integers
@@ -78,6 +79,7 @@ class TargetSpec:
     gate_ops: frozenset[str] = frozenset()
     signed_gate_ops: frozenset[str] = frozenset()
     number_ops: frozenset[str] = frozenset()
+    parameter_ops: frozenset[str] = frozenset()
     channel_slopes: bool = False
     add_tolerance_steps: int = 0
     tolerance_steps: int = 0
@@ -126,6 +128,7 @@ class TargetSpec:
             gate_ops=frozenset(),
             signed_gate_ops=frozenset(),
             number_ops=frozenset(),
+            parameter_ops=frozenset(),
             code_products=False,
             symmetric_values=True,
             fused_clamps=True,

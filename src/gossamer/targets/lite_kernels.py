@@ -39,7 +39,7 @@ def prelu(one_slope: Callable[..., Tensor]) -> Kernel:
         result, slopes = result_of(call), call.state[bind(call.node)["weight"].name]
         if slopes.numel() == 1:
             return one_slope(codes, source, result, float(slopes))
-        factors, coding = coded_slopes(slopes)
+        factors, coding = coded_parameter(slopes)
         shape = [1] * codes.dim()
         shape[1 if codes.dim() > 1 else 0] = -1
         away, scale = codes.to(torch.int64) - source.zero_point[0], source.scale[0] / result.scale[0]
@@ -90,11 +90,11 @@ def coded_number(value: float) -> tuple[int, Quantizer]:
     return 127 if value > 0 else -127, Quantizer(IntFormat(bits=8), PerTensor(), (float(torch.tensor(abs(value) / 127)),), (0,))
 
 
-def coded_slopes(slopes: Tensor) -> tuple[Tensor, Quantizer]:
-    """Slopes of a PReLU as codes of one scale, whole numbers, and their quantizer."""
-    most = float(slopes.detach().abs().max())
+def coded_parameter(parameter: Tensor) -> tuple[Tensor, Quantizer]:
+    """Slopes of a PReLU, or what stands in place of a second value, as codes of one scale, whole numbers, and their quantizer."""
+    most = float(parameter.detach().abs().max())
     quantizer = Quantizer(IntFormat(bits=8, narrow=True), PerTensor(), (float(torch.tensor(most / 127)) if most else 1.0,), (0,))
-    return quantize(slopes.detach().float().cpu(), quantizer).to(torch.int64), quantizer
+    return quantize(parameter.detach().float().cpu(), quantizer).to(torch.int64), quantizer
 
 
 def operands(call: CodeCall) -> list[tuple[Tensor, Quantizer]]:
@@ -103,7 +103,10 @@ def operands(call: CodeCall) -> list[tuple[Tensor, Quantizer]]:
     found = []
     for argument in ("other", "self") if name == "Rsub" else ("self", "other"):
         value = bound[argument]
-        if isinstance(value, Ref):
+        if isinstance(value, Ref) and value.name not in call.inputs:
+            codes, quantizer = coded_parameter(call.state[value.name])
+            found.append((codes.float(), quantizer))
+        elif isinstance(value, Ref):
             found.append(call.inputs[value.name])
         else:
             code, quantizer = coded_number(1 / value if name == "Div" else value)

@@ -54,8 +54,6 @@ def write(writing: Writing) -> str:
     working, size = writing.scratch
     if code == "MAX_POOL_2D":
         return f"gs_cmsis_max_pool({window(writing)}, {writing.address(0)}, {writing.out});"
-    if code == "CONV_2D" and writing.tensor(1).shape[3] != writing.tensor(0).shape[3]:
-        raise writing.unsupported("a grouped convolution")
     multiplier, shift = layer_tables(writing, "int32_t")
     tables = f"{multiplier}, {shift}"
     if code != "FULLY_CONNECTED":

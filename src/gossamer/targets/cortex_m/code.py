@@ -10,6 +10,7 @@ import numpy as np
 
 from gossamer.errors import UnsupportedOp
 from gossamer.targets.cortex_m.borders import without_borders
+from gossamer.targets.cortex_m.groups import one_by_one
 from gossamer.targets.cortex_m.memory import Lifetime, place
 from gossamer.targets.tflite.draft import Draft, DraftOp, DraftTensor, Written
 
@@ -50,9 +51,8 @@ Scratch = Callable[[Draft, DraftOp], int]
 
 def lay_out(written: Written, scratch: Scratch) -> Network:
     """Leave the conversions at both ends to the caller, and give every value its place; `scratch` says what memory an operator works in."""
-    draft = written.draft
     ops, inputs, outputs = _without_ends(written)
-    ops = without_borders(draft, ops, outputs)
+    draft, ops = one_by_one(written.draft, without_borders(written.draft, ops, outputs))
     for number in (*inputs, *outputs):
         if draft.tensors[number].dtype not in C_TYPES:
             raise UnsupportedOp(

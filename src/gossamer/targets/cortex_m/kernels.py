@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
+from gossamer.targets.cortex_m import write_layers as write_layers
+from gossamer.targets.cortex_m import write_values as write_values
 from gossamer.targets.cortex_m.write_codes import written_as_table
 from gossamer.targets.cortex_m.writing import Writing, writers
 from gossamer.targets.tflite.draft import Draft, DraftOp

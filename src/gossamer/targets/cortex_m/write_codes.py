@@ -14,8 +14,8 @@ from gossamer.numerics.fixed_functions import softmax_factor
 from gossamer.numerics.fixed_point import quantize_multiplier
 from gossamer.numerics.resample import fixed_places
 from gossamer.targets import code_tables, gemmlowp_kernels
-from gossamer.targets.cortex_m.write_layers import window
-from gossamer.targets.cortex_m.write_values import by_row, combined, repeated
+from gossamer.targets.cortex_m.broadcast import along_all_axes, by_row
+from gossamer.targets.cortex_m.write_values import combined, repeated
 from gossamer.targets.cortex_m.writing import Writing, c_float, writers, zeros
 
 _TABLES: dict[str, Callable[[Tensor, Quantizer, Quantizer, Writing], Tensor]] = {
@@ -107,6 +107,7 @@ writers.add("MAXIMUM")(_limited)
 
 
 @writers.add("SUB")
+@along_all_axes
 def _subtract(writing: Writing) -> str:
     if writing.coded:
         return combined(writing, -1)
@@ -115,11 +116,6 @@ def _subtract(writing: Writing) -> str:
     count, repeat, swapped = repeated(writing)
     repeats = f"{repeat}, {count}" if swapped else f"{count}, {repeat}"
     return f"gs_subtract_f32({count}, {repeats}, {writing.address(0)}, {writing.address(1)}, {writing.out});"
-
-
-@writers.add("AVERAGE_POOL_2D")
-def _average_pool(writing: Writing) -> str:
-    return f"gs_average_pool_{_kernel_kind(writing)}({window(writing)}, {writing.address(0)}, {writing.out});"
 
 
 @writers.add("SOFTMAX")
@@ -247,7 +243,3 @@ def _cut(writing: Writing) -> str:
 
 writers.add("SLICE")(_cut)
 writers.add("STRIDED_SLICE")(_cut)
-
-
-def _kernel_kind(writing: Writing) -> str:
-    return "s8" if writing.coded else "f32"

@@ -104,8 +104,6 @@ def _bias_with_zero(writing: Writing) -> npt.NDArray[np.int32] | None:
 
 def _convolution(writing: Writing) -> str:
     name = "conv" if writing.op.code == "CONV_2D" else "depthwise"
-    if name == "conv" and writing.tensor(1).shape[3] != writing.tensor(0).shape[3]:
-        raise writing.unsupported("a grouped convolution")
     if not writing.coded:
         parts = ", ".join(writing.address(position) for position in range(3))
         return f"gs_{name}_f32({window(writing)}, {parts}, {writing.out});"
@@ -124,3 +122,15 @@ def _linear(writing: Writing) -> str:
         parts = ", ".join(writing.address(position) for position in range(3))
         return f"gs_linear_f32({sizes}, {parts}, {writing.out});"
     return f"gs_linear_s8({sizes}, {layer(writing)}, {writing.address(0)}, {writing.out});"
+
+
+_POOLS = {"MAX_POOL_2D": "max", "AVERAGE_POOL_2D": "average"}
+
+
+def _pool(writing: Writing) -> str:
+    kernel = f"gs_{_POOLS[writing.op.code]}_pool_{'s8' if writing.coded else 'f32'}"
+    return f"{kernel}({window(writing)}, {writing.address(0)}, {writing.out});"
+
+
+for _code in _POOLS:
+    writers.add(_code)(_pool)

@@ -7,7 +7,7 @@ from math import prod
 import numpy as np
 
 from gossamer.numerics.fixed_point import mean_multiplier, quantize_multiplier
-from gossamer.targets.cortex_m.write_layers import window
+from gossamer.targets.cortex_m.broadcast import along_all_axes, by_row
 from gossamer.targets.cortex_m.writing import Writer, Writing, c_float, writers, zeros
 
 
@@ -19,29 +19,11 @@ def _factor(number: float) -> str:
 def repeated(writing: Writing) -> tuple[int, int, bool]:
     """Positions, how many of them the smaller operand has, and whether that is the first one."""
     sizes = [prod(writing.tensor(position).shape) for position in range(2)]
-    count = prod(writing.result.shape)
-    small = 0 if sizes[0] < sizes[1] else 1
-    shape, whole = writing.tensor(small).shape, writing.result.shape
-    trailing = tuple(size for size in shape if size != 1)
-    if (
-        max(sizes) != count
-        or (trailing and whole[len(whole) - len(trailing) :] != trailing)
-        or any(size != 1 for size in shape[: len(shape) - len(trailing)])
-    ):
-        raise writing.unsupported("numbers that repeat along other axes than the first ones")
-    return count, sizes[small], small == 0
-
-
-def by_row(writing: Writing) -> str:
-    """Rows and columns, where the second operand has one float for each row of the first; "" elsewhere."""
-    whole, shape = writing.tensor(0).shape, writing.tensor(1).shape
-    sizes = [axis for axis, size in enumerate(shape) if size != 1]
-    end = sizes[-1] + 1 if sizes else 0
-    fits = not writing.coded and len(shape) == len(whole) and 0 < end < len(whole) and shape[:end] == whole[:end]
-    return f"{prod(whole[:end])}, {prod(whole[end:])}" if fits else ""
+    return prod(writing.result.shape), min(sizes), sizes[0] < sizes[1]
 
 
 @writers.add("ADD")
+@along_all_axes
 def _add(writing: Writing) -> str:
     count, repeat, swapped = repeated(writing)
     one, two = (1, 0) if swapped else (0, 1)
@@ -70,6 +52,7 @@ def combined(writing: Writing, sign: int) -> str:
 
 
 @writers.add("MUL")
+@along_all_axes
 def _mul(writing: Writing) -> str:
     if rows := by_row(writing):
         return f"gs_scale_rows_f32({rows}, {writing.address(0)}, {writing.address(1)}, {writing.out});"
@@ -82,11 +65,6 @@ def _mul(writing: Writing) -> str:
     zeros = ", ".join(str(quantizer.zero_point[0]) for quantizer in (first, second, result))
     factor = _factor(first.scale[0] * second.scale[0] / result.scale[0])
     return f"gs_mul_s8({count}, {repeat}, {zeros}, {factor}, {a}, {b}, {writing.out});"
-
-
-@writers.add("MAX_POOL_2D")
-def _max_pool(writing: Writing) -> str:
-    return f"gs_max_pool_{'s8' if writing.coded else 'f32'}({window(writing)}, {writing.address(0)}, {writing.out});"
 
 
 @writers.add("MEAN")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from gossamer.program.clamps import clip_limits
-from gossamer.targets.lite_kernels import SIXTH, THREE, ZERO_TO_SIX, coded_slopes
+from gossamer.targets.lite_kernels import SIXTH, THREE, ZERO_TO_SIX, coded_parameter
 from gossamer.targets.tflite.layout import Laid
 from gossamer.targets.tflite.lower_formulas import elu_with_factors, gelu_by_formula
 from gossamer.targets.tflite.lowering import Call, aligned, lowerings
@@ -240,7 +240,7 @@ def prelu(call: Call) -> Laid:
         return _same_place(call, laid, "LEAKY_RELU", "LeakyReluOptions", alpha=float(slopes.reshape(-1)[0]))
     quantizer = None
     if call.integer:
-        codes, quantizer = coded_slopes(torch.from_numpy(slopes))
+        codes, quantizer = coded_parameter(torch.from_numpy(slopes))
         slopes = codes.numpy().astype(np.int8)
     if laid.columns and slopes.size > 1:
         channels, *places = laid.columns

@@ -156,8 +156,8 @@ def _convolved(call: Call, tape: Tape, source: Part, kernel: Array, layer: Weigh
     )
     if groups == 1 or count == len(bias):
         return made
-    places = np.arange(count).reshape(groups, -1, per_group).transpose(1, 0, 2).reshape(-1)
-    return tape.pick(made, places.tolist(), 3)
+    apart = tape.reshape(made, (1, shape[1] * shape[2], groups, count // (groups * per_group), per_group))
+    return tape.reshape(tape.transpose(apart, (0, 1, 3, 2, 4)), shape)
 
 
 def _pixels(tape: Tape, part: Part, strides: Sequence[int], channels: int) -> Part:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 
 from gossamer.errors import UnsupportedOp
 from gossamer.numerics.affine import Quantizer
@@ -16,7 +17,7 @@ from gossamer.program.program import Program
 from gossamer.program.shapes import Meta, TensorMeta
 from gossamer.registry import Registry
 from gossamer.targets.call import NodeCall
-from gossamer.targets.lite_kernels import coded_number
+from gossamer.targets.lite_kernels import coded_number, coded_parameter
 from gossamer.targets.tflite.constants import Constants
 from gossamer.targets.tflite.draft import Array, Draft, DraftTensor
 from gossamer.targets.tflite.layout import Laid, identity, same_memory, stored
@@ -222,6 +223,11 @@ def aligned(call: Call, *args: Any) -> tuple[list[int], tuple[int, ...]]:
         if laid is None:
             array = call.array(arg)
             assert array is not None
+            if call.integer and isinstance(arg, Ref) and arg.name in call.values.program.state:
+                array, quantizer = _coded_operand(array)
+                array = array.reshape((1,) * (rank - array.ndim) + array.shape).transpose(order)
+                tensors.append(call.values.draft.constant(array, arg.name, quantizer))
+                continue
             if call.integer and not array.ndim:
                 code, quantizer = coded_number(1 / float(array) if call.row.onnx == "Div" else float(array))
                 tensors.append(call.values.draft.constant(np.asarray(code, np.int8), "number", quantizer))
@@ -238,6 +244,11 @@ def aligned(call: Call, *args: Any) -> tuple[list[int], tuple[int, ...]]:
             )
         tensors.append(call.in_order(laid, shape, order).tensor)
     return tensors, order
+
+
+def _coded_operand(array: Array) -> tuple[Array, Quantizer]:
+    codes, quantizer = coded_parameter(torch.from_numpy(np.array(array)))
+    return codes.numpy().astype(np.int8), quantizer
 
 
 def codes_type(quantizer: Quantizer) -> str:

@@ -38,6 +38,7 @@ SPEC = TargetSpec(
     input_bits=8,
     input_rows=True,
     number_ops=frozenset({"Add", "Sub", "Rsub", "Mul", "Div"}),
+    parameter_ops=frozenset({"Add", "Sub", "Rsub", "Mul"}),
     wrong_cases=frozenset({"three axes"}),
     float_weights=frozenset({"grouped transposed"}),
 )
