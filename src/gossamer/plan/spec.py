@@ -62,7 +62,7 @@ class TargetSpec:
     float_weights       cases of layers (likewise) whose weights have no codes of their own in its files, so that they stay float where values do
     written_otherwise   what it computes wrongly, or slowly, as it is usually written: "steps" of 1 x 1 convolutions behind padding (the pixels that they
                         read are picked in front of them), codes of "extremes" (made behind a reshape), convolutions of "few channels", depthwise ones of
-                        "partial blocks" of channels
+                        "partial blocks" of channels, "twins": equal layers that read one value (made to differ)
     fused_clamps        integer ops clamp their result at 0, or at 0 and 6, whatever its codes reach
     """
 

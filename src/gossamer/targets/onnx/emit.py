@@ -92,6 +92,7 @@ class Walk:
         self.coded: dict[str, Quantizer] = {}
         self.codes: dict[str, str] = {}
         self.rows: dict[str, str] = {}
+        self.twins: dict[object, int] = {}
         self._tensors: dict[str, str | tuple[str, ...]] = {}
         self._batch = ""
         count = len(program.graph.outputs)

@@ -19,7 +19,7 @@ from gossamer.targets.onnx.lower_blocks import in_blocks, matmul_in_blocks
 from gossamer.targets.onnx.lower_dynamic import matmul_of_range, rounds_its_input
 from gossamer.targets.onnx.lowering import Call, lowerings
 from gossamer.targets.onnx.merged_groups import with_merged_groups
-from gossamer.targets.onnx.rewritten_conv import Written, with_more_channels, with_picked_pixels
+from gossamer.targets.onnx.rewritten_conv import Written, apart_from_twins, times_before, with_more_channels, with_picked_pixels
 from gossamer.targets.onnx.whole_blocks import with_whole_blocks, without_added
 
 
@@ -42,7 +42,9 @@ def conv(call: Call) -> str:
     written = with_more_channels(call, written, sizes)
     weight = written.weight or call.tensor("weight")
     written = with_picked_pixels(call, replace(written, source=_for_floats(call, written.source, 1)), sizes)
+    written, again = apart_from_twins(call, written)
     result = call.op("Conv", written.source, weight, *_bias(call, source, weight, written.added), **written.said)
+    result = call.op("Slice", result, call.ints(0), call.ints(-again), call.ints(1 + dims)) if again else result
     return without_added(call, result, written)
 
 
@@ -66,6 +68,9 @@ def linear(call: Call) -> str:
         return matmul_in_blocks(call, blocks)
     if rounds_its_input(call):
         return matmul_of_range(call)
+    if form.rank == 2 and times_before(call, source):
+        rows = _linear_on_codes(call, call.op("Unsqueeze", source, call.ints(1)), source)
+        return call.op("Squeeze", rows, call.ints(1))
     if form.rank == 2:
         return call.op("Gemm", _for_floats(call, source, 1), call.tensor("weight"), *_bias(call, source, call.tensor("weight")), transB=1)
     quantized = source in call.values.coded and call.tensor("weight") in call.values.coded
@@ -74,7 +79,7 @@ def linear(call: Call) -> str:
         result = call.op("MatMul", source, transposed)
         return result if call["bias"] is None else call.op("Add", result, call.tensor("bias"))
     if quantized and not call.values.spec.rows_only:
-        return _linear_on_codes(call, source)
+        return _linear_on_codes(call, source, source)
     flat: list[Size] = [product(form.sizes[:-1]), form.sizes[-1]]
     source_flat = call.values.rows.get(source) or _recoded(
         call, call.reshape(source, form.sizes, flat), call.values.coded.get(source), "in"
@@ -86,15 +91,15 @@ def linear(call: Call) -> str:
     return call.reshape(result, [flat[0], call.result.sizes[-1]], call.result.sizes)
 
 
-def _linear_on_codes(call: Call, source: str) -> str:
-    """A linear layer as a product of codes with as many axes as they have."""
+def _linear_on_codes(call: Call, rows: str, source: str) -> str:
+    """A linear layer as a product of codes with as many axes as they have; `rows`: `source`, or the same with another axis."""
     name = _name(call, "weight")
     values = call.values
     quantizer = values.program.quantizers[name]
     quantizer = replace(quantizer, granularity=PerAxis(1)) if isinstance(quantizer.granularity, PerAxis) else quantizer
     weight = code_weight(values.draft, values.state[name].detach().T, f"{name}/t", quantizer)
     values.coded[weight] = quantizer
-    result = call.op("MatMul", source, weight)
+    result = call.op("MatMul", rows, weight)
     return call.op("Add", result, *bias) if (bias := _bias(call, source, weight)) else result
 
 

@@ -33,6 +33,7 @@ class Values(Protocol):
     draft: Draft
     coded: dict[str, Quantizer]  # results of DequantizeLinear -> the quantizer of their codes
     codes: dict[str, str]  # results of DequantizeLinear -> the codes that it reads
+    twins: dict[object, int]  # what a layer on codes reads -> how many others read the same
     rows: dict[str, str]  # tensors of codes -> the same as matrices, for linear layers
 
     @property

@@ -8,6 +8,9 @@ channels 2.9, 2.0, 1.3, 2.9 ms; 3 x 3 with step 2 and 32 channels 0.91, 0.42, 0.
 16 x 16 with step 16, whose windows lie together in memory, 0.33, -, 0.37 ms, so long steps stay as they are.
 
 **Steps** of 1 x 1 kernels behind padding, which OpenVINO gets wrong: the pixels that they read are picked in front of them.
+
+**Twins**, layers with equal weights that read one value: OpenVINO computes both products once, and then adds one bias to both. The second one gets a column of
+padding more, which is cut off its result.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from gossamer.program.graph import Ref
 from gossamer.targets.onnx.coding import code_dtype, code_weight
 from gossamer.targets.onnx.lowering import Call
 
-FEW_CHANNELS, STEPS = "few channels", "steps"  # in TargetSpec.written_otherwise
+FEW_CHANNELS, STEPS, TWINS = "few channels", "steps", "twins"  # in TargetSpec.written_otherwise
 _IMAGE = 2  # axes
 _AT_A_TIME = 4  # channels
 _LONGEST_STEP = 4
@@ -149,3 +152,27 @@ def with_picked_pixels(call: Call, written: Written, sizes: Sequence[Size]) -> W
     ends, axes = call.ints(*(size for size in sizes if isinstance(size, int))), call.ints(*range(2, 2 + dims))
     picked = call.op("Slice", written.source, call.ints(*starts), ends, axes, call.ints(*strides))
     return replace(written, source=picked, said={**written.said, "pads": [*fronts, *backs], "strides": None, "dilations": None})
+
+
+def apart_from_twins(call: Call, written: Written) -> tuple[Written, int]:
+    """A convolution made to differ from those on codes before it, and how many columns its result has more for that."""
+    again, said = times_before(call, written.source), written.said
+    if not again:
+        return written, 0
+    dims = len(said["kernel_shape"])
+    pads, steps = said["pads"] or [0] * 2 * dims, said["strides"] or [1] * dims
+    return replace(written, said={**said, "pads": [*pads[:-1], pads[-1] + again * steps[-1]]}), again
+
+
+def times_before(call: Call, source: str) -> int:
+    """How many layers on codes before this one read the same value with the same weight, where the target confuses the biases of such layers.
+
+    Their weights may only hold the same numbers.
+    """
+    values = call.values
+    if TWINS not in values.spec.written_otherwise or source not in values.coded or (weight := call.tensor("weight")) not in values.coded:
+        return 0
+    codes = next(node.inputs for node in values.draft.nodes if weight in node.outputs)
+    key = source, codes[:2]
+    values.twins[key] = values.twins.get(key, -1) + 1
+    return values.twins[key]

@@ -35,6 +35,6 @@ SPEC = TargetSpec(
     floats_beside_codes=True,
     wrong_cases=frozenset({"counted border", "join before transposed"}),
     # 2026.4 moves a step in front of the padding, in float, too; maxima and minima over axes that are written as codes are others
-    written_otherwise=frozenset({"steps", "extremes"}),
+    written_otherwise=frozenset({"steps", "extremes", "twins"}),
     width_multiple=16,  # float kernels work on blocks of 16 channels (AVX-512)
 )
