@@ -20,6 +20,7 @@ from gossamer.targets.executorch.loading import Loaded
 from gossamer.targets.executorch.passes import lowered
 from gossamer.targets.executorch.spec import NAME
 from gossamer.targets.executorch.step import OutsideXnnpack
+from gossamer.targets.seal import sealed
 
 TOLERANCE = 1e-4  # relative; as verify allows
 MOST_NAMED = 3
@@ -32,7 +33,7 @@ def emit(program: Program, path: Path) -> tuple[str, ...]:
     executorch; FileError when the file cannot be written.
     """
     written = to_pte(program)
-    write_bytes(Path(path), written.data)
+    write_bytes(Path(path), sealed(written.data))
     return written.notes
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from gossamer.errors import FileError
 from gossamer.targets.executorch.packages import part, quiet
+from gossamer.targets.seal import unsealed
 
 PORTABLE = "portable"
 _CODES = ("qint8", "qcint8", "quint8")
@@ -37,7 +38,7 @@ def kernels_of(path: Path) -> tuple[Kernel, ...]:
     reader = part("exir._serialize._program")
     try:
         with quiet():
-            program = reader.deserialize_pte_binary(Path(path).read_bytes()).program
+            program = reader.deserialize_pte_binary(unsealed(path, Path(path).read_bytes())).program
         plan = program.execution_plan[0]
         found = [
             kernel

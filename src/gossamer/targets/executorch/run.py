@@ -16,6 +16,7 @@ from gossamer.program.program import Program
 from gossamer.targets.executorch.emit import to_pte
 from gossamer.targets.executorch.loading import Loaded
 from gossamer.targets.executorch.packages import RUNTIME, part, quiet
+from gossamer.targets.seal import unsealed
 from gossamer.targets.target import check_threads
 
 Array = npt.NDArray[Any]
@@ -92,13 +93,14 @@ def open_file(path: Path, *, threads: int, values: bool = False) -> ExecuTorchRu
     fewer than one thread.
     """
     check_threads(threads)
+    part(RUNTIME)  # a missing package comes first
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise FileError(path, f"cannot be read ({error.strerror})", "give the path of an exported file") from error
     if data[4:8] != IDENTIFIER:
         raise FileError(path, "is not a .pte file of ExecuTorch", "export it again")
-    return _open(data, threads, (), Path(path))
+    return _open(unsealed(path, data), threads, (), Path(path))
 
 
 def open_values(program: Program, *, threads: int) -> ExecuTorchRunner:

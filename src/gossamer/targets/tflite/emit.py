@@ -24,6 +24,7 @@ from gossamer.program.ops.kinds import Scalar
 from gossamer.program.ops.own import ROUNDED
 from gossamer.program.program import Program
 from gossamer.program.shapes import Meta, TensorMeta, infer_shapes
+from gossamer.targets.seal import sealed
 from gossamer.targets.tflite import lower_compute as lower_compute
 from gossamer.targets.tflite import lower_formulas as lower_formulas
 from gossamer.targets.tflite import lower_indices as lower_indices
@@ -49,12 +50,12 @@ def emit(program: Program, path: Path) -> None:
 
     Raises: UnsupportedOp for an op that has no form there; MissingRuntime without ai-edge-litert; FileError when the file cannot be written.
     """
-    write_bytes(Path(path), to_tflite(program))
+    write_bytes(Path(path), sealed(to_tflite(program)))
 
 
 def emit_coded(program: Program, path: Path, io: str) -> None:
     """Like `emit`, with "int8" or "uint8" codes instead of floats at the ends; check_ends says which programs have them."""
-    write_bytes(Path(path), to_tflite(program, io=io))
+    write_bytes(Path(path), sealed(to_tflite(program, io=io)))
 
 
 def to_tflite(program: Program, *, io: str = "float") -> bytes:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gossamer.errors import DataError, FileError, MissingRuntime, last_line
+from gossamer.targets.seal import unsealed
 from gossamer.targets.target import check_threads
 from gossamer.targets.tflite.flat import IDENTIFIER, LAYOUT, pack, schema
 from gossamer.targets.tflite.note import Note, Order, value_name
@@ -105,7 +106,7 @@ def read_file(path: Path) -> bytes:
         raise FileError(path, f"cannot be read ({error.strerror})", "give the path of an exported file") from error
     if data[4:8] != IDENTIFIER:
         raise FileError(path, "is not a .tflite file", "export it again")
-    return data
+    return unsealed(path, data)
 
 
 def read_note(path: Path, data: bytes) -> Note:

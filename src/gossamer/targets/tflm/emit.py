@@ -7,6 +7,7 @@ from pathlib import Path
 from gossamer.errors import UnsupportedOp
 from gossamer.files import write_bytes
 from gossamer.program.program import Program
+from gossamer.targets.seal import sealed
 from gossamer.targets.tflite.draft import Draft
 from gossamer.targets.tflite.emit import bytes_of, draft_of
 from gossamer.targets.tflm.joins import split_long_joins
@@ -26,7 +27,7 @@ def emit_coded(program: Program, path: Path, io: str) -> None:
     written = draft_of(program, fuse=True, micro=True, apart=True)
     _check(program, written.draft)
     split_long_joins(written.draft)
-    write_bytes(Path(path), bytes_of(written, program, io, lean=program.target == "tflm"))
+    write_bytes(Path(path), sealed(bytes_of(written, program, io, lean=program.target == "tflm")))
 
 
 def _check(program: Program, draft: Draft) -> None:
