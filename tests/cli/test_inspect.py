@@ -107,6 +107,6 @@ def test_long_networks_are_cut_with_a_note():
     model = nn.Sequential(*(nn.Linear(2, 2) for _ in range(MOST_ROWS + 5)))
     structure = describe(capture(model, torch.randn(2, 2)))
     view = structure_view("long", structure)
-    tables = [part for part in view.renderables if hasattr(part, "row_count")]
-    assert tables[0].row_count == MOST_ROWS
-    assert "5 more; --json shows all" in str(tables[0].caption)
+    tables = [part for part in view.renderables if hasattr(part, "rows")]
+    assert len(tables[0].rows) == MOST_ROWS
+    assert "5 more; --json shows all" in tables[0].note

@@ -49,6 +49,17 @@ def test_unknown_name(here):
         resolve(f"{here}:Nest.eggs", "model")
 
 
+def test_what_a_module_only_imports_is_not_suggested(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(__import__("sys").path))
+    lines = ("import torch", "from torch import nn", "from torch.utils.data import DataLoader", "def build(): ...", "batches = [1]")
+    (tmp_path / "mod_imports.py").write_text("\n".join((*lines, "trained = nn.Linear(1, 1)")))
+    with pytest.raises(ConfigError, match=r"has \(known: 'batches', 'build', 'trained'\)"):
+        resolve("mod_imports:torchh", "model")
+    with pytest.raises(ConfigError, match=r"has \(known: "):
+        resolve("mod_imports:data_loader_", "data")
+
+
 def test_failing_function_names_line_and_reason(here):
     function = resolve(f"{here}:fail", "model")
     with pytest.raises(UserCodeError, match=rf"calling it failed at .*{here}\.py:7 \(KeyError: 'boom'\); mend that line") as caught:

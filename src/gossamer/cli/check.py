@@ -6,13 +6,11 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from rich import box
-from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from gossamer.cli.command import show, show_json
 from gossamer.errors import ConfigError
+from gossamer.report.tables import FittingTable
 from gossamer.targets.target import targets
 
 MOST_ROWS = 50
@@ -36,15 +34,16 @@ def checked_file(path: Path, target: str, *, json: bool) -> Callable[[], bool]:
         if not findings:
             show(Text(f"{path} keeps the documented rules of {target}."))
             return True
-        table = Table(
-            title=f"{path}: {len(findings)} breaches of {target}'s rules", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
-        )
-        for name in ("rule", "node", "what is wrong"):
-            table.add_column(name, overflow="fold")
-        for finding in findings[:MOST_ROWS]:
-            table.add_row(*map(Text, (finding.rule, finding.node, finding.sentence)))
         rest = len(findings) - MOST_ROWS
-        show(Group(table, *([Text(f"... and {rest} more; --json shows all")] if rest > 0 else [])))
+        show(
+            FittingTable(
+                f"{path}: {len(findings)} breaches of {target}'s rules",
+                ("rule", "node", "what is wrong"),
+                [(finding.rule, finding.node, finding.sentence) for finding in findings[:MOST_ROWS]],
+                left=3,
+                note=f"... and {rest} more; --json shows all" if rest > 0 else "",
+            )
+        )
         return False
 
     return report

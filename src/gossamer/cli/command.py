@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import math
+import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from gossamer.errors import GossamerError
 
 P = ParamSpec("P")
 MISSED, FAILED, INTERRUPTED = 1, 2, 130
+PIPE_COLUMNS = 120
 
 DATA_HELP = "mnist (5,000 digits of this package), mnist:DIR, images:DIR?size=224, or package.module:loaders."
 MODEL_HELP = "package.module:factory, timm:NAME, torchvision:NAME, or a .gossamer file."
@@ -47,10 +49,10 @@ def picked(output: str | None) -> str | int | None:
 
 
 def show(view: Any) -> None:
-    """Print a table or text on standard output; a pipe gets at least 120 columns so that nothing is cut."""
+    """Print a table or text on standard output; a pipe, whose width nobody knows, gets 120 columns unless COLUMNS says another."""
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=max(120, console.width))
+    if not console.is_terminal and not os.environ.get("COLUMNS", "").isdigit():
+        console = Console(width=PIPE_COLUMNS)
     console.print(view)
 
 

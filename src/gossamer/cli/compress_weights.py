@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from gossamer.checkpoints.report import CompressionReport
@@ -16,6 +15,7 @@ from gossamer.checkpoints.settings import CodeSettings
 from gossamer.checkpoints.stream import MANIFEST, compress_checkpoint
 from gossamer.cli.command import DebugOption, JsonOption, command, messages, show, show_json
 from gossamer.cli.progress_view import shown_progress
+from gossamer.report.tables import FittingTable
 
 MEGABYTE = 1 << 20
 SHOWN = 12  # rows of the table; a large model has hundreds
@@ -54,10 +54,10 @@ def compress_weights(
     return shown
 
 
-def _worst(report: CompressionReport) -> Table:
+def _worst(report: CompressionReport) -> FittingTable:
     """The coded tensors with the largest errors."""
-    table = Table("tensor", "shape", "SQNR dB", "smaller", title="Weights with the largest errors")
+    rows = []
     for tensor in sorted(report.coded, key=lambda tensor: tensor.sqnr_db)[:SHOWN]:
         shape = " x ".join(map(str, tensor.shape))
-        table.add_row(tensor.name, shape, f"{tensor.sqnr_db:.1f}", f"{tensor.bytes_before / tensor.bytes_after:.2f}")
-    return table
+        rows.append((tensor.name, shape, f"{tensor.sqnr_db:.1f}", f"{tensor.bytes_before / tensor.bytes_after:.2f}"))
+    return FittingTable("Weights with the largest errors", ("tensor", "shape", "SQNR dB", "smaller"), rows)

@@ -8,9 +8,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich import box
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from gossamer.batches import as_batches
@@ -22,6 +20,7 @@ from gossamer.errors import ConfigError
 from gossamer.program.capture import capture
 from gossamer.program.program import Program
 from gossamer.report.structure import Structure, describe
+from gossamer.report.tables import FittingTable
 
 MOST_ROWS = 200
 
@@ -101,37 +100,26 @@ def structure_view(name: str, structure: Structure) -> Group:
     return Group(*lines, _layer_table(structure), _group_table(structure))
 
 
-def _layer_table(structure: Structure) -> Table:
-    table = _table("layers", ("layer", "op", "output", "weights"), ("params", "macs", "share of macs"))
+def _layer_table(structure: Structure) -> FittingTable:
+    rows = []
     for layer in structure.layers[:MOST_ROWS]:
         output = "x".join(map(str, layer.output_shape[1:]))
         share = f"{layer.macs / max(structure.cost.macs, 1):.1%}"
-        table.add_row(*map(Text, (layer.name, layer.op, output, layer.weight_format, f"{layer.params:,}", f"{layer.macs:,}", share)))
-    return _note_rest(table, len(structure.layers))
+        rows.append((layer.name, layer.op, output, layer.weight_format, f"{layer.params:,}", f"{layer.macs:,}", share))
+    header = ("layer", "op", "output", "weights", "params", "macs", "share of macs")
+    return FittingTable("layers", header, rows, left=4, note=_rest(len(structure.layers)))
 
 
-def _group_table(structure: Structure) -> Table:
-    table = _table("groups: channels that go together", ("group", "layers in it"), ("channels", "removable"), ("why the rest must stay",))
+def _group_table(structure: Structure) -> FittingTable:
+    rows = []
     for group in structure.groups[:MOST_ROWS]:
         others = [layer for layer in group.layers if layer != group.name]
         shown = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if len(others) > 4 else "")
-        table.add_row(*map(Text, (group.name, shown or "-", f"{group.channels:,}", f"{group.removable:,}", group.reason)))
-    return _note_rest(table, len(structure.groups))
+        rows.append((group.name, shown or "-", f"{group.channels:,}", f"{group.removable:,}", group.reason))
+    header = ("group", "layers in it", "channels", "removable", "why the rest must stay")
+    title = "groups: channels that go together"
+    return FittingTable(title, header, rows, left=2, last_left=True, note=_rest(len(structure.groups)))
 
 
-def _table(title: str, left: tuple[str, ...], right: tuple[str, ...], last: tuple[str, ...] = ()) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in left:
-        table.add_column(name)
-    for name in right:
-        table.add_column(name, justify="right")
-    for name in last:
-        table.add_column(name)
-    return table
-
-
-def _note_rest(table: Table, count: int) -> Table:
-    if count > MOST_ROWS:
-        table.caption = f"... and {count - MOST_ROWS} more; --json shows all"
-        table.caption_justify = "left"
-    return table
+def _rest(count: int) -> str:
+    return f"... and {count - MOST_ROWS} more; --json shows all" if count > MOST_ROWS else ""

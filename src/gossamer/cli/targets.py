@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from rich.table import Table
 from rich.text import Text
 
 from gossamer.cli.command import DebugOption, JsonOption, command, show, show_json
 from gossamer.numerics.formats import IntFormat
+from gossamer.report.tables import FittingTable
 from gossamer.targets.target import Target, targets
 
 
@@ -27,7 +27,7 @@ def targets_command(json: JsonOption = False, debug: DebugOption = False) -> Cal
                 if row["stand_in"]:
                     show(Text(f"{row['name']}: {row['stand_in']} To run it: {row['install']}"))
                 elif not row["version"]:
-                    show(Text(f"{row['name']} is missing; install it: {row['install']}", no_wrap=True))
+                    show(Text(f"{row['name']} is missing; install it: {row['install']}"))
         return True
 
     return shown
@@ -70,12 +70,11 @@ def _spans(names: Iterable[str]) -> str:
     return ", ".join(parts)
 
 
-def _table(rows: Iterable[dict[str, Any]]) -> Table:
-    table = Table(title="Targets", title_justify="left")
-    for heading in ("target", "file", "runtime", "static: weights", "values", "dynamic range", "weights only", "integer ops"):
-        table.add_column(heading, overflow="fold")
+def _table(rows: Iterable[dict[str, Any]]) -> FittingTable:
+    header = ("target", "file", "runtime", "static: weights", "values", "dynamic range", "weights only", "integer ops")
+    cells = []
     for row in rows:
         runtime = f"{row['runtime']} {row['version']}" if row["version"] else "checked, not run" if row["stand_in"] else "missing"
         lists = [_spans(row[key]) or "-" for key in ("weights", "activations", "dynamic_range", "weight_only")]
-        table.add_row(row["name"], row["file"], runtime, *lists, str(len(row["integer_ops"])))
-    return table
+        cells.append((row["name"], row["file"], runtime, *lists, str(len(row["integer_ops"]))))
+    return FittingTable("Targets", header, cells, left=len(header) - 1)

@@ -8,6 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from gossamer.errors import ConfigError, GossamerError, nearest
@@ -33,10 +34,25 @@ def resolve(text: str, what: str) -> Any:
     value: Any = call_user(lambda: _import(module_name, what), f"importing {module_name}")
     for name in attribute.split("."):
         if not hasattr(value, name):
-            public = [known for known in vars(value) if not known.startswith("_")] if hasattr(value, "__dict__") else []
-            raise ConfigError(what, text, f"a name that {module_name} has ({nearest(name, public)})")
+            raise ConfigError(what, text, f"a name that {module_name} has ({nearest(name, _names(value))})")
         value = getattr(value, name)
     return value
+
+
+def _names(value: Any) -> list[str]:
+    """Public names that may have been meant: of a module not what it imports from installed packages (torch, nn, DataLoader)."""
+    found = {name: held for name, held in getattr(value, "__dict__", {}).items() if not name.startswith("_")}
+    if not isinstance(value, ModuleType):
+        return list(found)
+    return [name for name, held in found.items() if not _is_installed(held)]
+
+
+def _is_installed(held: Any) -> bool:
+    """Whether this is a module, or a class or function that an installed package defines."""
+    if isinstance(held, ModuleType):
+        return True
+    home = sys.modules.get(getattr(held, "__module__", None) or "") if hasattr(held, "__qualname__") else None
+    return home is not None and _is_foreign(getattr(home, "__file__", None) or "<frozen>")
 
 
 def call_user(function: Callable[[], Any], doing: str) -> Any:
@@ -70,9 +86,11 @@ def _user_line(error: Exception) -> str:
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        foreign = (
-            frame.filename.startswith((_OWN_FOLDER, "<frozen")) or "site-packages" in frame.filename or "/lib/python" in frame.filename
-        )
-        if not foreign:
+        if not _is_foreign(frame.filename):
             return f"{frame.filename}:{frame.lineno}"
     return ""
+
+
+def _is_foreign(path: str) -> bool:
+    """Whether a source file is ours, Python's, or an installed package's."""
+    return path.startswith((_OWN_FOLDER, "<frozen")) or "site-packages" in path or "/lib/python" in path

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gossamer.report.content import Content
 from gossamer.report.diagnosis_console import diagnosis_view
 from gossamer.report.page import candidate_row, layer_rows
+from gossamer.report.tables import FittingTable
 from gossamer.targets.chip import BOARD_HEADER, LAYER_HEADER
 from gossamer.targets.energy import energy_facts
 from gossamer.targets.results import Report
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
 
 MOST_LAYERS = 24
 _CANDIDATE_COLUMNS = ("candidate", "removed", "accuracy", "drop", "latency_ms", "speedup", "size_bytes", "size_ratio", "budget met")
@@ -45,9 +45,9 @@ def console_view(document: Mapping[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
-def result_table(report: Report) -> Table:
+def result_table(report: Report) -> FittingTable:
     """The table of a report alone, for `gossamer verify`."""
-    return _table(None, ("", "before", "after", "ratio"), report.rows())
+    return FittingTable(None, ("", "before", "after", "ratio"), report.rows())
 
 
 def chip_view(report: Report) -> list[RenderableType]:
@@ -60,8 +60,8 @@ def chip_view(report: Report) -> list[RenderableType]:
     shown = sorted(steps, key=lambda row: -int(row[2].replace(",", "")))[:MOST_LAYERS]
     return [
         *(Text(fact) for fact in report.chip.facts()),
-        _table("boards", BOARD_HEADER, report.chip.board_rows()),
-        _table("steps, most instructions first", LAYER_HEADER, shown),
+        FittingTable("boards", BOARD_HEADER, report.chip.board_rows()),
+        FittingTable("steps, most instructions first", LAYER_HEADER, shown),
     ]
 
 
@@ -70,7 +70,7 @@ def _budget(report: Report) -> list[RenderableType]:
     if not limits:
         return []
     rows = [(limit.name, limit.rule, limit.found, _yes(limit.met)) for limit in limits]
-    return [_table("budget", ("limit", "allowed", "measured", "met"), rows)]
+    return [FittingTable("budget", ("limit", "allowed", "measured", "met"), rows)]
 
 
 def _candidates(content: Content) -> list[RenderableType]:
@@ -80,7 +80,7 @@ def _candidates(content: Content) -> list[RenderableType]:
     for candidate in content.candidates:
         row = candidate_row(candidate, percent=content.report.percent)
         rows.append((("* " if row.chosen else "  ") + row.name, *row.cells, _yes(row.budget_met)))
-    return [_table("tried (* chosen)", _CANDIDATE_COLUMNS, rows)]
+    return [FittingTable("tried (* chosen)", _CANDIDATE_COLUMNS, rows)]
 
 
 def _layers(content: Content) -> list[RenderableType]:
@@ -90,7 +90,7 @@ def _layers(content: Content) -> list[RenderableType]:
         return []
     shown = layer_rows(content.layers)[:MOST_LAYERS]
     parts: list[RenderableType] = [
-        _table("layers", ("layer", "channels kept", "signal to noise, dB"), [(row.name, row.channels, row.error) for row in shown])
+        FittingTable("layers", ("layer", "channels kept", "signal to noise, dB"), [(row.name, row.channels, row.error) for row in shown])
     ]
     if len(content.layers) > MOST_LAYERS:
         parts.append(Text(f"... and {len(content.layers) - MOST_LAYERS} more layers; report.html shows all."))
@@ -104,20 +104,7 @@ def _frozen(content: Content) -> list[RenderableType]:
     for item in content.frozen:
         more = f" and {len(item.where) - 4} more" if len(item.where) > 4 else ""
         rows.append((item.reason, ", ".join(item.where[:4]) + more))
-    return [_table("left as it was", ("why", "where"), rows, right=False)]
-
-
-def _table(title: str | None, header: Sequence[str], rows: Sequence[Sequence[str]], *, right: bool = True) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=None if title is None else Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for position, name in enumerate(header):
-        table.add_column(Text(name), justify="right" if right and position else "left")
-    for row in rows:
-        table.add_row(*map(Text, row))
-    return table
+    return [FittingTable("left as it was", ("why", "where"), rows, left=2)]
 
 
 def _yes(value: bool) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gossamer.report.diagnosis import cure_row, facts, finding_rows
+from gossamer.report.tables import FittingTable
 from gossamer.search.diagnosis.findings import Diagnosis
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
 
 MOST_ROWS = 15
 
@@ -29,38 +29,19 @@ def diagnosis_view(diagnosis: Diagnosis) -> RenderableType:
     return Group(*parts)
 
 
-def _findings(diagnosis: Diagnosis) -> Table:
-    table = _table(
-        "coded tensors, worst first", ("#", "tensor", "codes", "cause"), ("alone, dB", "KL", "gathered, dB", "own, dB", "clipping")
-    )
-    for row in finding_rows(diagnosis)[:MOST_ROWS]:
-        _add(table, (str(row.number), row.name, row.where.split(", of ")[0], row.cause, *row.cells[:5]))
-    return table
+def _findings(diagnosis: Diagnosis) -> FittingTable:
+    header = ("#", "tensor", "codes", "cause", "alone, dB", "KL", "gathered, dB", "own, dB", "clipping")
+    rows = [
+        (str(row.number), row.name, row.where.split(", of ")[0], row.cause, *row.cells[:5]) for row in finding_rows(diagnosis)[:MOST_ROWS]
+    ]
+    return FittingTable("coded tensors, worst first", header, rows, left=4)
 
 
-def _cures(diagnosis: Diagnosis) -> Table:
-    table = _table("tried (* chosen)", ("cure", "of"), ("gain", "outputs, dB", "KL", "cost in speed"))
+def _cures(diagnosis: Diagnosis) -> FittingTable:
     tried = [*diagnosis.network, *(cure for finding in diagnosis.worst for cure in finding.cures)]
+    rows = []
     for cure in tried:
         row = cure_row(cure)
-        _add(table, (("* " if row.chosen else "  ") + row.name, cure.where or "the whole network", row.gain, row.after, row.kl, row.cost))
-    return table
-
-
-def _table(title: str, left: tuple[str, ...], right: tuple[str, ...]) -> Table:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in left:
-        table.add_column(Text(name))
-    for name in right:
-        table.add_column(Text(name), justify="right")
-    return table
-
-
-def _add(table: Table, cells: tuple[str, ...]) -> None:
-    from rich.text import Text
-
-    table.add_row(*map(Text, cells))
+        name = ("* " if row.chosen else "  ") + row.name
+        rows.append((name, cure.where or "the whole network", row.gain, row.after, row.kl, row.cost))
+    return FittingTable("tried (* chosen)", ("cure", "of", "gain", "outputs, dB", "KL", "cost in speed"), rows, left=2)
