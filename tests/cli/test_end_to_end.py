@@ -263,7 +263,9 @@ def test_a_finished_run_is_not_run_again(finished, place):
 
 def test_other_settings_need_another_folder_or_fresh(copy, place):
     other = ["compress", *ASK, "--epochs", "0", "--batch", "8", *BUDGET, "-o", copy]
-    assert_one_sentence(run(place, *other), "OUT must be a folder of the same run, or a new one; add --fresh")
+    assert_one_sentence(
+        run(place, *other), "OUT must be empty or of the same run (it differs in settings.epochs); choose another one, or add --fresh"
+    )
     done = run(place, *other, "--fresh")
     assert done.exit_code == 0, done.stderr
     assert "Written to" in done.stdout

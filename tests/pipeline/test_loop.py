@@ -1,6 +1,7 @@
 """The loop on a small network: what a new user gets, what is kept, what happens when it cannot be met or is interrupted."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -84,6 +85,21 @@ def test_the_page_and_the_text_show_the_statement(result, tmp_path):
     assert "<html" in (folder / "report.html").read_text()
 
 
+def test_the_share_that_is_gone_is_told_not_the_one_that_was_asked_for(result):
+    rows = result.to_dict()["layers"]
+    for trial, candidate in zip(result.trials, result.to_dict()["candidates"], strict=True):
+        left = sum(trial.pruned.state[f"{row['name']}.weight"].shape[0] for row in rows[:-1])
+        assert candidate["removed_ratio"] == pytest.approx(1 - left / sum(row["channels_before"] for row in rows[:-1]))
+    assert f"Met by removing {candidate['removed_ratio']:.0%} of the channels" in result.statement
+
+
+def test_no_network_is_tried_twice(tmp_path):
+    settings = gs.Settings(epochs=1, trials=5, batch=8)
+    result = gs.compress(network(), data(), budget=gs.Budget(max_drop_points=100), settings=settings, work_dir=tmp_path)
+    widths = [tuple(tensor.shape for tensor in trial.pruned.state.values()) for trial in result.trials]
+    assert len(set(widths)) == len(widths) > 1
+
+
 def test_the_model_is_untouched(tmp_path):
     model = network().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -146,10 +162,8 @@ def test_a_finished_run_is_read_from_its_folder(result):
 
 
 def test_a_folder_of_another_run_is_refused(result):
-    with pytest.raises(
-        ConfigError, match=r"work_dir must be empty or of the same run \(its program, weights differs\)|its weights differs"
-    ):
-        gs.compress(network(seed=5), data(), settings=SETTINGS, work_dir=result.best.folder.parent)
+    with pytest.raises(ConfigError, match=r"work_dir must be empty or of the same run \(it differs in settings.epochs, weights\)"):
+        gs.compress(network(seed=5), data(), settings=replace(SETTINGS, epochs=2), work_dir=result.best.folder.parent)
 
 
 def test_a_metric_of_ones_own(tmp_path):

@@ -213,7 +213,7 @@ def test_bad_arguments(program, finished, tmp_path):
     for goal in (1.0, -0.1, True, float("nan"), "half", {"stem": 1.5}):
         with pytest.raises(ConfigError, match=r"goal must be a share in \[0, 1\), shares by layer, or a Budget"):
             prune_rounds(program, data(), goal, folder=tmp_path)
-    with pytest.raises(ConfigError, match=r"folder must be empty or of the same run \(its goal, settings differs\)"):
+    with pytest.raises(ConfigError, match=r"folder must be empty or of the same run \(it differs in goal, settings\."):
         prune_rounds(program, data(), 0.5, settings=RoundSettings(), folder=finished.folder)
     trained = []
     with pytest.raises(PlanError, match="cannot be reached"):

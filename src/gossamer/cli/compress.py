@@ -33,6 +33,7 @@ from gossamer.cli.compress_options import (
     EpochsOption,
     EqualizationOption,
     FreshOption,
+    LossOption,
     MaxDropOption,
     MaxLatencyOption,
     MetricOption,
@@ -69,6 +70,7 @@ from gossamer.plan.constraints import Constraints
 from gossamer.plan.scheme import Scheme
 from gossamer.report.console import console_view
 from gossamer.search.precision_settings import PrecisionBudget, PrecisionSearch
+from gossamer.train.recipe import Recipe
 
 WORK = "work"
 _DEFAULT = Settings()
@@ -91,6 +93,7 @@ def compress(
     board: BoardOption = "",
     metric: MetricOption = "top1",
     output: PickOption = None,
+    loss: LossOption = None,
     criterion: CriterionOption = _DEFAULT.criterion,
     mode: ModeOption = _DEFAULT.mode,
     skip: SkipOption = None,
@@ -120,29 +123,22 @@ def compress(
     Without a budget (--max-drop, --min-speedup, ...) the network is only quantized. An interrupted run goes on where it
     was when the same command is run again.
     """
-    budget = Budget(
-        max_drop_points=max_drop, min_speedup=min_speedup, min_size_ratio=min_size_ratio, max_latency_ms=max_latency_ms, board=board
-    )
-    settings = Settings(
-        target=target,
-        epochs=epochs,
-        criterion=criterion,
-        mode=mode,
-        constraints=Constraints(skip=tuple(skip or ()), only=tuple(only or ())),
-        weights=weight_format,
-        precision=_precision(weight_budget, weight_choices, sensitivity),
-        activations=activation_format,
-        qat=Qat(when=qat, epochs=qat_epochs),
-        scheme=Scheme(rounding=rounding, ranges=ranges, equalization=equalization),
-        trials=trials,
-        batch=batch,
-        threads=threads,
-        seed=seed,
-    )
+    budget = Budget(max_drop_points=max_drop, min_speedup=min_speedup, min_size_ratio=min_size_ratio, max_latency_ms=max_latency_ms)
+    budget = replace(budget, board=board)
+    settings = Settings(target=target, epochs=epochs, trials=trials, batch=batch, threads=threads, seed=seed)
+    settings = replace(settings, criterion=criterion, mode=mode, constraints=Constraints(skip=tuple(skip or ()), only=tuple(only or ())))
+    settings = replace(settings, weights=weight_format, precision=_precision(weight_budget, weight_choices, sensitivity))
+    settings = replace(settings, activations=activation_format, scheme=Scheme(rounding=rounding, ranges=ranges, equalization=equalization))
+    settings = replace(settings, qat=Qat(when=qat, epochs=qat_epochs), recipe=_recipe(loss))
     torch.manual_seed(seed)
     named, source = _load(model, weights, data)
     result = compress_into(out, named, source, budget, settings, metric=find_metric(metric), output=picked(output), fresh=fresh)
     return lambda: report_result(result, out, json=json)
+
+
+def _recipe(loss: str | None) -> Recipe | None:
+    """How to fine-tune by a loss of the user's: by nothing else, since the original's outputs need not be class scores."""
+    return None if loss is None else Recipe(loss=resolve(loss, "loss"), alpha=0.0)
 
 
 def _load(model: str, weights: Path | None, data: str) -> tuple[NamedModel, Data]:
@@ -185,7 +181,7 @@ def compress_into(
             result = run_compress(model.module, data, settings.target, budget, on_progress=on_progress, **options)
         except ConfigError as error:
             if error.name == "work_dir":
-                rule = "a folder of the same run, or a new one; add --fresh to throw away what is kept there"
+                rule = f"{error.rule.rpartition(';')[0]}; choose another one, or add --fresh to throw away what is kept there"
                 raise ConfigError("OUT", str(out), rule) from error
             raise
     result = replace(result, model=model.name)

@@ -28,6 +28,10 @@ QAT_HELP = (
     f"Train through the rounding: {', '.join(WHEN)}; auto: where the file with planned codes loses more accuracy than --max-drop "
     "and the data has a training part."
 )
+LOSS_HELP = (
+    "What fine-tuning lowers: package.module:function (outputs, targets) -> one number, for targets that are no class numbers. "
+    "Default: cross-entropy, with the original as teacher."
+)
 ModelOption = Annotated[str, typer.Option(help=MODEL_HELP, show_default=False)]
 DataOption = Annotated[str, typer.Option(help=DATA_HELP, show_default=False)]
 TargetOption = Annotated[str, typer.Option(help="Runtime that will run the artifact.")]
@@ -37,6 +41,7 @@ MinSizeRatioOption = Annotated[float | None, typer.Option(help="Size of the orig
 MaxLatencyOption = Annotated[float | None, typer.Option(help="Latency of a batch on this machine.")]
 BoardOption = Annotated[str, typer.Option(help=f"A chip whose flash and RAM must suffice: {', '.join(chips.names())}.", show_default=False)]
 MetricOption = Annotated[str, typer.Option(help="top1, top5, or package.module:function of (outputs, targets); higher is better.")]
+LossOption = Annotated[str | None, typer.Option(help=LOSS_HELP, show_default=False)]
 CriterionOption = Annotated[str, typer.Option(help=CRITERION_HELP, show_default=False)]
 ModeOption = Annotated[str, typer.Option(help="How layers are compared: global, layerwise, or isomorphic.")]
 SkipOption = Annotated[list[str] | None, typer.Option(help='A layer that stays whole, or several ("features.*"); may be repeated.')]

@@ -50,13 +50,18 @@ def as_data(value: Any) -> Data:
     data = value if isinstance(value, Data) else _collect(value)
     if data.validation is None:
         raise DataError(f"the data has no validation part, so nothing could be proven; {_FORMS}.")
+    if data.calibration is None and data.train is None:
+        raise DataError("the data has neither a train nor a calibration part; give one of them (calibration needs no targets).")
+    data = replace(data, train=_kept(data.train), calibration=_kept(data.calibration), validation=_kept(data.validation))
     if data.calibration is not None:
         return data
-    if data.train is None:
-        raise DataError("the data has neither a train nor a calibration part; give one of them (calibration needs no targets).")
-    train = list(data.train) if isinstance(data.train, Iterator) else data.train  # an iterator could not be read twice
-    calibration, note = calibration_from(train)
-    return replace(data, train=train, calibration=calibration, notes=(*data.notes, note))
+    calibration, note = calibration_from(data.train)
+    return replace(data, calibration=calibration, notes=(*data.notes, note))
+
+
+def _kept(part: Any) -> Any:
+    """An iterator could not be read twice."""
+    return list(part) if isinstance(part, Iterator) else part
 
 
 def calibration_from(train: Any, samples: int = CALIBRATION_SAMPLES) -> tuple[Any, str]:

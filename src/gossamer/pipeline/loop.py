@@ -12,15 +12,17 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from gossamer.coupling.analysis import analyse
 from gossamer.coupling.kept import keep_table
 from gossamer.coupling.predict import Predictor
 from gossamer.data.source import as_data
 from gossamer.errors import ConfigError, PlanError
 from gossamer.files import write_json
 from gossamer.pipeline.claim import claim
+from gossamer.pipeline.first_look import first_look
 from gossamer.pipeline.result import Result
 from gossamer.pipeline.settings import Settings
-from gossamer.pipeline.trial import ACCURACY, Job, Trial, artifact_name, calibration, plan_removal, run_trial, scorer
+from gossamer.pipeline.trial import ACCURACY, DONE, Job, Trial, artifact_name, calibration, plan_removal, run_trial, scorer
 from gossamer.plan.budget import Budget
 from gossamer.plan.edits import KeepChannels
 from gossamer.plan.score import Scores
@@ -92,8 +94,14 @@ def compress(
         seconds=perf_counter() - start,
         model=type(model).__name__,
         data=sources.name,
+        channels=_removable(program) if any(trial.removed_ratio for trial in trials) else 0,
         diagnosis=diagnosis,
     )
+
+
+def _removable(program: Program) -> int:
+    """Channels that nothing forbids to remove."""
+    return sum(int((~group.fixed).sum()) for group in analyse(program).groups)
 
 
 def _diagnosis(job: Job, best: Trial) -> tuple[Diagnosis | None, tuple[str, ...]]:
@@ -117,23 +125,42 @@ def _claim(folder: Path, program: Program, metric: Any, settings: Settings) -> N
         "metric": metric if isinstance(metric, str) else getattr(metric, "__qualname__", repr(metric)),
         "settings": {name: value for name, value in settings.to_json().items() if name != "trials"},
     }
-    claim(folder, key, "work_dir")
+    claim(folder, key, "work_dir", kept=any(folder.glob("trial-*")))
 
 
 def _search(job: Job, folder: Path) -> list[Trial]:
     scores = scorer(job)
     trials: list[Trial] = []
+    tried: list[Tried] = []
+    looked = False
     while len(trials) < job.settings.trials:
-        ratio = next_ratio([_tried(trial) for trial in trials], _predictor(job, trials, scores), push=_pushes(job.budget))
+        ratio = next_ratio(tried, _predictor(job, trials, scores), push=_pushes(job.budget))
         if ratio is None or (ratio and job.budget == Budget()):
             break
+        twin = _twin(job, trials, ratio, scores)
+        if twin is not None:  # widths that suit the kernels are few: the same network would come out
+            tried.append(replace(_tried(twin), removed_ratio=ratio))
+            continue
         job.on_progress(Progress("trial", len(trials), job.settings.trials, f"removing {ratio:.0%} of the channels"))
-        trial = run_trial(job, ratio, folder / f"trial-{round(ratio * 1000):03d}", scores)
+        place = folder / f"trial-{round(ratio * 1000):03d}"
+        if not looked and not (place / DONE).exists():
+            first_look(job)
+            looked = True
+        trial = run_trial(job, ratio, place, scores)
         trial = replace(trial, report=_against(trial.report, job.budget))
         trials.append(trial)
+        tried.append(_tried(trial))
         best = choose_best(trials)
         write_json(folder / "best.json", {"folder": best.folder.name, "budget_met": best.report.budget_met})
     return trials
+
+
+def _twin(job: Job, trials: Sequence[Trial], ratio: float, scores: Callable[[], Scores]) -> Trial | None:
+    """The trial that removed just what this ratio would."""
+    if not trials:
+        return None
+    plan = plan_removal(job.program, scores(), ratio, job.settings)
+    return next((trial for trial in trials if trial.plans["pruning"].edits == plan.edits), None)
 
 
 def _against(report: Report, budget: Budget) -> Report:

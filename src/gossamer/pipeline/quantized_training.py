@@ -82,21 +82,38 @@ class QatOutcome:
 
 
 def train_quantized(
-    planned: Program, teacher: Program, train_data: Any, qat: Qat, *, checkpoint: Path, seed: int, on_progress: OnProgress
+    planned: Program,
+    teacher: Program,
+    train_data: Any,
+    qat: Qat,
+    *,
+    tuned: Recipe | None = None,
+    checkpoint: Path,
+    seed: int,
+    on_progress: OnProgress,
 ) -> Program:
     """Train a planned network through its rounding, taught by the float network; masks stay. Resumes from its checkpoint.
 
+    tuned  how the float network was fine-tuned; its loss is used here, too, unless `qat` has a recipe of its own
+
     Raises: like fit.
     """
-    batches = as_batches(train_data, what="training", shuffle=True)
-    recipe = qat.recipe or default_recipe(planned)
+    recipe = qat.recipe or default_recipe(planned, tuned)
+    batches = as_batches(train_data, what="training", batch_size=recipe.batch_size, shuffle=True)
     return fit(
         planned, batches, teacher=teacher, epochs=qat.epochs, recipe=recipe, checkpoint=checkpoint, seed=seed, on_progress=on_progress
     )
 
 
-def default_recipe(planned: Program) -> Recipe:
-    """Scales and zero points learn, too: with formats of few bits in larger steps."""
+def default_recipe(planned: Program, tuned: Recipe | None = None) -> Recipe:
+    """Scales and zero points learn, too: with formats of few bits in larger steps. What is learned is as in `tuned`."""
     bits = [quantizer.format.bits for quantizer in planned.quantizers.values() if isinstance(quantizer.format, IntFormat)]
     few = min(bits, default=8) <= FEW_BITS
-    return Recipe(quantizer_learning_rate=FEW_BITS_RATE if few else RATE)
+    like = tuned or Recipe()
+    return Recipe(
+        quantizer_learning_rate=FEW_BITS_RATE if few else RATE,
+        loss=like.loss,
+        alpha=like.alpha,
+        temperature=like.temperature,
+        batch_size=like.batch_size,
+    )

@@ -15,6 +15,7 @@ from gossamer.pipeline.layers import layer_rows
 from gossamer.pipeline.settings import Settings
 from gossamer.pipeline.trial import Trial, artifact_name
 from gossamer.plan.budget import Budget
+from gossamer.plan.edits import KeepChannels
 from gossamer.program.program import Program
 from gossamer.report.document import write_report
 from gossamer.search.diagnosis.findings import Diagnosis
@@ -26,6 +27,7 @@ from gossamer.targets.target import Artifact
 class Result:
     """The best trial, all trials, and the original as it ran beside them. `print(result)` shows the table.
 
+    channels   of the original that could be removed
     diagnosis  where the accuracy of the best artifact went when it was quantized; None where it lost no more than the budget allows
     """
 
@@ -37,6 +39,7 @@ class Result:
     seconds: float
     model: str
     data: str = ""
+    channels: int = 0
     diagnosis: Diagnosis | None = None
 
     @property
@@ -63,7 +66,8 @@ class Result:
     def statement(self) -> str:
         """In one or two sentences: was the budget met, and if not, what comes closest."""
         tried = f"{len(self.trials)} candidate{'s' if len(self.trials) > 1 else ''} tried"
-        share = f"removing {self.best.removed_ratio:.0%} of the channels" if self.best.removed_ratio else "keeping all channels"
+        gone = self._removed(self.best)
+        share = f"removing {gone:.0%} of the channels" if gone else "keeping all channels"
         qat = self.best.qat
         trained = "" if qat is None else f" {qat.sentence[0].upper()}{qat.sentence[1:]}"
         trained = self._formats + trained
@@ -124,13 +128,20 @@ class Result:
         counts = Counter(precision["rules"].values())
         return f" Weights by layer: {', '.join(f'{count} x {name}' for name, count in counts.items())}, {precision['bits']:.2f} bits each."
 
+    def _removed(self, trial: Trial) -> float:
+        """Share of the removable channels that is gone; widths that suit the kernels make it another one than was asked for."""
+        edits = trial.plans["pruning"].edits
+        gone = sum(edit.size - len(edit.keep) for edit in edits if isinstance(edit, KeepChannels))
+        return gone / self.channels if self.channels else 0.0
+
     def _candidate(self, trial: Trial) -> Mapping[str, Any]:
         report = trial.report
-        name, qat = f"{trial.removed_ratio:.1%} removed" if trial.removed_ratio else "quantized only", trial.qat
+        gone, qat = self._removed(trial), trial.qat
+        name = f"{gone:.1%} removed" if gone else "quantized only"
         return {
             "name": f"{name}, codes trained" if qat is not None and qat.kept else name,
             "qat": None if qat is None else qat.to_json(),
-            "removed_ratio": trial.removed_ratio,
+            "removed_ratio": gone,
             "accuracy": report.compressed.accuracy,
             "latency_ms": report.compressed.latency_ms,
             "size_bytes": report.compressed.size_bytes,

@@ -15,6 +15,7 @@ from gossamer.plan.pruning import MODES
 from gossamer.plan.rounding import roundings
 from gossamer.plan.scheme import Scheme
 from gossamer.search.precision_settings import PrecisionSearch
+from gossamer.train.recipe import Recipe
 
 TOURNAMENT, MIXED = "tournament", "mixed"
 
@@ -27,6 +28,8 @@ class Settings:
     epochs      of fine-tuning with the original as teacher after channels were removed; 0 for none
     criterion   how channels are ranked, "" to choose: "taylor" with labelled training data, else "l2"; "tournament" to let
                 calibration data decide, see gossamer.search.tournament
+    recipe      how to fine-tune, None for the defaults of Recipe; its loss ranks channels and counts in training through the rounding, too.
+                Networks that do not give class scores need Recipe(loss=..., alpha=0), or training data without targets
     mode        how groups are compared, see plan_pruning: "global", "layerwise" or "isomorphic"
     constraints what pruning must leave; with multiple 1, widths are rounded to what the target's kernels like
     weights     format of weights in codes, such as "int8" or "int4"; "mixed" for a format for each layer
@@ -42,6 +45,7 @@ class Settings:
 
     target: str = "onnxruntime"
     epochs: int = 4
+    recipe: Recipe | None = None
     criterion: str = ""
     mode: str = "global"
     constraints: Constraints = field(default_factory=Constraints)
@@ -80,6 +84,8 @@ class Settings:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        plain = asdict(replace(self, qat=Qat(), precision=None))
+        plain = asdict(replace(self, qat=Qat(), precision=None, recipe=None))
+        del plain["recipe"]
+        plain |= {} if self.recipe is None else {"recipe": self.recipe.to_json()}
         precision = self.precision_search.to_json() if self.weights == MIXED else None
         return {**plain, "constraints": self.constraints.to_json(), "qat": self.qat.to_json(), "precision": precision}

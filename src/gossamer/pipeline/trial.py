@@ -32,9 +32,11 @@ from gossamer.targets.target import Artifact, targets
 from gossamer.targets.value_errors import value_errors
 from gossamer.targets.verify import verify
 from gossamer.train.fit import fit
+from gossamer.train.recipe import Recipe
 
 Metric = Any
 ACCURACY = ("max_drop_points",)  # limits of a budget on it
+DONE = "report.json"  # what a finished trial has in its folder
 TOURNAMENT_RATIO = 0.5  # of the channels, at which criteria are compared
 
 
@@ -108,7 +110,7 @@ def artifact_name(target: str) -> str:
 
 def run_trial(job: Job, removed_ratio: float, folder: Path, scores: Callable[[], Scores]) -> Trial:
     """Run a trial, or read it from its folder when it was finished before."""
-    done = folder / "report.json"
+    done = folder / DONE
     if done.exists():
         trial = Trial(removed_ratio, Report.from_dict(read_json(done, "report")), folder)
         if trial.qat is not None or not _should_train(job, trial.report):  # another budget may ask for it
@@ -143,6 +145,7 @@ def _proven(job: Job, planned: Program, folder: Path) -> tuple[Program, Report]:
             job.program,
             job.data.train,
             settings.qat,
+            tuned=settings.recipe,
             checkpoint=folder / "qat.safetensors",
             seed=settings.seed,
             on_progress=job.on_progress,
@@ -204,11 +207,13 @@ def _recover(job: Job, pruned: Program, pruning: Plan, folder: Path) -> Program:
     """Win accuracy back: by fine-tuning with training data, else by refitting weights on calibration data."""
     if job.data.train is None or not job.settings.epochs:
         return repair(pruned, job.program, pruning, calibration(job.data), on_progress=job.on_progress)
+    recipe = job.settings.recipe or Recipe()
     return fit(
         pruned,
-        as_batches(job.data.train, what="training", shuffle=True),
+        as_batches(job.data.train, what="training", batch_size=recipe.batch_size, shuffle=True),
         teacher=job.program,
         epochs=job.settings.epochs,
+        recipe=recipe,
         checkpoint=folder / "fit.safetensors",
         seed=job.settings.seed,
         on_progress=job.on_progress,
@@ -250,7 +255,8 @@ def scorer(job: Job) -> Callable[[], Scores]:
             labelled = job.data.train is not None and as_batches(job.data.train, what="training").first()[1] is not None
             name = job.settings.criterion or ("taylor" if labelled else "l2")
             batches = as_batches(job.data.train, what="training") if labelled else calibration(job.data)
-            found.append(score(job.program, name, batches, seed=job.settings.seed))
+            loss = None if job.settings.recipe is None else job.settings.recipe.loss
+            found.append(score(job.program, name, batches, loss, seed=job.settings.seed))
         return found[0]
 
     return scores

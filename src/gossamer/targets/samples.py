@@ -26,7 +26,7 @@ def first_samples(program: Program, batches: Batches, number: int) -> tuple[Tens
     parts: list[tuple[Tensor, ...]] = []
     found = 0
     for inputs, _ in batches:
-        parts.append(_checked(program, inputs))
+        parts.append(checked_inputs(program, inputs, batches.what))
         found += len(inputs[0])
         if found >= number:
             break
@@ -34,13 +34,16 @@ def first_samples(program: Program, batches: Batches, number: int) -> tuple[Tens
     return tuple(torch.cat(column)[position].contiguous() for column in zip(*parts, strict=True))
 
 
-def _checked(program: Program, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Inputs on the CPU if they fit in all but the batch axis."""
+def checked_inputs(program: Program, inputs: tuple[Tensor, ...], what: str) -> tuple[Tensor, ...]:
+    """Inputs on the CPU if they fit in all but the batch axis. Raises DataError, which names the data as `what`."""
     if len(inputs) != len(program.inputs):
         wanted = ", ".join(map(str, program.inputs))
-        raise DataError(f"the network takes {len(program.inputs)} inputs ({wanted}); the validation data gives {len(inputs)}.")
+        raise DataError(f"the network takes {len(program.inputs)} inputs ({wanted}); the {what} data gives {len(inputs)}.")
     for spec, tensor in zip(program.inputs, inputs, strict=True):
-        replace(spec, shape=(None, *spec.shape[1:])).check(tensor)
+        try:
+            replace(spec, shape=(None, *spec.shape[1:])).check(tensor)
+        except DataError as error:
+            raise DataError(f"the {what} data does not fit: {error}") from error
     return tuple(tensor.detach().cpu() for tensor in inputs)
 
 
@@ -50,7 +53,7 @@ def outputs(program: Program, batches: Batches, runners: Iterable[Runner], on_pr
     total, both = len(batches), tuple(runners)
     for done, (inputs, target) in enumerate(batches):
         on_progress(Progress("verify", done, total, "accuracy"))
-        arrays = [tensor.numpy() for tensor in _checked(program, inputs)]
+        arrays = [tensor.numpy() for tensor in checked_inputs(program, inputs, batches.what)]
         before, after = (run_batch(runner, arrays, fixed) for runner in both)
         yield before, after, None if target is None else target.detach().cpu()
     on_progress(Progress("verify", total, total, "accuracy"))

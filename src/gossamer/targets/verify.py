@@ -58,7 +58,7 @@ def verify(
     """
     start = time.perf_counter()
     _check_arguments(artifact, reference, threads, batch)
-    _check_budget(artifact.target, budget)
+    check_budget(artifact.target, budget)
     name = metric_name(metric)
     batch = artifact.program.at_once(batch)
     batches = as_batches(data, what="validation", batch_size=batch)
@@ -126,8 +126,12 @@ def _check_arguments(artifact: Artifact, reference: Program | Artifact, threads:
         )
 
 
-def _check_budget(name: str, budget: Budget | None) -> None:
-    """Raise MissingRuntime for limits on latency where the target's runtime cannot run: nothing else's speed would do."""
+def check_budget(name: str, budget: Budget | None) -> None:
+    """Whether a target can be held against a budget.
+
+    Raises: MissingRuntime for limits on latency where the target's runtime cannot run (nothing else's speed would do); ConfigError for a
+    board where files are not for chips.
+    """
     target = targets[name]
     if budget is not None and (budget.min_speedup or budget.max_latency_ms) and target.stand_in:
         raise MissingRuntime(target.runtime, f"a budget with a limit on latency on {name}", target.install_command)

@@ -34,8 +34,11 @@ def distillation(outputs: Tensor, teacher_outputs: Tensor, temperature: float) -
             f"the network gives {tuple(outputs.shape)} and its teacher {tuple(teacher_outputs.shape)}; "
             "distillation needs a teacher with outputs of the same shape."
         )
-    if outputs.dim() < 2:
-        raise DataError(f"distillation needs outputs of shape (batch, classes, ...); the network gives {tuple(outputs.shape)}.")
+    if outputs.dim() < 2 or outputs.shape[1] < 2:
+        raise DataError(
+            f"distillation needs outputs of shape (batch, classes, ...) with at least 2 classes; the network gives {tuple(outputs.shape)}: "
+            "train by a loss alone, Recipe(loss=..., alpha=0)."
+        )
     student = F.log_softmax(outputs / temperature, dim=1)
     teacher = F.log_softmax(teacher_outputs / temperature, dim=1)
     divergence = F.kl_div(student, teacher, reduction="sum", log_target=True)
