@@ -80,9 +80,8 @@ def error(program, plan, samples):
 @pytest.mark.parametrize("name", METHODS)
 def test_what_is_learned_is_closer_to_float(program, samples, plans, name):
     start = error(program, plans["second-order"], samples[:32])
-    assert error(program, plans[name], samples[:32]) < (
-        1.001 * start if name == "quick adaround" else start
-    )  # layers one by one gain least
+    found = error(program, plans[name], samples[:32])
+    assert found <= start if name == "quick adaround" else found < start  # layers one by one gain least: a few steps may gain nothing
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -137,7 +136,8 @@ def test_parts_whose_weights_have_many_bits_keep_the_start(program, samples, nam
     assert {note.note for note in told if note.stage == "learn rounding" and note.note} <= {
         f"{layer}.weight" for layer in ("project", "expand")
     }
-    assert error(program, after, samples) <= 1.05 * error(program, before, samples)  # a few steps of qdrop need not gain anything
+    seen = samples[:32]  # what is learned may not lose on the samples that it was learned from
+    assert error(program, after, seen) <= error(program, before, seen)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -190,7 +190,7 @@ def test_a_weight_of_two_layers_is_learned_once(samples):
     for name in METHODS:
         plan = planned(program, samples, name)
         assert [edit.value for edit in plan.edits if isinstance(edit, QuantizeValue)].count("conv.weight") == 1
-        assert error(program, plan, samples[:32]) <= error(program, planned(program, samples, "second-order"), samples[:32]) * 1.05
+        assert error(program, plan, samples[:32]) <= error(program, planned(program, samples, "second-order"), samples[:32])
 
 
 def test_progress_is_told(program, samples):
