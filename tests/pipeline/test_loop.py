@@ -1,6 +1,8 @@
 """The loop on a small network: what a new user gets, what is kept, what happens when it cannot be met or is interrupted."""
 
 import json
+import resource
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -300,3 +302,33 @@ def test_formats_and_schemes_reach_the_artifact(tmp_path):
 def test_formats_and_schemes_that_do_not_exist(choice, message):
     with pytest.raises(ConfigError, match=message):
         gs.Settings(**choice)
+
+
+@contextmanager
+def files_up_to(size_bytes):
+    """As on a disk that is nearly full: no file may become larger."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_space(tmp_path):
+    """The largest file that cannot be written ends the run; whatever was written stays, and nothing half is left."""
+    options = {"budget": gs.Budget(min_size_ratio=4.5), "settings": gs.Settings(epochs=1, trials=2, batch=8)}
+    whole = gs.compress(network(), data(), **options, work_dir=tmp_path / "whole")
+    sizes = sorted({path.stat().st_size for path in (tmp_path / "whole").rglob("*") if path.stat().st_size > 4096 and path.is_file()})
+    kept = {}
+    for limit in sizes[:: max(1, len(sizes) // 3)]:
+        with files_up_to(limit - 1), pytest.raises(FileError, match="cannot be written .*choose a folder that is writable and has space"):
+            gs.compress(network(), data(), **options, work_dir=tmp_path / "short")
+        found = {path: path.read_bytes() for path in (tmp_path / "short").rglob("*") if path.is_file()}
+        assert not [path for path in found if path.name.startswith(".")]
+        assert all(found[path] == content for path, content in kept.items() if "trial" in str(path))
+        kept = found
+    resumed = gs.compress(network(), data(), **options, work_dir=tmp_path / "short")
+    ratio = resumed.trials[-1].removed_ratio
+    twin = next(trial for trial in whole.trials if trial.removed_ratio == ratio)
+    assert (resumed.trials[-1].folder / "model.onnx").read_bytes() == (twin.folder / "model.onnx").read_bytes()
