@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from gossamer.errors import FileError
-from gossamer.files import read_json, read_tensors, write_bytes, write_json, write_tensors, write_text, write_with
+from gossamer.files import read_json, read_tensors, temporary_folder, write_bytes, write_json, write_tensors, write_text, write_with
 
 
 def test_round_trips(tmp_path):
@@ -62,6 +62,18 @@ def full_disk():
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_told_of_temporary_files():
+    with (
+        full_disk(),
+        pytest.raises(FileError, match="temporary files cannot be written .File too large.; make space there, or .* TMPDIR"),
+        temporary_folder() as folder,
+    ):
+        (folder / "big").write_bytes(bytes(10_000))
+    assert not folder.exists()
+    with pytest.raises(FileNotFoundError), temporary_folder() as folder:  # other mistakes stay what they are
+        (folder / "no" / "such").write_text("")
 
 
 def test_a_full_disk_leaves_the_old_file(tmp_path):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from gossamer.errors import FileError
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _HEADER = "gossamer"  # the metadata key of our safetensors files
 
 
@@ -45,6 +47,19 @@ def write_with(path: Path, write: Callable[[Path], None]) -> None:
         if temporary is not None:
             with contextlib.suppress(OSError):
                 temporary.unlink()
+
+
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that is gone afterwards. Raises: FileError when the disk that it is on is full."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="gossamer-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        if error.errno not in _NO_SPACE:
+            raise
+        way_out = "make space there, or name another folder in the environment variable TMPDIR"
+        raise FileError(tempfile.gettempdir(), f"temporary files cannot be written ({error.strerror})", way_out) from error
 
 
 def _umask() -> int:

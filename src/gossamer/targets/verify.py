@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from gossamer.batches import as_batches
 from gossamer.errors import ConfigError, MissingRuntime
+from gossamer.files import temporary_folder
 from gossamer.plan.budget import Budget
 from gossamer.program.program import Program
 from gossamer.progress import OnProgress, Progress, silent
@@ -148,8 +147,8 @@ def _as_artifact(reference: Program | Artifact, target: str) -> Iterator[Artifac
     if isinstance(reference, Artifact):
         yield reference
         return
-    with tempfile.TemporaryDirectory(prefix="gossamer-") as folder:
-        yield export(reference, Path(folder) / f"original{targets[target].suffix}", target)
+    with temporary_folder() as folder:
+        yield export(reference, folder / f"original{targets[target].suffix}", target)
 
 
 def _parity(pair: Pair, samples: tuple[Tensor, ...]) -> tuple[Parity, list[str]]:

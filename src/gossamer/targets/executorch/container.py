@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import struct
 import subprocess
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
+from gossamer.files import temporary_folder
 from gossamer.targets.executorch.calls import ALIGNMENT, Calls
 from gossamer.targets.executorch.delegate import Delegate
 from gossamer.targets.executorch.packages import folder
@@ -80,9 +79,9 @@ def _structure(count: int, *, arguments: bool = False) -> str:
 def _compiled(schema: str, data: dict[str, Any]) -> bytes:
     """The binary form of data in a schema that the package brings."""
     home = folder()
-    with tempfile.TemporaryDirectory() as place:
-        text = Path(place) / "data.json"
+    with temporary_folder() as place:
+        text = place / "data.json"
         text.write_text(json.dumps(data))
-        command = [str(home / "data/bin/flatc"), "--binary", "-o", place, str(home / schema), str(text)]
+        command = [str(home / "data/bin/flatc"), "--binary", "-o", str(place), str(home / schema), str(text)]
         subprocess.run(command, check=True, capture_output=True)
-        return next(path for path in Path(place).iterdir() if path != text).read_bytes()
+        return next(path for path in place.iterdir() if path != text).read_bytes()
