@@ -64,6 +64,13 @@ def test_inputs_without_targets():
         assert torch.equal(torch.cat([inputs[0] for inputs, _ in listed]), INPUTS)
 
 
+def test_a_tuple_of_one_array_is_read_in_batches_and_a_list_of_one_is_a_batch():
+    assert [len(inputs[0]) for inputs, _ in as_batches((INPUTS,), what="training", batch_size=4)] == [4] * (len(INPUTS) // 4) + [
+        len(INPUTS) % 4
+    ] * (len(INPUTS) % 4 > 0)
+    assert [len(inputs[0]) for inputs, _ in as_batches([INPUTS], what="training", batch_size=4)] == [len(INPUTS)]
+
+
 def test_several_inputs():
     for first in ((INPUTS, TARGET), [INPUTS, TARGET], {"a": INPUTS, "b": TARGET}):
         ((inputs, target),) = as_batches([(first, TARGET)], what="training")

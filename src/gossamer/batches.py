@@ -61,7 +61,7 @@ class Batches:
 
 
 def as_batches(data: Any, *, what: str, batch_size: int = 64, shuffle: bool = False) -> Batches:
-    """Accept an iterable of (inputs, target) batches, a Dataset, or arrays: a pair (inputs, target) or inputs alone.
+    """Accept an iterable of (inputs, target) batches, a Dataset, or arrays: a pair (inputs, target) or inputs alone, in a tuple or not.
 
     `shuffle` concerns Datasets and arrays; a loader has an order of its own.
     Raises: DataError for anything else; ConfigError for a batch size below 1.
@@ -72,6 +72,8 @@ def as_batches(data: Any, *, what: str, batch_size: int = 64, shuffle: bool = Fa
         return data
     if data is None:
         raise DataError(f"the {what} data is missing; pass an iterable of (inputs, target) batches, a Dataset, or arrays.")
+    if isinstance(data, tuple) and len(data) == 1 and _is_array(data[0]):
+        (data,) = data  # as TensorDataset takes them; one batch alone is a list
     if _is_array(data):
         data = TensorDataset(_tensor(data))
     elif isinstance(data, (tuple, list)) and len(data) == 2 and all(map(_is_array, data)):
