@@ -51,3 +51,11 @@ def test_a_failed_export_leaves_the_old_file(tmp_path):
         export(capture(Odd(), torch.randn(2, 3, 3)), path)
     assert path.read_bytes() == b"old"
     assert [item.name for item in tmp_path.iterdir()] == ["m.onnx"]
+
+
+@pytest.mark.parametrize("target", ["onnxruntime", "litert", "cortex_m"])
+def test_bfloat16_is_refused_with_the_way_out(target, tmp_path):
+    program = capture(nn.Linear(4, 3).bfloat16().eval(), torch.randn(2, 4, dtype=torch.bfloat16))
+    with pytest.raises(ConfigError, match=r"type of 'weight' must be float32 for .*; capture the model as model.float\(\); got 'bfloat16'"):
+        export(program, tmp_path / f"m{targets[target].suffix}", target=target)
+    assert export(program, tmp_path / "m.gossamer", target="torch").path.exists()

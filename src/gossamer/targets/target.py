@@ -67,6 +67,7 @@ class Target:
     `package` is the distribution that brings the runtime, where it is not called like the target; `install` the command.
     `lint(path)` checks a file against the runtime's documented rules, where such are known.
     `stands_in()` says in a sentence what runs the files where the runtime cannot, for parity and accuracy alone; "" where it can.
+    `any_type`: its files hold numbers of any of torch's types, bfloat16, too.
     `find_version()` tells the version of a runtime that is no distribution, None where it is missing.
     """
 
@@ -88,6 +89,7 @@ class Target:
     find_version: Callable[[], str | None] | None = None
     lint: Callable[[Path], tuple[Finding, ...]] | None = None
     stands_in: Callable[[], str] | None = None
+    any_type: bool = False
 
     @property
     def runtime(self) -> str:

@@ -24,6 +24,7 @@ TARGET = add_target(
         package="torch",
         install=INSTALL,
         find_version=find_version,
+        any_type=True,
     ),
     source="torch.compile of PyTorch 2.13 with its C++ backend",
 )
