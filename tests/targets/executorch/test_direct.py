@@ -128,7 +128,7 @@ def test_the_same_bits_as_through_the_passes():
         assert torch.equal(found[name], other), name
 
 
-def exact(network, images, path):
+def assert_exact(network, images, path):
     """The artifact of a network on codes, which computes what the simulation says, bit by bit, with nothing float and nothing to tell."""
     program = gs.capture(network.eval(), images[:2])
     plan = gs.plan_quantization(program, images, "executorch", scheme=gs.Scheme(rounding="nearest"))
@@ -160,7 +160,7 @@ def test_pads_on_codes(tmp_path):
             return self.last(torch.cat([F.pad(self.third(x), (1, 2, 0, 1)), F.pad(x, (1, 2, 0, 1))], 1))
 
     torch.manual_seed(0)
-    artifact = exact(Padded(), torch.randn(8, 3, 13, 12) + 0.3, tmp_path / "net.pte")
+    artifact = assert_exact(Padded(), torch.randn(8, 3, 13, 12) + 0.3, tmp_path / "net.pte")
     assert [kernel.integer for kernel in kernels_of(artifact.path) if kernel.kind == "StaticConstantPad"] == [True, True]
 
 
@@ -179,7 +179,7 @@ def test_pads_of_own_numbers_and_negative_ones_on_codes(mode, pad, tmp_path):
             return self.second(F.pad(self.first(x), pad, mode=mode))
 
     torch.manual_seed(0)
-    artifact = exact(Padded(), torch.randn(6, 3, 9, 8) + 0.3, tmp_path / "net.pte")
+    artifact = assert_exact(Padded(), torch.randn(6, 3, 9, 8) + 0.3, tmp_path / "net.pte")
     floats = {kernel.kind for kernel in kernels_of(artifact.path) if not kernel.integer}
     assert floats == {"Convert", "StaticTranspose"}  # of what is handed out
 
@@ -209,7 +209,7 @@ def test_convolutions_to_one_channel_on_codes(channels, tmp_path):
     """One scale for its only channel is one by channel, for the bias, too: XNNPACK refuses other pairs."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(*channels, 3), nn.ReLU(), nn.Conv2d(1, 4, 3), nn.Conv2d(4, 1, 1))
-    exact(network, torch.randn(6, channels[0], 9, 8), tmp_path / "net.pte")
+    assert_exact(network, torch.randn(6, channels[0], 9, 8), tmp_path / "net.pte")
 
 
 @needs_it

@@ -1,18 +1,25 @@
-"""A simple way to give a program quantizers: ranges of one batch, one rule per class of op."""
+"""A simple way to give a program quantizers: ranges of one batch, one rule per class of op; and the codes of its file in one form and another."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from gossamer.numerics.affine import Quantizer, from_range
 from gossamer.numerics.formats import IntFormat, PerAxis, PerTensor
+from gossamer.plan.spec import TargetSpec
 from gossamer.program.fold import fold_batch_norms
 from gossamer.program.gates import split_gates
 from gossamer.program.graph import Node, Ref
 from gossamer.program.ops import bind, op_of
 from gossamer.program.program import Program
+from gossamer.targets.onnx.emit import to_onnx
 from gossamer.targets.onnx.lower_activation import GATE
+from gossamer.targets.onnx.run import open_session
 from gossamer.targets.onnx.spec import SPEC
 
 ACTIVATION, WEIGHT = SPEC.activation_formats[0], SPEC.weight_formats[0]
@@ -61,3 +68,13 @@ def _result(program: Program, node: Node, limits: tuple[Tensor, Tensor], known: 
     if kind in ("Sigmoid", "HardSigmoid"):
         return {node.name: GATE}
     return {node.name: _activation(limits)} if kind in SPEC.integer_ops | SPEC.absorbed_ops else {}
+
+
+def codes_in_forms(program: Program, specs: Sequence[TargetSpec], path: Path) -> list[dict[str, np.ndarray]]:
+    """What the runtime gives for a program's values when its file is written as each spec says; the last file stays."""
+    found = []
+    (x,) = program.example_inputs(3, seed=1)
+    for spec in specs:
+        path.write_bytes(to_onnx(program, spec=spec))
+        found.append(open_session(path, threads=1, values=True).run_values(x.numpy()))
+    return found
