@@ -81,7 +81,7 @@ def main() -> None:
         nargs="+",
         default=None,
         metavar="ROW",
-        help="these methods, on ONNX Runtime only, and peers; the others keep their figures",
+        help="these methods and peers; the others keep their figures",
     )
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
@@ -103,7 +103,7 @@ def main() -> None:
         write("minilm_reviews", {**(before if options.only else facts), "setting": setting, "rows": rows}, quiet=True)
 
     with tempfile.TemporaryDirectory() as folder:
-        for target in ("onnxruntime",) if options.only else ("onnxruntime", "openvino"):
+        for target in ("onnxruntime", "openvino"):
             for name, make in methods(program, batches).items():
                 if options.only and name not in options.only:
                     continue

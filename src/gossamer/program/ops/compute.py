@@ -79,7 +79,7 @@ add("glu.default", Glu(), onnx="Glu")
 add("prelu.default", ChannelScale(), onnx="PRelu")
 
 # they run and export; what they do to pruned channels is not known yet
-add("addmm.default baddbmm.default", Opaque(), onnx="AddMatMul")  # only in programs of earlier versions
+add("addmm.default baddbmm.default", Opaque())  # capture takes them apart
 add("triu.default tril.default", Mixing(), onnx="Trilu")
 add("grid_sampler.default", Mixing(), onnx="GridSample")
 add("topk.default", Mixing(), onnx="TopK")

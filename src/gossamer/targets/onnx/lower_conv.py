@@ -111,20 +111,6 @@ def matmul(call: Call) -> str:
     return call.op("MatMul", call.tensor(left, dtype), call.tensor(right, dtype))
 
 
-@lowerings.add("AddMatMul")
-def add_matmul(call: Call) -> str:
-    """beta * self + alpha * (a @ b)."""
-    left, right = list(call.args)[1:3]
-    result = call.op("MatMul", call.tensor(left), call.tensor(right))
-    dtype = call.result.dtype
-    if call["alpha"] != 1:
-        result = call.op("Mul", result, call.constant(call["alpha"], dtype))
-    if call["beta"] == 0:
-        return result
-    start = call.tensor("self")
-    return call.op("Add", start if call["beta"] == 1 else call.op("Mul", start, call.constant(call["beta"], dtype)), result)
-
-
 @lowerings.add("Einsum")
 def einsum(call: Call) -> str:
     """The same notation."""

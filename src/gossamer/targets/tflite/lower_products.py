@@ -11,7 +11,7 @@ import numpy as np
 from gossamer.numerics.formats import PerAxis
 from gossamer.program.graph import Ref
 from gossamer.targets.tflite.draft import Array
-from gossamer.targets.tflite.layout import Laid, channels_last, identity
+from gossamer.targets.tflite.layout import Laid, channels_last
 from gossamer.targets.tflite.lowering import Call, lowerings
 from gossamer.targets.tflite.padding import pair
 from gossamer.targets.tflite.tape import Part, Tape
@@ -178,19 +178,6 @@ def _bordered(tape: Tape, part: Part, pads: Sequence[tuple[int, int]]) -> Part:
     shape = [size + sum(ends) for size, ends in zip(part.shape, pads, strict=True)]
     table = tape.constant(np.asarray(pads, np.int32), "pads")
     return tape.add("PAD", (part.number, table.number), shape, "float32", part.tensor.batched, "PadOptions")
-
-
-@lowerings.add("AddMatMul")
-def added_product(call: Call) -> Laid:
-    """beta * self + alpha * (a @ b)."""
-    tape = Tape(call)
-    one, two = ("batch1", "batch2") if "batch1" in call.args else ("mat1", "mat2")
-    found = tape.product(tape.part(one), tape.part(two))
-    start = call.array("self")
-    base = tape.part("self") if start is None else tape.constant(np.asarray(start, np.float32))
-    found = found if call["alpha"] == 1 else found * float(call["alpha"])
-    base = base if call["beta"] == 1 else base * float(call["beta"])
-    return Laid((found + base).number, identity(len(call.out_shape)))
 
 
 @lowerings.add("Einsum")
