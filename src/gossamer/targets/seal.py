@@ -24,5 +24,7 @@ def unsealed(path: Path, data: bytes) -> bytes:
     """The contents without it. Raises FileError for any others than those that were written."""
     body, end = data[: -_SEAL.size], data[-_SEAL.size :]
     if end != _SEAL.pack(_MAGIC, zlib.crc32(body)):
-        raise FileError(path, "is damaged, or another program wrote it: it does not end with the check sum of its contents", "export it again")
+        raise FileError(
+            path, "is damaged, or another program wrote it: it does not end with the check sum of its contents", "export it again"
+        )
     return body

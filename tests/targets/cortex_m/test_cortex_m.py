@@ -12,7 +12,7 @@ from torch import nn
 
 from gossamer.apply.engine import apply
 from gossamer.data.source import Data
-from gossamer.errors import ConfigError, FileError, MissingRuntime, UnsupportedOp
+from gossamer.errors import ConfigError, DataError, FileError, MissingRuntime, UnsupportedOp
 from gossamer.numerics.affine import quantize
 from gossamer.pipeline.loop import compress
 from gossamer.pipeline.settings import Settings
@@ -186,11 +186,29 @@ def test_compress_goes_the_whole_way_for_a_chip(samples, tmp_path):
 
 
 @toolchain
+@pytest.mark.parametrize(("core", "width"), [("cortex-m55", 300), ("cortex-m4", 1200), ("cortex-m7", 1200)])
+def test_more_constants_than_chips_have_flash_run_on_the_emulator(core, width, tmp_path):
+    """The network before compression is run there, too."""
+    program = capture(nn.Linear(1000, width).eval(), torch.zeros(2, 1000))
+    x = torch.randn(2, 1000)
+    got = open_on(export(program, tmp_path / "net.c", "cortex_m").path, core).run(x.numpy())
+    torch.testing.assert_close(torch.from_numpy(got), program(x).detach())
+
+
+@toolchain
 def test_a_network_that_does_not_fit_says_by_how_much(tmp_path):
-    program = capture(nn.Linear(1000, 300).eval(), torch.zeros(2, 1000))
+    program = capture(nn.Sequential(nn.Conv2d(1, 64, 3), nn.Conv2d(64, 1, 1)).eval(), torch.zeros(2, 1, 66, 66))
     path = export(program, tmp_path / "net.c", "cortex_m").path
-    with pytest.raises(FileError, match=r"does not fit: FLASH is [\d,]+ bytes too small; most bytes are held by linear \(1,201,200\)"):
-        open_on(path, "cortex-m55").run(np.zeros((1, 1000), np.float32))
+    message = r"does not fit the emulated board: its RAM is [\d,]+ bytes too small; most bytes are held by 0 \(1,048,576\)"
+    with pytest.raises(FileError, match=message):
+        open_on(path, "cortex-m55").run(np.zeros((1, 1, 66, 66), np.float32))
+
+
+@toolchain
+def test_an_emulator_that_leaves_no_result_is_told(artifact, samples, monkeypatch):
+    monkeypatch.setattr("gossamer.targets.cortex_m.run.EMULATOR", "true")
+    with pytest.raises(DataError, match="ended without a result"):
+        open_on(artifact.path, "cortex-m4").run(samples[:1].numpy())
 
 
 def test_bad_input(artifact, quantized, samples, tmp_path, monkeypatch):

@@ -82,6 +82,7 @@ class CortexRunner:
         folder = self._folder
         samples = _pack(inputs, self._note["inputs"])
         (folder / "in.bin").write_bytes(samples)
+        (folder / "out.bin").unlink(missing_ok=True)
         clock = ("-icount", f"shift={_INSTRUCTION_SHIFT}") if mode == "GS_COUNT" else ()
         _emulate(program, self._board, folder, clock)
         outputs = _unpack((folder / "out.bin").read_bytes(), self._note["outputs"], inputs[0].shape[0])
@@ -234,10 +235,10 @@ def _check(command: Sequence[str], path: Path) -> str:
         return done.stdout
     over = re.search(r"region `(\w+)' overflowed by (\d+) bytes", done.stderr)
     if over:
-        held = "constant_bytes" if over[1] == "FLASH" else "arena_bytes"
+        held = "arena_bytes" if over[1] == "RAM" else "constant_bytes"
         steps = sorted(read_note(path)["steps"], key=lambda step: -step[held])[:MOST_NAMED]
         where = ", ".join(f"{step['name']} ({step[held]:,})" for step in steps)
-        reason = f"does not fit: {over[1]} is {int(over[2]):,} bytes too small; most bytes are held by {where}"
+        reason = f"does not fit the emulated board: its {over[1]} is {int(over[2]):,} bytes too small; most bytes are held by {where}"
         raise FileError(path, reason, "prune or quantize the network, or take a larger chip")
     lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()[-1:]
     raise FileError(path, f"does not compile ({(lines or ['no message'])[0].strip()})", "export it again")
@@ -252,6 +253,8 @@ def _emulate(program: Path, board: Board, folder: Path, clock: Sequence[str]) ->
         raise DataError(f"the emulated network ran longer than {SECONDS} seconds; give fewer samples.") from error
     if done.returncode:
         raise DataError(f"the emulated network failed (exit {done.returncode} {done.stderr.strip()[:200]}); it may need more memory.")
+    if not (folder / "out.bin").exists():
+        raise DataError("the emulated network ended without a result; it may need more memory.")
 
 
 def _quantizer(port: Mapping[str, Any]) -> Quantizer | None:
