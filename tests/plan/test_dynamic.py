@@ -11,6 +11,7 @@ from gossamer.errors import ConfigError, PlanError
 from gossamer.plan.dynamic import plan_dynamic_quantization
 from gossamer.plan.plan import Plan
 from gossamer.program.ops.own import dynamic_range
+from gossamer.targets.onnx.run import open_session
 
 
 def network():
@@ -36,8 +37,7 @@ def difference(left, right):
 
 
 def run_file(path, inputs):
-    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: inputs.numpy()})[0])
+    return torch.from_numpy(open_session(path, threads=1).run(inputs.numpy()))
 
 
 @pytest.mark.parametrize("calibrated", [False, True])

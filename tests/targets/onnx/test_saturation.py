@@ -86,7 +86,7 @@ def _save_dynamic(folder):
         layer.weight.copy_(0.8 + 0.2 * torch.rand(8, 64))
     program = capture(nn.Sequential(layer).eval(), x)
     artifact = export(apply(program, plan_dynamic_quantization(program)), folder / "dynamic.onnx")
-    assert len(artifact.notes) == 1
+    assert artifact.notes
     np.savez(folder / "dynamic.npz", x=x.numpy(), output=artifact.program(x).detach().numpy())
 
 

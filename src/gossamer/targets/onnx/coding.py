@@ -23,6 +23,7 @@ from gossamer.targets.onnx.storage import bits_of_floats, storage_of_codes
 CODES, REAL, ZERO = "/q", "/dq", "/z"  # ends of the tensor names of a value's codes, of what they stand for, of a weight's zero points
 WIDE, SCALE = "/q8", "/s"  # ends of the names of a weight's narrower codes once they are int8, and of a float weight's scales
 DECODED_WEIGHT, DECODED_BIAS, BIAS_SCALE = "w", "b", "m"  # names, short since they say nothing: the codes next to them have the parameter's
+COPY = "/copy"  # end of the names of a weight's codes for further layers that read them
 UNCLIPPED = "/wide"  # end of the name of codes before they are clipped to fewer bits
 FLOAT, INT8 = 1, 3  # of TensorProto
 _MATRIX = 2  # axes
@@ -70,17 +71,19 @@ def emit_real_by_position(draft: Draft, codes: str, name: str, quantizer: Quanti
     return emit_real(draft, codes, name, each)
 
 
-def code_weight(draft: Draft, weight: Tensor, name: str, quantizer: Quantizer, *, spread: Callable[[str], str] | None = None) -> str:
+def code_weight(
+    draft: Draft, weight: Tensor, name: str, quantizer: Quantizer, *, spread: Callable[[str], str] | None = None, integer: bool = True
+) -> str:
     """Emit a weight's codes as a constant with a DequantizeLinear; return what stands for the float weight.
 
-    spread  emits operators on the codes before that
-
-    Zero points of convolutions are left out where they are 0. ONNX Runtime makes integer kernels of linear layers with zero points only, and its
-    session.x64quantprecision replaces these by name and stumbles over shared ones.
+    spread   emits operators on the codes before that
+    integer  whether an integer kernel computes with the codes: then zero points of convolutions are left out where they are 0.
+             ONNX Runtime makes integer kernels of linear layers with zero points only. Its session.x64quantprecision replaces codes
+             and zero points by name, stumbles over shared ones, and gives codes that stay one zero point where there are several scales
     """
     codes = quantize(weight.detach().float(), quantizer).numpy().astype(code_dtype(quantizer.format))
     scale, zero, axis = _parameters(draft, quantizer, own_zero=name + ZERO)
-    zeros = () if weight.dim() > _MATRIX and not any(quantizer.zero_point) else (zero,)
+    zeros = () if integer and weight.dim() > _MATRIX and not any(quantizer.zero_point) else (zero,)
     stored = store_codes(draft, codes, name, quantizer.format)
     stored = stored if spread is None else spread(stored)
     return draft.emit("DequantizeLinear", (stored, scale, *zeros), name=DECODED_WEIGHT, axis=axis)[0]
@@ -98,10 +101,20 @@ def store_floats(draft: Draft, weight: Tensor, name: str, quantizer: Quantizer, 
 
 
 def store_codes(draft: Draft, codes: Array, name: str, fmt: Format) -> str:
-    """Codes of a weight as a constant of as few bits as files can hold them with; return them as int8 or uint8."""
+    """Codes of a weight as a constant of as few bits as files can hold them with; return them as int8 or uint8. Stored once for each name."""
     narrow = storage_of_codes(fmt.bits) if fmt.signed else ""
-    stored = draft.constant(codes, name=name + CODES, stored=narrow)
+    stored = draft.constant(codes, name=name + CODES, stored=narrow, owner=name)
     return draft.emit("Cast", (stored,), name=name + WIDE, to=INT8)[0] if narrow else stored
+
+
+def copy_codes(draft: Draft, codes: str, rows: int, name: str, reader: int) -> str:
+    """A weight's codes for one more layer that reads them, the `reader`-th: a slice that is all of them.
+
+    ONNX Runtime computes it on loading, and does not take slices with different ends for one; its session.x64quantprecision needs codes that no other
+    layer reads.
+    """
+    start, end = (draft.constant(np.asarray([place], np.int64)) for place in (0, rows + reader))
+    return draft.emit("Slice", (codes, start, end), name=name + COPY)[0]
 
 
 def code_bias(draft: Draft, bias: Tensor, name: str, source: Quantizer, weight: Quantizer) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 WORST_CODE, WORST_WEIGHT = 255, 127
 PRECISE = ("session.x64quantprecision", "1")  # ONNX Runtime then turns signed weights into unsigned ones, whose kernels are exact
+EXACT = "gossamer.exact"  # key in the metadata of files whose codes cannot saturate, so that sessions need no setting
 _DEPTH = 4
 
 

@@ -31,7 +31,7 @@ class Draft:
         self.initializers: dict[str, Array] = {}
         self.stored: dict[str, str] = {}  # constant -> its type in the file, where that is not numpy's
         self._taken: dict[str, int] = {}  # name -> how often it was wished for
-        self._constants: dict[tuple[str, str, tuple[int, ...], bytes], str] = {}
+        self._constants: dict[tuple[str, str, str, tuple[int, ...], bytes], str] = {}
 
     def fresh(self, wish: str) -> str:
         """`wish`, with a number behind it where that is taken; a dot keeps them apart where the wish is a name, not just a letter."""
@@ -53,15 +53,18 @@ class Draft:
         given = tuple((key, value) for key, value in attributes.items() if value is not None)
         self.nodes.append(DraftNode(op, tuple(inputs), tuple(outputs), given))
 
-    def constant(self, value: Array, *, name: str = "c", stored: str = "", shared: bool = True) -> str:
-        """The name of an initializer with these contents; of an own one where it must not be `shared`. `stored`: its type in the file."""
+    def constant(self, value: Array, *, name: str = "c", stored: str = "", shared: bool = True, owner: str = "") -> str:
+        """The name of an initializer with these contents; of an own one where it must not be `shared`, or only with the same `owner`.
+
+        stored  its type in the file, where that is not numpy's
+        """
         value = np.asarray(value)
         if not shared:
             own = self.fresh(name)
             self.initializers[own] = value
             return own
         content = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
-        key = (stored, value.dtype.str, value.shape, hashlib.sha256(content.data).digest())
+        key = (owner, stored, value.dtype.str, value.shape, hashlib.sha256(content.data).digest())
         if key not in self._constants:
             fresh = self.fresh(name)
             self.initializers[fresh] = value

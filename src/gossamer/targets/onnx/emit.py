@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from gossamer.errors import UnsupportedOp
 from gossamer.files import write_bytes
 from gossamer.numerics.affine import Quantizer
-from gossamer.numerics.formats import FloatFormat
+from gossamer.numerics.formats import FloatFormat, IntFormat
 from gossamer.plan.spec import TargetSpec, specs
 from gossamer.program.clamps import clip_limits
 from gossamer.program.fold import fold_batch_norms
 from gossamer.program.forms import AnyForm, BatchSize, Form, Size, find_forms
 from gossamer.program.graph import Node, Ref
 from gossamer.program.ops import bind, op_of
+from gossamer.program.ops.kinds import Convolution
 from gossamer.program.program import Program
 from gossamer.targets.onnx import lower_activation as lower_activation
 from gossamer.targets.onnx import lower_conv as lower_conv
@@ -29,12 +31,14 @@ from gossamer.targets.onnx import lower_pool as lower_pool
 from gossamer.targets.onnx import lower_recurrent as lower_recurrent
 from gossamer.targets.onnx import lower_reduce as lower_reduce
 from gossamer.targets.onnx import lower_resize as lower_resize
-from gossamer.targets.onnx.coding import clips_like, code_weight, emit_codes, emit_real, emit_real_by_position, store_floats
+from gossamer.targets.onnx.coding import clips_like, code_weight, copy_codes, emit_codes, emit_real, emit_real_by_position, store_floats
+from gossamer.targets.onnx.cpu import EXACT
 from gossamer.targets.onnx.draft import Array, Draft
 from gossamer.targets.onnx.ends import code_ends, ends_metadata
 from gossamer.targets.onnx.lowering import WAY_OUT, Call, lowerings
 from gossamer.targets.onnx.order import clamps_behind_pools, keeps_pool_and_codes_apart
 from gossamer.targets.onnx.proto import Port, to_bytes
+from gossamer.targets.onnx.saturation import can_saturate
 from gossamer.targets.onnx.spec import SPEC
 from gossamer.targets.onnx.tidy import join_reshapes
 
@@ -64,10 +68,10 @@ def to_onnx(program: Program, io: str = "float", spec: TargetSpec | None = None)
         walk.visit(node)
     outputs = [walk.output(name, position) for position, name in enumerate(program.graph.outputs)]
     inputs = [Port(given.name, given.dtype, tuple("batch" if size is None else size for size in given.shape)) for given in program.inputs]
-    metadata: Mapping[str, str] = {}
+    metadata: Mapping[str, str] = {EXACT: "1"} if program.quantizers and not can_saturate(program) else {}
     if io != "float":
         inputs, outputs = code_ends(walk.draft, program, inputs, outputs, io)
-        metadata = ends_metadata(program, inputs, outputs, io)
+        metadata = {**metadata, **ends_metadata(program, inputs, outputs, io)}
     join_reshapes(walk.draft)
     walk.draft.without_dead_code([port.name for port in outputs])
     return to_bytes(walk.draft, inputs, outputs, metadata)
@@ -93,7 +97,9 @@ class Walk:
         self.codes: dict[str, str] = {}
         self.rows: dict[str, str] = {}
         self.twins: dict[object, int] = {}
-        self._tensors: dict[str, str | tuple[str, ...]] = {}
+        self._tensors: dict[str | tuple[str, str], str | tuple[str, ...]] = {}
+        self._current = ""  # name of the node that is being emitted
+        self._readers: dict[str, list[str]] = {}  # weight -> nodes that read its codes
         self._batch = ""
         count = len(program.graph.outputs)
         inputs = {given.name for given in program.inputs}
@@ -114,7 +120,7 @@ class Walk:
             return self._define(node.name, results[position])
         if not isinstance(self.forms[node.name], (Form, tuple)):
             return None  # a size: its form says all
-        start = len(self.draft.nodes)
+        start, self._current = len(self.draft.nodes), node.name
         result = self._absorbed(node) or self._lower(node)
         made = self.draft.made_since(start)
         if isinstance(result, str) and result in made and result not in self.coded:
@@ -125,11 +131,44 @@ class Walk:
 
     def tensor(self, name: str) -> str:
         """The ONNX tensor that readers of a value read; state is emitted when first read."""
-        if name not in self._tensors:
-            self._tensors[name] = self._state_tensor(name)
-        found = self._tensors[name]
+        key = self._own(name)
+        if key not in self._tensors:
+            self._tensors[key] = self._state_tensor(name)
+        found = self._tensors[key]
         assert isinstance(found, str), f"{name} is several tensors"
         return found
+
+    def weight(self, numbers: Tensor, name: str, quantizer: Quantizer, spread: Callable[[str], str] | None = None) -> str:
+        """What the layer that is being emitted reads for its float weight: codes of `numbers`, behind the operators that `spread` emits on them."""
+
+        def codes_of(stored: str) -> str:
+            own = self.for_reader(stored, len(numbers), name)
+            return own if spread is None else spread(own)
+
+        result = code_weight(self.draft, numbers, name, quantizer, spread=codes_of, integer=self._is_integer())
+        self.coded[result] = quantizer
+        return result
+
+    def for_reader(self, codes: str, rows: int, name: str) -> str:
+        """Codes of a weight, which has so many rows, as the layer that is being emitted reads them, see copy_codes."""
+        readers = self._readers.setdefault(name, [])
+        if self._current not in readers:
+            readers.append(self._current)
+        reader = readers.index(self._current)
+        return copy_codes(self.draft, codes, rows, name, reader) if reader and self.spec.guarded else codes
+
+    def _is_integer(self) -> bool:
+        """Whether the layer is an integer kernel, or the runtime does not mind: ONNX Runtime makes one of a convolution that reads and gives codes."""
+        node = self.program.graph.by_name[self._current]
+        if not self.spec.guarded or op_of(node).kind != Convolution():
+            return not self.spec.guarded
+        source = bind(node).get("input")
+        return isinstance(source, Ref) and source.name in self.program.quantizers and self.result_quantizer(node) is not None
+
+    def _own(self, name: str) -> str | tuple[str, str]:
+        """The key of a tensor: integer weights have one for each layer where the runtime needs that."""
+        quantizer = self.program.quantizers.get(name) if self.spec.guarded and name in self.state else None
+        return (name, self._current) if quantizer is not None and isinstance(quantizer.format, IntFormat) else name
 
     def result_quantizer(self, node: Node) -> Quantizer | None:
         """The quantizer of a node's result, or of the clamp behind it that its codes replace."""
@@ -178,9 +217,7 @@ class Walk:
             return self.draft.constant(tensor.numpy(), name=name)
         if isinstance(quantizer.format, FloatFormat):
             return store_floats(self.draft, tensor, name, quantizer, quantizer.format)
-        result = code_weight(self.draft, tensor, name, quantizer)
-        self.coded[result] = quantizer
-        return result
+        return self.weight(tensor, name, quantizer)
 
     def _define(self, name: str, result: str | tuple[str, ...]) -> None:
         """Note the tensor of a value, with its codes where it has a quantizer."""

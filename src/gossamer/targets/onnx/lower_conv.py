@@ -14,7 +14,7 @@ from gossamer.numerics.formats import PerAxis
 from gossamer.program.forms import Size, product
 from gossamer.program.graph import Ref
 from gossamer.program.ops import bind
-from gossamer.targets.onnx.coding import code_bias, code_weight, emit_codes, emit_real_by_position
+from gossamer.targets.onnx.coding import code_bias, emit_codes, emit_real_by_position
 from gossamer.targets.onnx.lower_blocks import in_blocks, matmul_in_blocks
 from gossamer.targets.onnx.lower_dynamic import matmul_of_range, rounds_its_input
 from gossamer.targets.onnx.lowering import Call, lowerings
@@ -97,8 +97,7 @@ def _linear_on_codes(call: Call, rows: str, source: str) -> str:
     values = call.values
     quantizer = values.program.quantizers[name]
     quantizer = replace(quantizer, granularity=PerAxis(1)) if isinstance(quantizer.granularity, PerAxis) else quantizer
-    weight = code_weight(values.draft, values.state[name].detach().T, f"{name}/t", quantizer)
-    values.coded[weight] = quantizer
+    weight = values.weight(values.state[name].detach().T, f"{name}/t", quantizer)
     result = call.op("MatMul", rows, weight)
     return call.op("Add", result, *bias) if (bias := _bias(call, source, weight)) else result
 

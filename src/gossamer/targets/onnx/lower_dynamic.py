@@ -30,8 +30,8 @@ def matmul_of_range(call: Call) -> str:
     quantizer = call.values.program.quantizers[name]
     stored = quantize(call.values.state[name].detach().float().cpu(), quantizer).numpy().astype(np.int8)
     codes, scale, zero = draft.emit("DynamicQuantizeLinear", (call.tensor("input"),), name=f"{call['input'].name}/q", outputs=3)
-    weight = store_codes(draft, np.ascontiguousarray(stored.T), name, quantizer.format)
-    zeros = draft.constant(np.zeros(len(quantizer.scale), np.int8), name="z")
+    weight = call.values.for_reader(store_codes(draft, np.ascontiguousarray(stored.T), name, quantizer.format), stored.shape[1], name)
+    zeros = draft.constant(np.zeros(len(quantizer.scale), np.int8), name="z", shared=False)
     total = call.op("Cast", call.op("MatMulInteger", codes, weight, zero, zeros), to=_FLOAT)
     scales = call.op("Mul", scale, draft.constant(np.asarray(quantizer.scale, np.float32), name=f"{name}/s"))
     result = call.op("Mul", total, scales)

@@ -54,6 +54,14 @@ class Values(Protocol):
         """The quantizer of a node's result, or of the clamp behind it that its codes replace."""
         ...
 
+    def weight(self, numbers: Tensor, name: str, quantizer: Quantizer, spread: Callable[[str], str] | None = None) -> str:
+        """What the layer that is being emitted reads for its float weight: codes of `numbers`, behind the operators that `spread` emits on them."""
+        ...
+
+    def for_reader(self, codes: str, rows: int, name: str) -> str:
+        """Codes of a weight, which has so many rows, as the layer that is being emitted reads them."""
+        ...
+
     def define_codes(self, name: str, codes: str, quantizer: Quantizer) -> str:
         """Note that `codes` are a value's codes; return the tensor that readers of the value read."""
         ...

@@ -14,7 +14,6 @@ from math import prod
 from gossamer.numerics.formats import IntFormat
 from gossamer.plan.merged_groups import merged_groups
 from gossamer.program.graph import Ref
-from gossamer.targets.onnx.coding import code_weight
 from gossamer.targets.onnx.lowering import Call
 from gossamer.targets.onnx.rewritten_conv import Written
 
@@ -30,8 +29,7 @@ def with_merged_groups(call: Call, written: Written) -> Written:
     merged = merged_groups(channels, groups, wanted)
     if quantizer is None or not isinstance(quantizer.format, IntFormat) or channels * groups == outputs == groups or merged == 1:
         return written
-    coded = code_weight(values.draft, numbers, weight.name, quantizer, spread=lambda codes: _spread(call, codes, groups // merged, merged))
-    values.coded[coded] = quantizer
+    coded = values.weight(numbers, weight.name, quantizer, lambda codes: _spread(call, codes, groups // merged, merged))
     return replace(written, weight=coded, said={**written.said, "group": groups // merged if groups > merged else None})
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from gossamer.numerics.formats import IntFormat
 from gossamer.program.forms import Size
 from gossamer.program.graph import Ref
-from gossamer.targets.onnx.coding import code_dtype, code_weight
+from gossamer.targets.onnx.coding import code_dtype
 from gossamer.targets.onnx.lowering import Call
 
 FEW_CHANNELS, STEPS, TWINS = "few channels", "steps", "twins"  # in TargetSpec.written_otherwise
@@ -124,8 +124,7 @@ def _on(call: Call, codes: str, numbers: Tensor, written: Written, changed: dict
         values.define_codes(f"{call.node.name}/in", codes, values.coded[written.source]),
         values.program.quantizers[weight.name],
     )
-    coded = code_weight(values.draft, numbers, weight.name, quantizer)
-    values.coded[coded] = quantizer
+    coded = values.weight(numbers, weight.name, quantizer)
     said = {**written.said, **changed, "kernel_shape": list(numbers.shape[2:])}
     return Written(source, {**said, "pads": said["pads"] if said["pads"] and any(said["pads"]) else None}, coded)
 

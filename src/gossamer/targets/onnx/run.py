@@ -9,7 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from gossamer.errors import DataError, FileError, MissingRuntime, first_line
-from gossamer.targets.onnx.cpu import PRECISE, saturates
+from gossamer.targets.onnx.cpu import EXACT, PRECISE, saturates
 from gossamer.targets.onnx.expose import read_network
 from gossamer.targets.target import check_threads
 
@@ -54,7 +54,7 @@ def open_session(path: Path, *, threads: int, values: bool = False) -> OnnxRunne
     """Open a file with this many threads; `values` also exposes the codes of every quantized value and what products in blocks read.
 
     Threads sleep while they wait, since spinning ones take time from each other on a busy machine. Where this processor saturates
-    (targets.onnx.cpu), the session computes with unsigned weights instead, which is exact.
+    (targets.onnx.cpu) and the file does not say that its codes cannot, the session computes with unsigned weights instead, which is exact.
     Raises: MissingRuntime without onnxruntime; FileError for a file that is missing, damaged or no ONNX; ConfigError
     for fewer than one thread.
     """
@@ -76,7 +76,7 @@ def start_session(path: Path, data: bytes, *, threads: int, optimized: Path | No
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if as_written:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    if saturates():
+    if EXACT.encode() not in data and saturates():
         options.add_session_config_entry(*PRECISE)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)

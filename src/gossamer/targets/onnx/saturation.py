@@ -45,6 +45,11 @@ def saturable_layers(program: Program) -> tuple[Saturation, ...]:
     return tuple(found for node in program.graph.nodes if (found := _layer(program, node)) is not None)
 
 
+def can_saturate(program: Program) -> bool:
+    """Whether any layer's codes can leave 16 bits."""
+    return any(_layer(program, node) is not None for node in program.graph.nodes)
+
+
 def saturation_notes(program: Program) -> tuple[str, ...]:
     """What users of the network's file on ONNX Runtime must know, in sentences; none where nothing can saturate."""
     setting = "session option {!r} set to {!r}".format(*PRECISE)

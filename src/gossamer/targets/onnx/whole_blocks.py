@@ -15,7 +15,7 @@ from torch import nn
 from gossamer.numerics.affine import Quantizer
 from gossamer.numerics.formats import IntFormat, PerAxis
 from gossamer.program.graph import Ref
-from gossamer.targets.onnx.coding import code_dtype, code_weight, emit_codes
+from gossamer.targets.onnx.coding import code_dtype, emit_codes
 from gossamer.targets.onnx.lowering import Call
 from gossamer.targets.onnx.rewritten_conv import Written
 
@@ -38,10 +38,7 @@ def with_whole_blocks(call: Call, written: Written) -> Written:
     amounts = call.ints(0, 0, *[0] * (numbers.dim() - 2), 0, added, *[0] * (numbers.dim() - 2))
     zero = values.draft.constant(np.asarray(source.zero_point[0], code_dtype(source.format)), name="z")
     codes = call.op("Pad", values.codes[written.source], amounts, zero)
-    grown = code_weight(
-        values.draft, nn.functional.pad(numbers, (0, 0) * (numbers.dim() - 1) + (0, added)), weight.name, _grown(quantizer, added)
-    )
-    values.coded[grown] = _grown(quantizer, added)
+    grown = values.weight(nn.functional.pad(numbers, (0, 0) * (numbers.dim() - 1) + (0, added)), weight.name, _grown(quantizer, added))
     said = {**written.said, "group": channels + added}
     return Written(values.define_codes(f"{call.node.name}/in", codes, source), said, grown, added)
 
