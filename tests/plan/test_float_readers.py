@@ -12,6 +12,7 @@ from gossamer.plan.quantization import plan_quantization
 from gossamer.program.capture import capture
 from gossamer.search.diagnosis.patient import rebuilt_plan
 from gossamer.targets.export import export
+from gossamer.targets.target import targets
 from gossamer.targets.value_errors import value_errors
 from gossamer.targets.verify import verify
 
@@ -45,7 +46,7 @@ def program(samples):
 def test_the_addition_reads_floats_and_parity_holds(program, samples, tmp_path, target):
     if target == "openvino":
         pytest.importorskip("openvino")
-    plan = plan_quantization(program, samples, target)
+    plan = plan_quantization(program, samples, target, weights=targets[target].exact_weights())
     (copy,) = [edit for edit in plan.edits if isinstance(edit, CopyForCodes)]
     quantized = apply(program, plan)
     assert copy.readers == ("linear",)

@@ -11,6 +11,7 @@ from gossamer.plan.edits import ConvolveBatchNorm
 from gossamer.plan.plan import Plan
 from gossamer.search.diagnosis.patient import rebuilt_plan
 from gossamer.targets.parity import check_parity, open_artifact
+from gossamer.targets.target import targets
 
 
 class PreActivation(nn.Module):
@@ -51,7 +52,7 @@ def samples():
 @pytest.mark.parametrize("target", ["onnxruntime", "openvino", "litert", "tflm"])
 def test_they_run_on_codes_and_as_simulated(network, samples, target, tmp_path):
     program = gs.capture(network, samples[:2])
-    plan = gs.plan_quantization(program, samples, target=target)
+    plan = gs.plan_quantization(program, samples, target, weights=targets[target].exact_weights())
     assert [edit.node for edit in plan.edits if isinstance(edit, ConvolveBatchNorm)] == ["batch_norm", "batch_norm_1", "batch_norm_2"]
     assert not any("BatchNormalization" in item.where + item.reason for item in plan.frozen)
     made = gs.apply(program, Plan.from_json(plan.to_json()))

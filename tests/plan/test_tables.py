@@ -43,7 +43,11 @@ def batch():
 
 
 def planned(kind, program, batch, target):
-    return plan_dynamic_quantization(program, target) if kind == "dynamic" else plan_quantization(program, [(batch, None)], target)
+    return (
+        plan_dynamic_quantization(program, target)
+        if kind == "dynamic"
+        else plan_quantization(program, [(batch, None)], target, weights=targets[target].exact_weights())
+    )
 
 
 @pytest.mark.parametrize(("kind", "target"), [("dynamic", "onnxruntime"), ("static", "onnxruntime"), ("static", "openvino")])

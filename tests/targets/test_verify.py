@@ -147,7 +147,7 @@ def test_a_fixed_batch_is_kept_and_uneven_data_is_no_problem(samples, labels, tm
 def test_a_fixed_batch_of_one_is_pruned_quantized_and_run(samples, labels, tmp_path, target):
     fixed = capture(network(8, 2), samples[:1], dynamic_batch=False)
     small = apply(fixed, plan_pruning(fixed, score(fixed, "l2"), removed_ratio=0.5))
-    coded = apply(small, plan_quantization(small, samples[:64], target))
+    coded = apply(small, plan_quantization(small, samples[:64], target, weights=targets[target].exact_weights()))
     assert coded.inputs[0].shape[0] == 1
     report = verify(export(coded, tmp_path / f"model{targets[target].suffix}", target), reference=fixed, data=(samples[:20], labels[:20]))
     assert report.problems == ()

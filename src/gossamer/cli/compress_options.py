@@ -47,11 +47,15 @@ ModeOption = Annotated[str, typer.Option(help="How layers are compared: global, 
 SkipOption = Annotated[list[str] | None, typer.Option(help='A layer that stays whole, or several ("features.*"); may be repeated.')]
 OnlyOption = Annotated[list[str] | None, typer.Option(help="Remove channels of these layers only; may be repeated.")]
 WeightFormatOption = Annotated[
-    str, typer.Option(help="Format of weights in codes: int8, int7 (for processors without VNNI), int4 ... or mixed: by layer.")
+    str,
+    typer.Option(
+        help="Format of weights in codes: int8, int7, int4 ...; mixed: by layer; auto: int8, or the widest that is exact on this processor."
+    ),
 ]
 WeightBudgetOption = Annotated[str | None, typer.Option(help=WEIGHT_BUDGET_HELP, show_default=False)]
 WeightChoicesOption = Annotated[
-    str | None, typer.Option(help="Formats that mixed takes from. Default: int4,int8,float.", show_default=False)
+    str | None,
+    typer.Option(help="Formats that mixed takes from. Default: those of int4, int8 and float that the target has.", show_default=False),
 ]
 SensitivityOption = Annotated[
     str | None, typer.Option(help=f"How mixed finds what a format damages: {', '.join(sensitivities.names())}.", show_default=False)

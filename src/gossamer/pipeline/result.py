@@ -89,6 +89,7 @@ class Result:
             "settings": self.settings.to_json(),
             "candidates": [self._candidate(trial) for trial in self.trials],
             "layers": layer_rows(self.original.program, self.best),
+            "notes": [*self.report.notes, *(note for plan in self.best.plans.values() for note in plan.notes)],
             "frozen": [*self._frozen(), *({"where": "data", "reason": note} for note in self.notes)],
         }
         if self.best.precision is not None:

@@ -17,7 +17,7 @@ from gossamer.plan.scheme import Scheme
 from gossamer.search.precision_settings import PrecisionSearch
 from gossamer.train.recipe import Recipe
 
-TOURNAMENT, MIXED = "tournament", "mixed"
+TOURNAMENT, MIXED, AUTO = "tournament", "mixed", "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,8 @@ class Settings:
                 Networks that do not give class scores need Recipe(loss=..., alpha=0), or training data without targets
     mode        how groups are compared, see plan_pruning: "global", "layerwise" or "isomorphic"
     constraints what pruning must leave; with multiple 1, widths are rounded to what the target's kernels like
-    weights     format of weights in codes, such as "int8" or "int4"; "mixed" for a format for each layer
+    weights     format of weights in codes, such as "int8" or "int4"; "mixed" for a format for each layer; "auto" for the widest that the
+                target's kernels compute exactly on this processor: "int8", but "int7" for OpenVINO without VNNI
     precision   what formats by layer keep to and are chosen from, where weights is "mixed"; None for the defaults of PrecisionSearch.
                 Latency is measured with `batch` and `threads`
     activations format of values, such as "uint4"; None for the one that the target likes best
@@ -49,7 +50,7 @@ class Settings:
     criterion: str = ""
     mode: str = "global"
     constraints: Constraints = field(default_factory=Constraints)
-    weights: str = "int8"
+    weights: str = AUTO
     precision: PrecisionSearch | None = None
     activations: str | None = None
     scheme: Scheme = field(default_factory=Scheme)
@@ -69,7 +70,8 @@ class Settings:
         if self.criterion and self.criterion != TOURNAMENT:
             criteria.entry(self.criterion)
         if self.weights != MIXED:
-            parse_any_format(self.weights)
+            if self.weights != AUTO:
+                parse_any_format(self.weights)
             if self.precision is not None:
                 raise ConfigError("precision", self.precision.to_json(), f"None unless weights is {MIXED!r}")
         if self.activations is not None:

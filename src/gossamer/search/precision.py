@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from gossamer.apply.engine import apply
@@ -117,6 +117,7 @@ def choose_precision(
     quantized layer); differs: candidates are verified jointly.
     """
     spec, budget = specs[target], search.budget
+    search = replace(search, formats=search.formats_for(spec))
     evidence = Evidence(as_batches(calibration, what="calibration", batch_size=program.at_once()), search.samples, on_progress)
     settings = {"activations": activations, "scheme": scheme or Scheme()}
 

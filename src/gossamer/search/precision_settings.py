@@ -8,8 +8,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from gossamer.errors import ConfigError
+from gossamer.plan.rules import FLOAT
+from gossamer.plan.spec import TargetSpec
 from gossamer.search.sensitivity import sensitivities
 
+USUAL = ("int4", "int8", FLOAT)
 _COSTS = ("max_size_bytes", "max_bits", "max_latency_ms", "min_speedup")
 _DAMAGES = ("max_kl", "min_sqnr_db")
 _UNITS = {
@@ -88,7 +91,8 @@ class PrecisionSearch:
     """How formats are chosen by layer.
 
     budget       what the choice must keep to
-    formats      to choose from: integer formats, "float", and floating-point formats for storage such as "fp16"
+    formats      to choose from: integer formats, "float", and floating-point formats for storage such as "fp16"; none for those of
+                 int4, int8 and float that the target has
     sensitivity  how the damage of a layer's format is found, a name in search.sensitivity.sensitivities: "kl" (measured, one layer at
                  a time) or "hawq" (from curvature)
     samples      of the calibration data on which damage is found
@@ -98,19 +102,24 @@ class PrecisionSearch:
     """
 
     budget: PrecisionBudget = field(default_factory=lambda: PrecisionBudget(max_bits=6))
-    formats: tuple[str, ...] = ("int4", "int8", "float")
+    formats: tuple[str, ...] = ()
     sensitivity: str = "kl"
     samples: int = 64
     batch: int = 1
     threads: int = 1
 
     def __post_init__(self) -> None:
-        if len(set(self.formats)) != len(self.formats) or len(self.formats) < 2:
+        if len(set(self.formats)) != len(self.formats) or len(self.formats) == 1:
             raise ConfigError("formats", tuple(self.formats), "two or more different formats")
         for name in ("samples", "batch", "threads"):
             if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ConfigError(name, getattr(self, name), "at least 1")
         sensitivities.entry(self.sensitivity)
+
+    def formats_for(self, spec: TargetSpec, widest: str = USUAL[1]) -> tuple[str, ...]:
+        """The formats to choose from on a target; `widest` takes the place of int8 where none were named."""
+        known = {fmt.name for fmt in spec.weight_formats} | {FLOAT}
+        return self.formats or tuple(widest if name == USUAL[1] else name for name in USUAL if name in known)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for JSON."""

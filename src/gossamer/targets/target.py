@@ -20,6 +20,8 @@ from gossamer.registry import Registry
 from gossamer.targets.chip import ChipReport
 from gossamer.targets.findings import Finding
 
+INT8 = "int8"
+
 
 class Runner(Protocol):
     """An opened artifact. Inputs are arrays in the program's order."""
@@ -68,6 +70,7 @@ class Target:
     `lint(path)` checks a file against the runtime's documented rules, where such are known.
     `stands_in()` says in a sentence what runs the files where the runtime cannot, for parity and accuracy alone; "" where it can.
     `any_type`: its files hold numbers of any of torch's types, bfloat16, too.
+    `exact_weights()` names the widest format of weights that the runtime's kernels compute exactly on this processor.
     `find_version()` tells the version of a runtime that is no distribution, None where it is missing.
     """
 
@@ -90,6 +93,7 @@ class Target:
     lint: Callable[[Path], tuple[Finding, ...]] | None = None
     stands_in: Callable[[], str] | None = None
     any_type: bool = False
+    exact_weights: Callable[[], str] = lambda: INT8
 
     @property
     def runtime(self) -> str:

@@ -62,7 +62,7 @@ def program(samples):
 
 @pytest.fixture(scope="module")
 def quantized(program, samples):
-    return apply(program, plan_quantization(program, samples, target=TARGET_NAME))
+    return apply(program, plan_quantization(program, samples, TARGET_NAME, weights=targets[TARGET_NAME].exact_weights()))
 
 
 @pytest.fixture
@@ -89,7 +89,9 @@ def test_layers_run_in_integers_as_the_spec_says(quantized, tmp_path):
 
 @pytest.mark.parametrize("activations", ["uint8", "int8"])
 def test_parity_with_the_simulation(program, samples, tmp_path, activations):
-    quantized = apply(program, plan_quantization(program, samples, TARGET_NAME, activations=activations))
+    quantized = apply(
+        program, plan_quantization(program, samples, TARGET_NAME, weights=targets[TARGET_NAME].exact_weights(), activations=activations)
+    )
     artifact = export(quantized, tmp_path / "q.onnx", TARGET_NAME)
     report = verify(artifact, reference=program, data=(samples, program(samples).argmax(1)), batch=16)
     assert report.passed, report.problems
@@ -166,7 +168,7 @@ def test_pools_and_sums_between_layers_read_and_write_codes(tmp_path):
 
     samples = torch.randn(8, 3, 16, 16)
     program = capture(Net().eval(), samples[:2])
-    quantized = apply(program, plan_quantization(program, samples, TARGET_NAME))
+    quantized = apply(program, plan_quantization(program, samples, TARGET_NAME, weights=targets[TARGET_NAME].exact_weights()))
     path = export(quantized, tmp_path / "q.onnx", TARGET_NAME).path
     kernels = [kernel for kernel in kernels_of(compile_model(path, path.read_bytes(), threads=1)) if kernel.kind != "Reshape"]
     assert {kernel.result for kernel in kernels if kernel.kind in ("Pooling", "Eltwise")} <= {"u8"}

@@ -20,8 +20,10 @@ from gossamer.program.capture import capture
 from gossamer.targets.export import export
 from gossamer.targets.openvino.run import open_model
 from gossamer.targets.parity import check_parity, parity_problems
+from gossamer.targets.target import targets
 
 pytest.importorskip("openvino")
+SIGNED = "int8" if targets["openvino"].exact_weights() == "int8" else "uint8"  # see test_signed_values_are_warned_of
 EXAMPLES = int(os.environ.get("GOSSAMER_CHAINS", "2"))
 
 
@@ -29,6 +31,7 @@ def problems_of(network, x, path, *, quantized=True, scheme=None, **formats) -> 
     """What parity finds wrong with a network."""
     program = capture(network.eval(), x[:2])
     if quantized:
+        formats = {"weights": targets["openvino"].exact_weights()} | formats
         program = apply(program, plan_quantization(program, x, "openvino", scheme=scheme or Scheme(), **formats))
     artifact = export(program, path, "openvino")
     return parity_problems(check_parity(artifact, open_model(path, threads=1), (x[:4],)), artifact, "the network")
@@ -42,7 +45,7 @@ def problems_of(network, x, path, *, quantized=True, scheme=None, **formats) -> 
 def test_random_chains_on_openvino(seed, tmp_path_factory):
     network, shape = random_network(seed)
     x = torch.randn(6, *shape, generator=torch.Generator().manual_seed(seed)) * (1 + seed % 3) + 0.3 * (seed % 2)
-    formats = {"weights": ("int8", "int7")[seed % 2], "activations": ("uint8", "int8")[seed // 2 % 2]}
+    formats = {"weights": (targets["openvino"].exact_weights(), "int7")[seed % 2], "activations": ("uint8", SIGNED)[seed // 2 % 2]}
     scheme = Scheme(rounding="nearest" if seed % 2 else "second-order")
     assert problems_of(network, x, tmp_path_factory.mktemp("chains") / "m.onnx", scheme=scheme, **formats) == []
 

@@ -45,7 +45,9 @@ def test_equal_layers_of_one_value_keep_their_biases(layer, head, shape, tied, t
     torch.manual_seed(0)
     samples = torch.randn(16, *shape)
     program = gs.capture(Twins(layer, head, tied=tied).eval(), samples[:2])
-    plan = gs.plan_quantization(program, samples, "openvino", scheme=gs.Scheme(rounding="nearest"))
+    plan = gs.plan_quantization(
+        program, samples, "openvino", weights=targets["openvino"].exact_weights(), scheme=gs.Scheme(rounding="nearest")
+    )
     for name, network in (("float", program), ("coded", gs.apply(program, plan))):
         artifact = gs.export(network, tmp_path / f"{name}.onnx", "openvino")
         runner = targets["openvino"].open(artifact.path, threads=1, values=name == "coded")

@@ -38,7 +38,7 @@ def needs(target):
 def coded(network, samples, target, folder, **options):
     """The float program, its plan, and the exported network of codes."""
     program = capture(network.eval(), samples[:2])
-    plan = plan_quantization(program, samples, target, **options)
+    plan = plan_quantization(program, samples, target, weights=targets[target].exact_weights(), **options)
     return program, plan, export(apply(program, Plan.from_json(plan.to_json())), folder / f"net{targets[target].suffix}", target)
 
 

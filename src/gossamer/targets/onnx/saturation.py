@@ -62,8 +62,29 @@ def saturation_note(program: Program, way_out: str) -> tuple[str, ...]:
     layers = saturable_layers(program)
     if not layers:
         return ()
-    named = ", ".join(repr(layer.layer) for layer in layers[:_MOST_NAMED]) + (", ..." if len(layers) > _MOST_NAMED else "")
+    named = _named([layer.layer for layer in layers])
     return (f"On x86 processors with AVX2 and without VNNI, {len(layers)} of the layers can saturate at 16 bits ({named}): {way_out}.",)
+
+
+def signed_note(program: Program) -> tuple[str, ...]:
+    """The sentence for a runtime that is wrong on such processors about layers that read signed codes, whatever their weights; nothing where none does."""
+    layers = [node.module or node.name for node in program.graph.nodes if _reads_signed(program, node)]
+    if not layers:
+        return ()
+    return (
+        f"On x86 processors with AVX2 and without VNNI, {len(layers)} of the layers can come out wrong, since they read int8 values "
+        f"({_named(layers)}): quantize with activations='uint8'.",
+    )
+
+
+def _named(layers: list[str]) -> str:
+    return ", ".join(map(repr, layers[:_MOST_NAMED])) + (", ..." if len(layers) > _MOST_NAMED else "")
+
+
+def _reads_signed(program: Program, node: Node) -> bool:
+    source = bind(node).get("input") if isinstance(op_of(node).kind, (Convolution, Linear)) else None
+    quantizer = program.quantizers.get(source.name) if isinstance(source, Ref) else None
+    return quantizer is not None and isinstance(quantizer.format, IntFormat) and quantizer.format.signed
 
 
 def pair_sums(codes: Tensor) -> tuple[Tensor, Tensor]:
