@@ -97,7 +97,8 @@ class Bench:
                 path = gs.export(self.program, self.folder / f"{target}{suffix}", target).path
                 by_name["fp32"] = targets[target].open(path, threads=THREADS)
             start = time.perf_counter()
-            plan = gs.plan_quantization(self.program, self.calibration, target, **options)
+            formats = {"weights": targets[target].exact_weights()} | options
+            plan = gs.plan_quantization(self.program, self.calibration, target, **formats)
             path = gs.export(gs.apply(self.program, plan), self.folder / f"{target}-{len(by_name)}{suffix}", target).path
             self.seconds[target, name] = time.perf_counter() - start
             by_name[name] = targets[target].open(path, threads=THREADS)
@@ -240,9 +241,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("parts", nargs="*", default=["fidelity", *(f"speed:{name}" for name in MODELS)])
     parser.add_argument("--peers-python", default=sys.executable)
+    parser.add_argument("--into", default="quantization_peers", help="name of the results file, for another kind of machine")
     options = parser.parse_args()
     torch.set_num_threads(THREADS)
-    path = RESULTS / "quantization_peers.json"
+    path = RESULTS / f"{options.into}.json"
     parts: dict[str, Any] = json.loads(path.read_text())["parts"] if path.exists() else {}
     for part in options.parts:
         kind, _, name = part.partition(":")
@@ -253,7 +255,7 @@ def main() -> None:
             f"batch 1, {THREADS} thread, medians of calls in turns. fidelity: {CALIBRATION} crops to calibrate, {2 * EVALUATION} to evaluate; seconds from "
             f"the captured network (peers: from the FP32 file) to the INT8 file. speed: random weights, {SPEED_CALIBRATION} random images to calibrate."
         )
-        write("quantization_peers", {"setting": setting, "not_run": NOT_RUN, "parts": parts}, quiet=True)
+        write(options.into, {"setting": setting, "not_run": NOT_RUN, "parts": parts}, quiet=True)
         print(json.dumps({part: made}), flush=True)
 
 
