@@ -83,6 +83,8 @@ def test_table():
         (["my_nets:refused", "--input", "3"], "test_inspect.py:"),
         (["nowhere.gossamer"], "does not exist"),
         (["my_nets"], "model must be package.module:factory"),
+        (["out/model.onnx"], "files for runtimes hold no model to work on; model.gossamer beside them does"),
+        (["resnet.pth"], "weights alone: name what makes the model, and give them as .safetensors with --weights"),
     ],
 )
 def test_requests_that_cannot_be_met(arguments, message):

@@ -311,6 +311,10 @@ REFUSED = {
         nn.Conv2d(5, 3, 1),
         r"it fails on the example inputs \(RuntimeError: Given groups=1.*; pass example_inputs of the shape and type",
     ),
+    "float64": (
+        nn.Conv2d(3, 3, 1).double(),
+        r"it fails on the example inputs \(RuntimeError.*; call model.float\(\) first, since its weights are float64",
+    ),
     "no number": (Wrap(lambda self, x: (x - 2).log()), "its output for the example inputs is NaN or infinite.*; pass example inputs for"),
     "numpy": (Wrap(lambda self, x: torch.from_numpy(x.detach().numpy() * 2)), "torch.export refuses it"),
     "no such key": (Wrap(lambda self, x: {"a": x}), r"fails on the example inputs \(KeyError: 'logits'\)"),

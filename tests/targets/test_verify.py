@@ -254,3 +254,10 @@ def test_a_damaged_or_missing_file_is_named(large, samples, labels, tmp_path):
     artifact.path.unlink()
     with pytest.raises(FileError, match=r"model\.onnx: cannot be read"):
         verify(artifact, reference=large, data=(samples, labels))
+
+
+def test_networks_of_float64_are_told_what_data_is_read_as(samples, tmp_path):
+    program = capture(network(4, 2).double(), samples[:2].double())
+    artifact = artifact_of(program, tmp_path)
+    with pytest.raises(DataError, match=r"takes float64, and data is read as torch.float32; capture model.float\(\) instead"):
+        verify(artifact, reference=program, data=(samples.double(), torch.zeros(150, dtype=torch.long)))

@@ -19,6 +19,9 @@ from gossamer.errors import ConfigError, FileError, GossamerError, MissingRuntim
 from gossamer.program.bundle import load
 
 _FORMS = "package.module:factory, timm:NAME, torchvision:NAME, or a .gossamer file"
+_WRITTEN = " (files for runtimes hold no model to work on; model.gossamer beside them does)"
+_WEIGHTS = " (weights alone: name what makes the model, and give them as .safetensors with --weights)"
+_FILES = dict.fromkeys((".onnx", ".tflite", ".pte"), _WRITTEN) | dict.fromkeys((".pt", ".pth", ".ckpt", ".bin", ".safetensors"), _WEIGHTS)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,7 +119,7 @@ def _convert(path: Path) -> str:
 
 def _from_user(text: str) -> nn.Module:
     if ":" not in text:
-        raise ConfigError("model", text, _FORMS)
+        raise ConfigError("model", text, _FORMS + _FILES.get(Path(text).suffix, ""))
     found = resolve(text, "model")
     made = found if isinstance(found, nn.Module) or not callable(found) else call_user(found, f"calling {text}")
     if not isinstance(made, nn.Module):

@@ -114,7 +114,7 @@ def _run_eager(wrapper: nn.Module, args: tuple[Any, ...]) -> Tensor:
         result = wrapper(*fresh(args))
     except Exception as error:  # the user's code may raise anything
         reason = f"it fails on the example inputs ({type(error).__name__}: {first_line(error)})"
-        raise CaptureError(reason, line=user_line(error), way_out="pass example_inputs of the shape and type it takes") from error
+        raise CaptureError(reason, line=user_line(error), way_out=_way_in(wrapper, args)) from error
     if not isinstance(result, Tensor):
         keys = f" with the keys {sorted(map(str, result))}" if isinstance(result, Mapping) else ""
         raise CaptureError(
@@ -122,6 +122,16 @@ def _run_eager(wrapper: nn.Module, args: tuple[Any, ...]) -> Tensor:
             way_out="pass output= a key, an index, or a function that picks the tensor",
         )
     return result
+
+
+def _way_in(wrapper: nn.Module, args: tuple[Any, ...]) -> str:
+    """What makes a model run that fails on its example inputs."""
+    given = {leaf.dtype for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.is_floating_point()}
+    own = {parameter.dtype for parameter in wrapper.parameters() if parameter.is_floating_point()}
+    if given == {torch.float32} and own and torch.float32 not in own:
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in own))
+        return f"call model.float() first, since its weights are {names} and the inputs float32"
+    return "pass example_inputs of the shape and type it takes"
 
 
 def _export(wrapper: nn.Module, args: tuple[Any, ...], dynamic_batch: bool) -> ExportedProgram:

@@ -43,6 +43,10 @@ def checked_inputs(program: Program, inputs: tuple[Tensor, ...], what: str) -> t
         try:
             replace(spec, shape=(None, *spec.shape[1:])).check(tensor)
         except DataError as error:
+            if (
+                spec.dtype == torch.float64 and tensor.is_floating_point()
+            ):  # what data is read as does not depend on what the user can change
+                raise DataError(f"the network takes float64, and data is read as {tensor.dtype}; capture model.float() instead.") from error
             raise DataError(f"the {what} data does not fit: {error}") from error
     return tuple(tensor.detach().cpu() for tensor in inputs)
 
