@@ -139,6 +139,24 @@ def test_tensor_files_that_are_missing_foreign_or_cut_off(tmp_path):
             read_tensors(path, "program")
 
 
+def test_a_byte_that_changed_is_noticed_wherever_it_is(tmp_path):
+    path, tensors = (
+        tmp_path / "file",
+        {"a": torch.randn(5, 3), "b": torch.arange(4, dtype=torch.int8), "c": torch.tensor(1.5, dtype=torch.bfloat16)},
+    )
+    write_tensors(path, {"a": [1, "x"]}, tensors)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        try:
+            header, found = read_tensors(path, "program")
+        except FileError:
+            continue
+        assert header == {"a": [1, "x"]}  # the name of the check sum itself
+        assert found.keys() == tensors.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_a_file_that_may_not_be_read(tmp_path):
     write_tensors(tmp_path / "file", {}, {"a": torch.zeros(1)})

@@ -126,7 +126,7 @@ def rewrite(path, change):
     content = path.read_bytes()
     length = struct.unpack("<Q", content[:8])[0]
     outer = json.loads(content[8 : 8 + length])
-    header = json.loads(outer["__metadata__"]["gossamer"])
+    header = json.loads(outer["__metadata__"]["gossamer"].partition("\n")[0])
     change(header)
     outer["__metadata__"]["gossamer"] = json.dumps(header)
     text = json.dumps(outer).encode()
