@@ -115,6 +115,22 @@ def test_layers_that_can_saturate_are_found_from_their_codes(coded):
     assert saturable_layers(coded["int7"]) == ()
 
 
+def test_codes_are_followed_past_what_only_moves_them():
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(8 * 36, 4)).eval()
+    x = torch.rand(32, 8, 8, 8)
+    program = capture(layers, x[:2])
+    found = saturable_layers(apply(program, plan_quantization(program, x)))
+    assert [layer.layer for layer in found] == ["0", "4"]
+    attention = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True, norm_first=True).eval()
+    rows = torch.randn(16, 6, 32)
+    program = capture(attention, rows[:2])
+    quantized = apply(program, plan_quantization(program, rows, "openvino"))
+    layers = {node.module for node in quantized.graph.nodes if node.op == "aten.linear.default" and node.module}
+    assert {layer.layer for layer in saturable_layers(quantized) if "." in layer.layer or layer.layer in layers} >= layers
+    assert len(saturable_layers(quantized)) == 4
+
+
 def test_pair_sums_are_the_worst_over_all_pairs():
     codes = torch.randint(-127, 128, (6, 3, 2, 2)).float()
     low, high = pair_sums(codes)

@@ -163,7 +163,7 @@ class Walk:
         if not self.spec.guarded or op_of(node).kind != Convolution():
             return not self.spec.guarded
         source = bind(node).get("input")
-        return isinstance(source, Ref) and source.name in self.program.quantizers and self.result_quantizer(node) is not None
+        return isinstance(source, Ref) and self.tensor(source.name) in self.coded and self.result_quantizer(node) is not None
 
     def _own(self, name: str) -> str | tuple[str, str]:
         """The key of a tensor: integer weights have one for each layer where the runtime needs that."""

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gossamer.numerics.affine import quantize
+from gossamer.numerics.affine import Quantizer, quantize
 from gossamer.numerics.formats import IntFormat
 from gossamer.program.graph import Node, Ref
 from gossamer.program.ops import bind, op_of
-from gossamer.program.ops.kinds import Convolution, Linear
+from gossamer.program.ops.kinds import Convolution, Linear, Movement
 from gossamer.program.ops.own import DYNAMIC_RANGE
 from gossamer.program.program import Program
 from gossamer.targets.onnx.cpu import PRECISE, WORST_CODE, saturates
@@ -83,7 +83,7 @@ def _named(layers: list[str]) -> str:
 
 def _reads_signed(program: Program, node: Node) -> bool:
     source = bind(node).get("input") if isinstance(op_of(node).kind, (Convolution, Linear)) else None
-    quantizer = program.quantizers.get(source.name) if isinstance(source, Ref) else None
+    quantizer = _coded(program, source.name)[0] if isinstance(source, Ref) else None
     return quantizer is not None and isinstance(quantizer.format, IntFormat) and quantizer.format.signed
 
 
@@ -122,9 +122,19 @@ def _layer(program: Program, node: Node) -> Saturation | None:
 
 def _unsigned(program: Program, source: str) -> bool:
     """Whether a value reaches its readers as unsigned 8-bit codes: its own, or those of a rounding while the network runs."""
-    quantizer = program.quantizers.get(source)
+    quantizer, node = _coded(program, source)
     if quantizer is not None:
         fmt = quantizer.format
         return isinstance(fmt, IntFormat) and not fmt.signed and fmt.bits == 8
-    node = program.graph.by_name.get(source)
     return node is not None and node.op == DYNAMIC_RANGE
+
+
+def _coded(program: Program, source: str) -> tuple[Quantizer | None, Node | None]:
+    """The codes with which a value reaches its readers, past what only moves numbers; and the node that hands it out."""
+    node = program.graph.by_name.get(source)
+    while (
+        source not in program.quantizers and node is not None and (op_of(node).onnx == "Identity" or isinstance(op_of(node).kind, Movement))
+    ):
+        source = node.uses[0]
+        node = program.graph.by_name.get(source)
+    return program.quantizers.get(source), node
