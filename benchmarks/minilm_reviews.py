@@ -29,6 +29,7 @@ from gossamer.search.precision import choose_precision
 from gossamer.search.precision_settings import PrecisionBudget, PrecisionSearch
 from gossamer.targets.onnx.optimized import optimized_ops
 from gossamer.targets.results import Report
+from gossamer.targets.target import targets
 
 THREADS, SEED, CALIBRATION = 1, 0, 256
 BATCH, UPDATES, MIXED_BITS = 32, 48, 6
@@ -65,7 +66,7 @@ def methods(program: gs.Program, training: Batches) -> dict[str, Make]:
 
     return {
         "dynamic range": lambda target: applied(gs.plan_dynamic_quantization(program, target)),
-        "static": lambda target: applied(gs.plan_quantization(program, samples, target)),
+        "static": lambda target: applied(gs.plan_quantization(program, samples, target, weights=targets[target].exact_weights())),
         "static, W4A8": lambda target: applied(gs.plan_quantization(program, samples, target, weights="int4", scheme=fine)),
         f"mixed, {MIXED_BITS} bits": mixed,
         "QAT, W4A8": trained,

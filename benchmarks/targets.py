@@ -101,7 +101,8 @@ def row(program: gs.Program, samples: tuple[torch.Tensor, ...], target: str) -> 
 
 def quantized(program: gs.Program, samples: tuple[torch.Tensor, ...], target: str) -> gs.Program:
     """The network in integers, planned for a target."""
-    return gs.apply(program, gs.plan_quantization(program, [(samples, None)], target, scheme=gs.Scheme(rounding="nearest")))
+    weights = targets[target].exact_weights()
+    return gs.apply(program, gs.plan_quantization(program, [(samples, None)], target, weights=weights, scheme=gs.Scheme(rounding="nearest")))
 
 
 def sizes(artifact: Artifact, coded: gs.Program) -> dict[str, Any]:
