@@ -102,7 +102,9 @@ def row(program: gs.Program, samples: tuple[torch.Tensor, ...], target: str) -> 
 def quantized(program: gs.Program, samples: tuple[torch.Tensor, ...], target: str) -> gs.Program:
     """The network in integers, planned for a target."""
     weights = targets[target].exact_weights()
-    return gs.apply(program, gs.plan_quantization(program, [(samples, None)], target, weights=weights, scheme=gs.Scheme(rounding="nearest")))
+    return gs.apply(
+        program, gs.plan_quantization(program, [(samples, None)], target, weights=weights, scheme=gs.Scheme(rounding="nearest"))
+    )
 
 
 def sizes(artifact: Artifact, coded: gs.Program) -> dict[str, Any]:

@@ -36,7 +36,7 @@ class Placement:
 
     groups   values that share one quantizer, in order of execution
     gates    values in [0, 1] whose quantizer the target prescribes, and, in signed_gates, those in [-1, 1]
-    factors  values of products, where the target wants their zero points at 0
+    factors  values of products, where the target wants their zero points at 0; second_factors are the right ones of them
     integer  nodes that run on codes
     frozen   what stays float, and why
     """
@@ -48,6 +48,7 @@ class Placement:
     frozen: tuple[Frozen, ...]
     signed_gates: frozenset[str] = frozenset()
     factors: frozenset[str] = frozenset()
+    second_factors: frozenset[str] = frozenset()
 
 
 def place_quantizers(
@@ -78,6 +79,7 @@ def place_quantizers(
         integer=frozenset(integer),
         frozen=tuple(_frozen(site, integer, coded, reasons)),
         factors=frozenset(name for node in nodes if site.is_factored(node) for name in site.inputs(node)),
+        second_factors=frozenset(site.inputs(node)[-1] for node in nodes if site.is_factored(node)),
     )
 
 

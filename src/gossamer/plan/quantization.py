@@ -35,7 +35,7 @@ from gossamer.plan.spec import TargetSpec, specs
 from gossamer.plan.stored_floats import stored_weights
 from gossamer.plan.tables import table_edits
 from gossamer.plan.token_ranges import token_quantizers
-from gossamer.plan.value_formats import ValueFormats
+from gossamer.plan.value_formats import EXACT_BITS, ValueFormats
 from gossamer.program.attention import split_attention, whole_attention
 from gossamer.program.clamps import clip_limits
 from gossamer.program.coded_copies import with_copies
@@ -90,7 +90,8 @@ def plan_quantization(
     spec = spec.for_values(activation.bits)
     roundings.entry(scheme.rounding)
     formats = layer_formats(program, rules or {}, weights, spec)
-    values = ValueFormats(activation, value_formats(program, rules or {}, weights, activation, spec))
+    asked = value_formats(program, rules or {}, weights, activation, spec)
+    values = ValueFormats(activation, asked, exact=weights == f"int{EXACT_BITS}")
     return _plan(
         program, as_batches(calibration, what="calibration", batch_size=program.at_once()), spec, formats, values, scheme, on_progress
     )

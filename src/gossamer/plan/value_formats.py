@@ -8,13 +8,17 @@ from dataclasses import dataclass, replace
 from gossamer.numerics.formats import IntFormat
 from gossamer.plan.placement import Placement
 
+EXACT_BITS = 7  # of one of two factors: sums of two products with 8-bit codes stay within 16 bits
+
 
 @dataclass(frozen=True, slots=True)
 class ValueFormats:
-    """default: of all values that no layer asks another format for; asked: what layers ask for what they read, by node."""
+    """default: of all values that no layer asks another format for; asked: what layers ask for what they read, by node; exact: whether second
+    factors of products, which kernels take for weights, have 7 bits as those, so that no kernel saturates."""
 
     default: IntFormat
     asked: Mapping[str, IntFormat]
+    exact: bool = False
 
     def renamed(self, names: Mapping[str, str]) -> ValueFormats:
         """The same for layers that others have taken the place of: old name -> new one."""
@@ -23,7 +27,9 @@ class ValueFormats:
     def of(self, placement: Placement, values: Collection[str]) -> IntFormat:
         """The format of values that share a quantizer: the finest that a layer which reads one of them asks for."""
         wanted = [self.asked.get(layer.node, self.default) for layer in placement.layers if layer.source in values]
-        return max(wanted, key=lambda fmt: fmt.bits, default=self.default)
+        finest = max(wanted, key=lambda fmt: fmt.bits, default=self.default)
+        second = self.exact and not placement.second_factors.isdisjoint(values)
+        return replace(finest, bits=min(finest.bits, EXACT_BITS)) if second else finest
 
     def notes(self, placement: Placement) -> Iterator[str]:
         """A sentence for each layer that reads finer codes than it asked for."""

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from gossamer.apply.engine import apply
 from gossamer.errors import PlanError
@@ -15,6 +16,7 @@ from gossamer.program.capture import capture
 from gossamer.search.diagnosis.patient import rebuilt_plan
 from gossamer.targets.export import export
 from gossamer.targets.openvino.run import compile_model, kernels_of
+from gossamer.targets.parity import check_parity, open_artifact
 from gossamer.targets.target import targets
 from gossamer.targets.verify import verify
 
@@ -127,3 +129,31 @@ def test_a_plan_that_splits_what_is_no_attention_is_refused(program, plan):
     wrong = replace(plan, edits=(SplitAttention("linear"), *plan.edits))
     with pytest.raises(PlanError, match="splits 'linear', which is no attention"):
         apply(program, wrong)
+
+
+class Alike(nn.Module):
+    """Queries and keys that are all large and of one sign, so that two products of codes exceed 16 bits wherever kernels add two."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.out = nn.Linear(32, 96), nn.Linear(32, 4)
+        nn.init.constant_(self.qkv.bias, 3.0)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.out(scaled_dot_product_attention(q, k * 0.05, v)).mean(1)
+
+
+def test_second_factors_have_the_bits_of_exact_weights(tmp_path):
+    torch.manual_seed(0)
+    samples = torch.randn(16, 12, 32)
+    program = capture(Alike().eval(), samples[:2])
+    for weights, bits in (("int8", {8}), ("int7", {7})):
+        quantized = apply(program, plan_quantization(program, samples, "openvino", weights=weights))
+        products = [node for node in quantized.graph.nodes if node.op == "aten.matmul.default"]
+        assert len(products) == 2
+        assert {quantized.quantizers[node.uses[1]].format.bits for node in products} == bits
+        assert {quantized.quantizers[node.uses[0]].format.bits for node in products} == {8}
+        if weights == targets["openvino"].exact_weights():
+            artifact = export(quantized, tmp_path / "q.onnx", "openvino")
+            assert check_parity(artifact, open_artifact(artifact, threads=1), (samples,)).max_steps <= 1
