@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from gossamer.numerics.formats import FloatFormat, IntFormat
@@ -136,3 +137,8 @@ class TargetSpec:
 
 
 specs: Registry[TargetSpec] = Registry("target", home="gossamer.targets")
+
+
+def able_targets(able: Callable[[TargetSpec], bool]) -> str:
+    """Names of the targets that can do something, for errors of one that cannot."""
+    return ", ".join(sorted(entry.name for entry in specs if able(entry.value)))
