@@ -58,7 +58,7 @@ class Registry(Generic[T]):
         if name not in self._entries:  # reading what is installed takes a while: only where it may matter
             self._load_plugins()
         if name not in self._entries:
-            raise ConfigError(self.kind, name, f"a registered {self.kind} ({nearest(name, self._entries)})")
+            raise ConfigError(self.kind, name, f"a registered {self.kind} ({nearest(str(name), self._entries)})")
         return self._entries[name]
 
     def __getitem__(self, name: str) -> T:

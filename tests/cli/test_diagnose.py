@@ -84,6 +84,15 @@ def test_data_must_be_named_for_a_model(run):
     assert "--data must be given for a model" in " ".join(done.stderr.split())
 
 
+@pytest.mark.parametrize(
+    "option", [("--target", "openvino"), ("--weights", "w.safetensors"), ("--float", "float.gossamer"), ("--output", "0")]
+)
+def test_what_a_run_has_decided_is_not_asked_again(run, option):
+    done = run("out", *option)
+    assert done.exit_code == 2
+    assert f"{option[0]} must be left out for the folder of a run, which has its own; got" in " ".join(done.stderr.split())
+
+
 def test_an_unfinished_run_is_told(run, tmp_path):
     done = run(str(tmp_path))
     assert done.exit_code == 2

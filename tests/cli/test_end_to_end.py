@@ -354,6 +354,7 @@ def test_weights_that_are_not_finite(place, tmp_path):
     ("change", "parts"),
     [
         (["--target", "onnxruntim"], ["did you mean 'onnxruntime'"]),
+        (["--weight-budget", "6 bits"], ["--weight-budget must be left out, or --weight-format be 'mixed' (it is 'auto'); got '6 bits'"]),
         (["--min-speedup", "-1"], ["Budget.min_speedup must be positive"]),
         (["--metric", "top7"], ["metric"]),
         (["--metric", f"{MODULE}:acuracy"], ["did you mean 'accuracy'"]),

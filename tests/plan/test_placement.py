@@ -166,6 +166,24 @@ def test_a_residual_sum_in_front_of_a_layer_norm_stays_float_behind_linear_layer
     ]
 
 
+def test_a_token_joined_to_coded_values_in_front_of_a_layer_norm_stays_float():
+    """The codes of the patches are too coarse for a small token, and nothing reads the joined codes."""
+
+    def forward(net, x, joined):
+        tokens = net.patches(x).flatten(2).transpose(1, 2)
+        return joined(torch.cat([net.token.expand(x.shape[0], -1, -1), tokens], 1))
+
+    layers = {"patches": nn.Conv2d(8, 16, 2, 2), "token": nn.Parameter(torch.randn(1, 1, 16) / 50)}
+    net = {**layers, "norm": nn.LayerNorm(16), "head": nn.Linear(16, 3)}
+    _, placement = place(lambda net, x: forward(net, x, lambda y: net.head(net.norm(y))), **net)
+    assert {"conv2d", "transpose"} <= coded(placement) and not {"expand", "cat"} & coded(placement)
+    assert [item.reason for item in placement.frozen if "(Concat)" in item.where] == [
+        "only float ops read it, so that codes would cost accuracy and save nothing"
+    ]
+    _, placement = place(lambda net, x: forward(net, x, net.head), **net)  # here a layer reads the codes
+    assert {"expand", "cat"} <= coded(placement)
+
+
 def test_sums_between_layers_and_behind_convolutions_keep_their_codes():
     def forward(net, x):
         y = net.conv(x)

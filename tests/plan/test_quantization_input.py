@@ -9,8 +9,10 @@ from torch import nn
 from gossamer.apply.engine import apply
 from gossamer.errors import ConfigError, DataError, PlanError
 from gossamer.plan.dynamic import plan_dynamic_quantization
+from gossamer.plan.equalization import plan_equalization
 from gossamer.plan.plan import Plan
 from gossamer.plan.quantization import ONE_SAMPLE, plan_quantization
+from gossamer.plan.scheme import BlockScheme, Scheme
 from gossamer.plan.weight_only import plan_weight_quantization
 from gossamer.program.capture import capture
 
@@ -90,3 +92,51 @@ def test_quantizing_twice_is_refused(program):
         with pytest.raises(PlanError, match="the network is quantized already .* plan from the float network"):
             plan()
     assert apply(program, plan_quantization(program, batch())).quantizers == quantized.quantizers
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"weights": 8}, "format must be intN or uintN, such as 'int8' or 'uint8'; got 8"),
+        ({"weights": None}, "format must be intN or uintN"),
+        ({"activations": 8}, "format must be intN or uintN"),
+        ({"rules": ["0"]}, "rules must be formats by name of a layer, such as .*; got \\['0'\\]"),
+        ({"rules": {"0": 4}}, "rules must be formats by name of a layer"),
+        ({"scheme": "mse"}, "scheme must be a Scheme, such as Scheme\\(equalization='auto'\\); got 'str'"),
+        ({"scheme": BlockScheme()}, "scheme must be a Scheme, .*; got 'BlockScheme'"),
+        ({"scheme": Scheme(equalization=3)}, "equalization must be a registered equalization"),
+    ],
+)
+def test_arguments_of_another_type(program, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        plan_quantization(program, batch(), **arguments)
+
+
+def test_schemes_of_another_type(program):
+    with pytest.raises(ConfigError, match="range method must be a registered range method .*; got None"):
+        Scheme(ranges=None)
+    with pytest.raises(ConfigError, match="scheme must be a BlockScheme, .*; got 'Scheme'"):
+        plan_weight_quantization(program, scheme=Scheme())
+
+
+def test_a_model_that_was_not_captured():
+    model = nn.Linear(4, 4)
+    for plan in (
+        lambda: plan_quantization(model, torch.randn(4, 4)),
+        lambda: plan_weight_quantization(model),
+        lambda: plan_dynamic_quantization(model),
+        lambda: plan_equalization(model),
+    ):
+        with pytest.raises(ConfigError, match="program must be a Program, which gossamer.capture.* makes; got 'Linear'"):
+            plan()
+
+
+def test_targets_without_a_kind_of_formats_name_those_that_have_it(program):
+    with pytest.raises(ConfigError, match=r"quantize their input while they run \(litert, onnxruntime\); got 'openvino'"):
+        plan_dynamic_quantization(program, "openvino")
+    with pytest.raises(ConfigError, match=r"one scale per block \(onnxruntime\); got 'openvino'"):
+        plan_weight_quantization(program, "openvino")
+    with pytest.raises(
+        ConfigError, match="target must be one that has formats like 'fp16' for weights, which this one has not; got 'openvino'"
+    ):
+        plan_weight_quantization(program, "openvino", weights="fp16")

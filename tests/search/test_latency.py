@@ -67,7 +67,7 @@ def test_layers_alike_are_measured_once(found, program, samples):
 
 
 def row(layer, name, damage, size, latency):
-    return Sensitivity((layer,), name, Damage(10.0, damage), size, size, latency)
+    return Sensitivity((layer,), name, Damage(10.0, damage), size, size, 8, latency)
 
 
 @pytest.mark.parametrize(("size", "milliseconds"), [(60, 9.0), (45, 12.0), (200, 7.5), (60, 30.0)])
@@ -81,7 +81,7 @@ def test_both_budgets_are_kept_and_the_choice_is_near_the_best(size, millisecond
         for layer in range(6) for place, name in enumerate(("int4", "int8", "float"))
     )  # fmt: skip
     budget = PrecisionBudget(max_size_bytes=size, max_latency_ms=milliseconds)
-    search = _Search(table, 3, budget, specs["onnxruntime"], (20.0, 1.0))
+    search = _Search(table, 3, budget, (20.0, 1.0))
 
     def measure(rules):
         rows = [item for item in table if rules[item.layers[0]] == item.format]
@@ -104,7 +104,7 @@ def test_files_slower_than_their_layers_are_answered_by_a_tighter_aim():
     table = tuple(
         row(f"l{layer}", name, damage, 8, time) for layer in range(8) for name, damage, time in (("int8", 1.0, 1.0), ("float", 0.1, 2.0))
     )
-    search = _Search(table, 2, PrecisionBudget(max_latency_ms=16.0), specs["onnxruntime"], (16.0, 0.0))
+    search = _Search(table, 2, PrecisionBudget(max_latency_ms=16.0), (16.0, 0.0))
 
     def measure(rules):
         fast = sum(name == "int8" for name in rules.values())
@@ -119,7 +119,7 @@ def test_one_format_for_all_is_measured_where_layers_alone_look_slower():
     table = tuple(
         row(f"l{layer}", name, damage, 8, time) for layer in range(6) for name, damage, time in (("int8", 1.0, 1.1), ("float", 0.1, 1.0))
     )
-    search = _Search(table, 2, PrecisionBudget(max_latency_ms=4.0), specs["onnxruntime"], (6.0, 0.0))
+    search = _Search(table, 2, PrecisionBudget(max_latency_ms=4.0), (6.0, 0.0))
 
     def measure(rules):
         fast = set(rules.values()) == {"int8"}  # between layers on codes nothing is converted

@@ -90,7 +90,6 @@ def test_the_damage_is_that_of_the_plan_and_the_file(program, samples, mixed, tm
 
 
 def test_the_table_measures_one_layer_at_a_time(program, samples, mixed):
-    spec = specs["onnxruntime"]
     rows = {(row.layers, row.format): row for row in mixed.table}
     assert len(rows) == len(mixed.table) == 8
     plans = {name: plan_quantization(program, samples, weights=name) for name in ("int4", "int8")}
@@ -102,7 +101,7 @@ def test_the_table_measures_one_layer_at_a_time(program, samples, mixed):
         edits = [edit for edit in edits if not (isinstance(edit, QuantizeValue) and edit.value == nodes[layer].name)]
         alone = outputs_damage(quantize_program(program, edits, "onnxruntime"), program, as_batches(samples, what="x"), 32)
         assert row.damage.output_db == pytest.approx(alone.output_db, abs=0.01)
-        assert row.size_bytes == weight_bytes(program.state[f"{layer}.weight"], name, spec)
+        assert row.size_bytes == weight_bytes(program.state[f"{layer}.weight"], name, row.bits)
     assert all(rows[layer, "int8"].damage.output_db > rows[layer, "int4"].damage.output_db for layer, _ in rows)
 
 
@@ -167,8 +166,27 @@ def test_floats_for_storage_are_among_the_choices(program, samples):
     found = choose(program, samples, budget=PrecisionBudget(max_bits=10), formats=("int8", "fp16", "float"), samples=16)
     assert found.bits <= 10
     assert "float" not in found.rules.values()
-    assert stored_bits("fp16", specs["onnxruntime"]) == 16
-    assert [stored_bits(f"int{bits}", specs["onnxruntime"]) for bits in range(2, 9)] == [2, 4, 4, 8, 8, 8, 8]
+    assert stored_bits("fp16", specs["onnxruntime"], "Conv", 3) == 16
+    assert [stored_bits(f"int{bits}", specs["onnxruntime"], "Conv", 3) for bits in range(2, 9)] == [2, 4, 4, 8, 8, 8, 8]
+
+
+def test_bits_are_those_of_the_file_where_a_target_packs_some_layers_alone(tmp_path):
+    """LiteRT reads two codes from a byte in linear layers whose rows fill their bytes, and nowhere else."""
+    pytest.importorskip("ai_edge_litert")
+    torch.manual_seed(0)
+    inputs = torch.randn(64, 4, 8, 8)
+    model = nn.Sequential(nn.Conv2d(4, 64, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2304, 63), nn.ReLU(), nn.Linear(63, 65)).eval()
+    program = capture(model, inputs[:2])
+    search = PrecisionSearch(budget=PrecisionBudget(max_bits=5), formats=("int4", "int8"), samples=16)
+    found = choose_precision(program, inputs, "litert", search=search)
+    bits = {(*row.layers, row.format): row.bits for row in found.table}
+    assert {key: bits[key] for key in bits if key[1] == "int4"} == {("0", "int4"): 8, ("3", "int4"): 4, ("5", "int4"): 8}
+    files = {
+        name: export(apply(program, plan_quantization(program, inputs, "litert", weights=name)), tmp_path / "m.tflite", "litert").size_bytes
+        for name in ("int4", "int8")
+    }
+    sizes = {name: sum(row.size_bytes for row in found.table if row.format == name) for name in files}
+    assert files["int8"] - files["int4"] == pytest.approx(sizes["int8"] - sizes["int4"], abs=200)
 
 
 def test_another_budget_needs_no_second_table(program, samples, mixed):

@@ -64,7 +64,7 @@ from gossamer.errors import ConfigError
 from gossamer.pipeline.loop import compress as run_compress
 from gossamer.pipeline.quantized_training import Qat
 from gossamer.pipeline.result import Result
-from gossamer.pipeline.settings import Settings
+from gossamer.pipeline.settings import MIXED, Settings
 from gossamer.plan.budget import Budget
 from gossamer.plan.constraints import Constraints
 from gossamer.plan.scheme import Scheme
@@ -127,7 +127,7 @@ def compress(
     budget = replace(budget, board=board)
     settings = Settings(target=target, epochs=epochs, trials=trials, batch=batch, threads=threads, seed=seed)
     settings = replace(settings, criterion=criterion, mode=mode, constraints=Constraints(skip=tuple(skip or ()), only=tuple(only or ())))
-    settings = replace(settings, weights=weight_format, precision=_precision(weight_budget, weight_choices, sensitivity))
+    settings = replace(settings, weights=weight_format, precision=_precision(weight_format, weight_budget, weight_choices, sensitivity))
     settings = replace(settings, activations=activation_format, scheme=Scheme(rounding=rounding, ranges=ranges, equalization=equalization))
     settings = replace(settings, qat=Qat(when=qat, epochs=qat_epochs), recipe=_recipe(loss))
     torch.manual_seed(seed)
@@ -150,8 +150,11 @@ def _load(model: str, weights: Path | None, data: str) -> tuple[NamedModel, Data
     return named, replace(source, notes=(*source.notes, *named.notes))
 
 
-def _precision(budget: str | None, formats: str | None, sensitivity: str | None) -> PrecisionSearch | None:
-    """What formats by layer are chosen by; None where nothing is said about it."""
+def _precision(weights: str, budget: str | None, formats: str | None, sensitivity: str | None) -> PrecisionSearch | None:
+    """What formats by layer are chosen by; None where nothing is said about it. Raises ConfigError where all layers get one format."""
+    for name, value in (("--weight-budget", budget), ("--weight-choices", formats), ("--sensitivity", sensitivity)):
+        if value is not None and weights != MIXED:
+            raise ConfigError(name, value, f"left out, or --weight-format be {MIXED!r} (it is {weights!r})")
     given: dict[str, Any] = {} if sensitivity is None else {"sensitivity": sensitivity}
     if budget is not None:
         given["budget"] = PrecisionBudget.parse(budget)

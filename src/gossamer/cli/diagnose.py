@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -46,6 +46,7 @@ from gossamer.report.diagnosis_console import diagnosis_view
 from gossamer.search.diagnosis.diagnose import SAMPLES, WORST
 from gossamer.search.diagnosis.diagnose import diagnose as run_diagnose
 
+TARGET = "onnxruntime"
 WHAT_HELP = f"Folder of `gossamer compress -o`, or a model to quantize and diagnose: {MODEL_HELP}"
 
 
@@ -65,7 +66,7 @@ def diagnose(
     what: Annotated[str, typer.Argument(metavar="RUN_FOLDER_OR_MODEL", help=WHAT_HELP, show_default=False)],
     data: RunDataOption = None,
     weights: WeightsOption = None,
-    target: Annotated[str, typer.Option(help="Runtime to quantize a model for.")] = "onnxruntime",
+    target: Annotated[str | None, typer.Option(help="Runtime to quantize a model for.", show_default=TARGET)] = None,
     output: PickOption = None,
     float_network: Annotated[
         Path | None, typer.Option("--float", metavar="FILE", help="The float network of a quantized .gossamer file.", show_default=False)
@@ -87,11 +88,11 @@ def diagnose(
     """
     torch.manual_seed(0)
     with shown_progress(messages()) as on_progress:
-        case = (
-            _run_folder(Path(what), data)
-            if Path(what).is_dir()
-            else _model(what, data, weights, target, output, float_network, on_progress)
-        )
+        if Path(what).is_dir():
+            _check_run_options({"--weights": weights, "--target": target, "--output": output, "--float": float_network})
+            case = _run_folder(Path(what), data)
+        else:
+            case = _model(what, data, weights, target or TARGET, output, float_network, on_progress)
         found = run_diagnose(
             case.quantized,
             case.original,
@@ -112,6 +113,13 @@ def diagnose(
         return True
 
     return report
+
+
+def _check_run_options(options: Mapping[str, object]) -> None:
+    """Raise ConfigError for an option that a finished run has decided already."""
+    for name, value in options.items():
+        if value is not None:
+            raise ConfigError(name, str(value), "left out for the folder of a run, which has its own")
 
 
 def _run_folder(folder: Path, data: str | None) -> Case:

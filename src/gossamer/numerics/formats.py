@@ -95,16 +95,16 @@ Format = IntFormat | FloatFormat
 
 def parse_any_format(name: str) -> Format:
     """Turn "int8", "uint4", "fp16" ... into a format. Raises ConfigError for other text."""
-    if name in FLOAT_FORMATS:
+    if isinstance(name, str) and name in FLOAT_FORMATS:
         return FLOAT_FORMATS[name]
-    if name.startswith(("fp", "bf", "float")):
+    if isinstance(name, str) and name.startswith(("fp", "bf", "float")):
         raise ConfigError("format", name, f"one of {', '.join(FLOAT_FORMATS)}, or intN or uintN")
     return parse_format(name)
 
 
 def parse_format(name: str) -> IntFormat:
     """Turn "int8" or "uint4" into an IntFormat. Raises ConfigError for other text."""
-    text = name.removeprefix("u")
+    text = name.removeprefix("u") if isinstance(name, str) else ""
     if not text.startswith("int") or not text[3:].isdigit():
         raise ConfigError("format", name, "intN or uintN, such as 'int8' or 'uint8'")
     return IntFormat(bits=int(text[3:]), signed=not name.startswith("u"))

@@ -15,7 +15,7 @@ from gossamer.plan.edits import ROWS, WHOLE, Edit, FoldBatchNorm, QuantizeInput
 from gossamer.plan.plan import Frozen, Plan
 from gossamer.plan.rules import FLOAT, layer_choices, no_values
 from gossamer.plan.scheme import pick_format
-from gossamer.plan.spec import specs
+from gossamer.plan.spec import able_targets, specs
 from gossamer.plan.stored_floats import stored_weights
 from gossamer.plan.tables import table_edits
 from gossamer.plan.weight_layers import coded_weights, weighted_layers
@@ -23,7 +23,7 @@ from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
 from gossamer.program.graph import Node
 from gossamer.program.ops import bind, op_of
 from gossamer.program.ops.kinds import Convolution, Linear
-from gossamer.program.program import Program
+from gossamer.program.program import Program, check_float
 
 
 def plan_dynamic_quantization(
@@ -46,11 +46,11 @@ def plan_dynamic_quantization(
     name); ConfigError for a format or target that cannot; DataError for data that cannot be used.
     Source: Krishnamoorthi 2018, arXiv:1806.08342 (weights only, dynamic ranges); Frantar et al. 2022, arXiv:2210.17323 (rounding).
     """
-    if program.quantizers:
-        raise PlanError(f"the network is quantized already (for {program.target!r}); plan from the float network.")
+    check_float(program)
     spec = specs[target]
     if not spec.dynamic_formats:
-        raise ConfigError("target", target, "one with products that quantize their input while they run")
+        able = able_targets(lambda other: bool(other.dynamic_formats))
+        raise ConfigError("target", target, f"one with products that quantize their input while they run ({able})")
     pick_format(weights, spec.dynamic_formats, "weights", target)
     choices = layer_choices(program, rules or {}, weights, tables=True)
     no_values(choices, "values get theirs while the network runs")

@@ -14,13 +14,13 @@ from gossamer.batches import Batches
 from gossamer.coupling.rescale import ChannelChange, rescaled
 from gossamer.coupling.scale_rules import find_scaling
 from gossamer.coupling.scaling import Scaling
-from gossamer.errors import ConfigError, PlanError
+from gossamer.errors import ConfigError
 from gossamer.numerics.packing import pack_floats, unpack_floats
 from gossamer.plan.edits import Edit, FoldBatchNorm, ScaleChannels, ScaleInput
 from gossamer.plan.equalization_sites import Observed, Reader, Site, find_inputs, find_sites, observe
 from gossamer.plan.plan import Frozen, Plan
 from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
-from gossamer.program.program import Program
+from gossamer.program.program import Program, check_float
 from gossamer.program.scale_inputs import scale_inputs
 from gossamer.progress import OnProgress, Progress, silent
 from gossamer.registry import Registry
@@ -150,8 +150,7 @@ def plan_equalization(program: Program, method: str = "cross-layer") -> Plan:
 
     Raises: PlanError for a program that is quantized; ConfigError for an unknown method, and one that needs a format of codes.
     """
-    if program.quantizers:
-        raise PlanError(f"the network is quantized already (for {program.target!r}); plan from the float network.")
+    check_float(program)
     if equalizations[method].data:
         raise ConfigError("method", method, "'cross-layer', which looks at weights alone; the others are for Scheme(equalization=)")
     folds = foldable_batch_norms(program)

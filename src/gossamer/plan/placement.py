@@ -110,9 +110,8 @@ def _spread(site: Site, reasons: dict[str, str]) -> tuple[set[str], set[str]]:
             growing = True
     left = _leave_ends(site, integer)
     if left:
-        integer -= left.keys()
         reasons.update(left)
-        coded = {value for node in possible if node.name in integer for value in _codes_of(site, node)}
+        return _spread(site, reasons)  # anew: what was only reached through them stays float, too
     return integer, coded
 
 
@@ -123,9 +122,11 @@ def _codes_of(site: Site, node: Node) -> tuple[str, ...]:
 
 
 def _leave_ends(site: Site, integer: set[str]) -> dict[str, str]:
-    """Sums and products on codes that only float ops read, behind layers that can hand out floats: rounding there buys nothing.
+    """What would run on codes between float ops, where rounding buys nothing.
 
-    In a transformer they are the residual additions in front of layer norms, whose few large numbers leave few codes for the rest.
+    Sums and products that only float ops read, behind layers that can hand out floats: in a transformer the residual additions in front of
+    layer norms, whose few large numbers leave few codes for the rest. And joins that only float ops read, of values that were coded for
+    them alone: a small class token beside the patches of an image would have one or two codes of the scale of those.
     """
     kept = set(integer)
     left: dict[str, str] = {}
@@ -138,13 +139,20 @@ def _leave_ends(site: Site, integer: set[str]) -> dict[str, str]:
         maker = made_by.get(value)
         return maker is None or op_of(maker).onnx in site.spec.float_result_ops or read(value)
 
+    def coded_for_it(value: str) -> bool:
+        return value not in made_by and not read(value)
+
     for node in reversed(site.graph.nodes):
-        if node.name in kept and op_of(node).onnx in ("Add", "Sub", "Rsub", "Mul", "Div") and not any(map(read, site.results(node))):
-            kept.remove(node.name)
-            if all(map(free, site.inputs(node))):
-                left[node.name] = "only float ops read it, so that codes would cost accuracy and save nothing"
-            else:
-                kept.add(node.name)
+        name, inputs = op_of(node).onnx, site.inputs(node)
+        if node.name not in kept or any(map(read, site.results(node))):
+            continue
+        kept.remove(node.name)
+        sums = name in ("Add", "Sub", "Rsub", "Mul", "Div") and all(map(free, inputs))
+        joins = name == "Concat" and node.name not in site.graph.outputs and any(map(coded_for_it, inputs))
+        if sums or joins:
+            left[node.name] = "only float ops read it, so that codes would cost accuracy and save nothing"
+        else:
+            kept.add(node.name)
     return left
 
 

@@ -30,7 +30,7 @@ from gossamer.plan.placement import Placement, place_quantizers
 from gossamer.plan.plan import Frozen, Plan
 from gossamer.plan.rounding import RoundingJob, roundings
 from gossamer.plan.rules import LayerFormats, layer_formats, value_formats
-from gossamer.plan.scheme import Scheme, pick_format
+from gossamer.plan.scheme import Scheme, check_scheme, pick_format
 from gossamer.plan.spec import TargetSpec, specs
 from gossamer.plan.stored_floats import stored_weights
 from gossamer.plan.tables import table_edits
@@ -44,7 +44,7 @@ from gossamer.program.gates import gated_activations, split_gates
 from gossamer.program.graph import Graph
 from gossamer.program.norm_convolutions import convolve_batch_norms, lone_batch_norms
 from gossamer.program.ops import op_of
-from gossamer.program.program import Program
+from gossamer.program.program import Program, check_float
 from gossamer.program.transposed import conv_name, split_transposed, transposed_convolutions
 from gossamer.progress import OnProgress, silent
 
@@ -83,9 +83,9 @@ def plan_quantization(
     Source: Nagel et al. 2021, arXiv:2106.08295 (the pipeline); Nagel et al. 2019, arXiv:1906.04721 (bias correction);
     Frantar et al. 2022, arXiv:2210.17323 (second-order rounding).
     """
-    if program.quantizers:
-        raise PlanError(f"the network is quantized already (for {program.target!r}); plan from the float network.")
-    spec, scheme = specs[target], scheme or Scheme()
+    check_float(program)
+    spec, scheme = specs[target], Scheme() if scheme is None else scheme
+    check_scheme(scheme, Scheme)
     activation = _activations(activations, spec)
     spec = spec.for_values(activation.bits)
     roundings.entry(scheme.rounding)

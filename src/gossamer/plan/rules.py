@@ -95,8 +95,10 @@ def layer_choices(program: Program, rules: Mapping[str, str], default: str, *, t
     rules  format by name of a layer, "*" in a name matches anything; the first rule that matches a layer decides.
 
     Raises: PlanError for a rule that no layer matches (suggests the nearest), for one that earlier rules leave nothing to, and for
-    rules that give layers with one weight different formats.
+    rules that give layers with one weight different formats; ConfigError for rules of another form.
     """
+    if not isinstance(rules, Mapping) or not all(isinstance(item, str) for pair in rules.items() for item in pair):
+        raise ConfigError("rules", rules, "formats by name of a layer, such as {'head': 'float', 'features.*': 'int4'}")
     used: dict[str, bool] = {}
     choices: dict[str, Choice] = {}
     kinds = (Linear, Convolution, Embedding) if tables else (Linear, Convolution)

@@ -59,16 +59,22 @@ class BlockScheme:
         weight_range_methods.entry(self.ranges)
 
 
+def check_scheme(scheme: object, kind: type[Scheme] | type[BlockScheme]) -> None:
+    """Raise ConfigError for anything but a scheme of the kind that a planner takes."""
+    if not isinstance(scheme, kind):
+        raise ConfigError("scheme", type(scheme).__name__, f"a {kind.__name__}, such as {kind.__name__}(equalization='auto')")
+
+
 F = TypeVar("F", bound=Format)
 
 
 def pick_format(name: str, known: tuple[F, ...], what: str, target: str) -> F:
-    """The target's form of a named format. Raises ConfigError naming the nearest that it runs, and for a target that runs none."""
+    """The target's form of a named format. Raises ConfigError naming the nearest that it runs, and for a target that has none of the kind."""
     wanted = parse_any_format(name)
     for fmt in known:
         if fmt.name == wanted.name:
             return fmt
     if not known:
-        raise ConfigError("target", target, f"one that computes with codes ({what}={name!r}), which this one never does")
+        raise ConfigError("target", target, f"one that has formats like {name!r} for {what}, which this one has not")
     near = min(known, key=lambda fmt: (type(fmt) is not type(wanted), abs(fmt.bits - wanted.bits), fmt.signed != wanted.signed))
     raise ConfigError(what, name, f"a format that {target} computes with (the nearest is {near.name!r})")

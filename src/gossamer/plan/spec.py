@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from gossamer.numerics.formats import FloatFormat, IntFormat
@@ -16,6 +17,7 @@ class TargetSpec:
     activation_formats  formats of activations it computes with, best first
     float_formats       formats in which it stores weights that it computes with in float32
     packed_bits         bits that its files spend on a code of a weight: a code of any width takes the next of these
+    packed_ops          ops whose weights are packed so, where that fills whole bytes of each row; others take a byte a code. Empty: all, without gaps
     integer_ops         ops it runs on integer codes when inputs, weights and result have quantizers
     same_scale_ops      ops that only pass codes on: inputs and result share one quantizer
     absorbed_ops        activations that cost nothing after an integer op: the result's code range clips
@@ -76,6 +78,7 @@ class TargetSpec:
     requantization: str = "float32-half-even"
     float_formats: tuple[FloatFormat, ...] = ()
     packed_bits: tuple[int, ...] = (8,)
+    packed_ops: frozenset[str] = frozenset()
     gate_ops: frozenset[str] = frozenset()
     signed_gate_ops: frozenset[str] = frozenset()
     number_ops: frozenset[str] = frozenset()
@@ -136,3 +139,8 @@ class TargetSpec:
 
 
 specs: Registry[TargetSpec] = Registry("target", home="gossamer.targets")
+
+
+def able_targets(able: Callable[[TargetSpec], bool]) -> str:
+    """Names of the targets that can do something, for errors of one that cannot."""
+    return ", ".join(sorted(entry.name for entry in specs if able(entry.value)))

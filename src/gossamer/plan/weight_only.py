@@ -11,14 +11,14 @@ from gossamer.plan.edits import Edit, FoldBatchNorm, QuantizeInput
 from gossamer.plan.equalization_blocks import BlockCoding, equalize_blocks
 from gossamer.plan.plan import Plan
 from gossamer.plan.rules import FLOAT, Choice, layer_choices, no_values
-from gossamer.plan.scheme import BlockScheme, pick_format
-from gossamer.plan.spec import TargetSpec, specs
+from gossamer.plan.scheme import BlockScheme, check_scheme, pick_format
+from gossamer.plan.spec import TargetSpec, able_targets, specs
 from gossamer.plan.stored_floats import plan_stored_floats, stored_weights
 from gossamer.plan.weight_layers import coded_weights, weighted_layers
 from gossamer.program.fold import fold_batch_norms, foldable_batch_norms
 from gossamer.program.ops import op_of
 from gossamer.program.ops.kinds import Linear
-from gossamer.program.program import Program
+from gossamer.program.program import Program, check_float
 
 _DEFAULT = BlockScheme()
 
@@ -53,8 +53,8 @@ def plan_weight_quantization(
     Source: Frantar et al. 2022 (GPTQ), arXiv:2210.17323; Dettmers & Zettlemoyer 2023 (blocks), arXiv:2212.09720; Lin et al. 2023
     (AWQ), arXiv:2306.00978.
     """
-    if program.quantizers:
-        raise PlanError(f"the network is quantized already (for {program.target!r}); plan from the float network.")
+    check_float(program)
+    check_scheme(scheme, BlockScheme)
     spec = specs[target]
     choices = layer_choices(program, rules or {}, weights, tables=True)
     no_values(choices, "values stay float")
@@ -99,7 +99,8 @@ def _formats(
 
 def _check(choice: Choice, block: int, round_inputs: bool, spec: TargetSpec) -> IntFormat:
     if not spec.block_formats:
-        raise ConfigError("target", spec.name, "one that takes weights with one scale per block")
+        able = able_targets(lambda other: bool(other.block_formats))
+        raise ConfigError("target", spec.name, f"one that takes weights with one scale per block ({able})")
     fmt = pick_format(choice.format, spec.block_formats, choice.what, spec.name)
     if block not in spec.block_sizes:
         raise ConfigError("block", block, f"one of {', '.join(map(str, sorted(spec.block_sizes)))}, what {spec.name} has kernels for")

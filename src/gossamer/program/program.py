@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gossamer.errors import ConfigError, DataError
+from gossamer.errors import ConfigError, DataError, PlanError
 from gossamer.numerics.affine import Quantizer, fake_quantize
 from gossamer.program.cost import Cost, count_cost
 from gossamer.program.execute import DEVICE, TRAINING, Observe, Step, run_steps, schedule
@@ -239,6 +239,13 @@ def check_program(value: object) -> None:
     """Raise ConfigError, which says how to get one, for anything but a Program."""
     if not isinstance(value, Program):
         raise ConfigError("program", type(value).__name__, "a Program, which gossamer.capture(model, example_inputs) makes")
+
+
+def check_float(program: Program) -> None:
+    """Raise like check_program, and PlanError for a program whose weights or values have codes."""
+    check_program(program)
+    if program.quantizers:
+        raise PlanError(f"the network is quantized already (for {program.target!r}); plan from the float network.")
 
 
 def _attach(root: nn.Module, name: str, tensor: Tensor) -> tuple[nn.Module, str]:

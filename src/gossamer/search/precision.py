@@ -29,7 +29,6 @@ from gossamer.search.sensitivity import (
     candidates,
     outputs_damage,
     sensitivities,
-    stored_bits,
     table_rows,
 )
 
@@ -133,7 +132,7 @@ def choose_precision(
         _check_table(table, search)
         first = next(name for name in search.formats if name != FLOAT and isinstance(parse_any_format(name), IntFormat))
         times = None if watch is None else _times(watch, planned(weights=first), [row for row in table if row.format == first])
-        choice = _Search(table, len(search.formats), budget, spec, times)
+        choice = _Search(table, len(search.formats), budget, times)
 
         def measure(rules: dict[str, str]) -> tuple[Damage, float | None]:
             on_progress(Progress("measure a choice", len(choice.tried), MOST_TRIED))
@@ -171,10 +170,8 @@ class _Search:
     times  latency of the float network, and of what a network takes beside its layers; None where latency is not limited
     """
 
-    def __init__(
-        self, table: tuple[Sensitivity, ...], count: int, budget: PrecisionBudget, spec: TargetSpec, times: tuple[float, float] | None
-    ) -> None:
-        self.table, self._budget, self._spec, self._times = table, budget, spec, times
+    def __init__(self, table: tuple[Sensitivity, ...], count: int, budget: PrecisionBudget, times: tuple[float, float] | None) -> None:
+        self.table, self._budget, self._times = table, budget, times
         self._units = [table[start : start + count] for start in range(0, len(table), count)]
         self._by_kl = budget.max_kl is not None or (budget.min_sqnr_db is None and all(row.damage.kl is not None for row in table))
         if budget.max_kl is not None and any(row.damage.kl is None for row in table):
@@ -237,7 +234,7 @@ class _Search:
             fastest = min((tried.latency_ms or 0.0 for tried in self.tried), default=math.nan)
             raise PlanError(
                 f"no choice of these formats is within the budget; the fastest that was measured takes {fastest:.3g} ms, allowed are "
-                f"{self.limit_ms:.3g} ms (float takes {self._times[0] if self._times else math.nan:.3g} ms)."
+                f"{self.limit_ms:.3g} ms (float takes {self._times[0] if self._times else math.nan:.3g} ms); allow that much, or choose from formats that are faster."
             )
         return self._result(min(met, key=lambda tried: self.score(tried.damage)))
 
@@ -258,7 +255,8 @@ class _Search:
         if not any(self._fits(allocation) for allocation in self.front):
             least = self.front[0]
             raise PlanError(
-                f"no choice of these formats is within the budget; the smallest takes {least.cost} bytes, {self._bits(least):.2f} bits a weight."
+                f"no choice of these formats is within the budget; the smallest takes {least.cost} bytes, {self._bits(least):.2f} bits a weight; "
+                "allow that much, or choose from formats that this target stores in fewer bits."
             )
 
     def _wanted(self, aim_ms: float) -> list[Allocation]:
@@ -338,7 +336,7 @@ class _Search:
 
     def _bits(self, allocation: Allocation) -> float:
         rows = self._rows(allocation)
-        return sum(stored_bits(row.format, self._spec) * row.weights for row in rows) / sum(row.weights for row in rows)
+        return sum(row.bits * row.weights for row in rows) / sum(row.weights for row in rows)
 
     def _rows(self, allocation: Allocation) -> list[Sensitivity]:
         return [unit[place] for unit, place in zip(self._units, allocation.choice, strict=True)]

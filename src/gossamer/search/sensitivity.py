@@ -21,7 +21,7 @@ from gossamer.plan.spec import TargetSpec
 from gossamer.plan.stored_floats import stored_weights
 from gossamer.program.execute import Step
 from gossamer.program.graph import Node, Ref
-from gossamer.program.ops import bind
+from gossamer.program.ops import bind, op_of
 from gossamer.program.program import Program
 from gossamer.progress import OnProgress, Progress
 from gossamer.registry import Registry
@@ -37,6 +37,7 @@ class Sensitivity:
 
     damage      measured, or estimated, as the method has it
     size_bytes  of the weight in the target's file, with its scales
+    bits        that one of its numbers takes there
     latency_ms  of the layer alone on the target; None where it was not measured
     """
 
@@ -45,6 +46,7 @@ class Sensitivity:
     damage: Damage
     size_bytes: int
     weights: int
+    bits: int
     latency_ms: float | None = None
 
 
@@ -192,27 +194,29 @@ def _trial(unit: Unit, name: str, twin: Program, planned: Mapping[str, Program],
 def _row(trial: Trial, damage: Damage, latency_ms: float | None, twin: Program, spec: TargetSpec) -> Sensitivity:
     tensors = [twin.state[name] for name in trial.unit.weights]
     numbers = sum(tensor.numel() for tensor in tensors)
-    size = sum(weight_bytes(tensor, trial.format, spec) for tensor in tensors)
-    return Sensitivity(trial.unit.layers, trial.format, damage, size, numbers, latency_ms)
+    ops = {op_of(node).onnx for node in trial.unit.nodes}
+    columns = {tensor.shape[-1] for tensor in tensors}
+    bits = max(stored_bits(trial.format, spec, op, width) for op in ops for width in columns)
+    size = sum(weight_bytes(tensor, trial.format, bits) for tensor in tensors)
+    return Sensitivity(trial.unit.layers, trial.format, damage, size, numbers, bits, latency_ms)
 
 
-def weight_bytes(weight: Tensor, name: str, spec: TargetSpec) -> int:
-    """Bytes of a weight in the target's file: what each number takes there, and a float32 for each scale."""
-    if name == FLOAT:
-        return 4 * weight.numel()
-    fmt = parse_any_format(name)
-    scales = 4 * weight.shape[0] if fmt.bits <= 8 else 0
-    return -(-weight.numel() * stored_bits(name, spec) // 8) + scales
+def weight_bytes(weight: Tensor, name: str, bits: int) -> int:
+    """Bytes of a weight in the target's file: the bits that each number takes there, and a float32 for each scale."""
+    scales = 4 * weight.shape[0] if name != FLOAT and parse_any_format(name).bits <= 8 else 0
+    return -(-weight.numel() * bits // 8) + scales
 
 
-def stored_bits(name: str, spec: TargetSpec) -> int:
-    """Bits that one weight of a format takes in the target's file."""
+def stored_bits(name: str, spec: TargetSpec, op: str, columns: int) -> int:
+    """Bits that one weight of a format takes in the target's file, in a layer with that op whose rows have so many weights."""
     if name == FLOAT:
         return 32
     fmt = parse_any_format(name)
     if isinstance(fmt, FloatFormat):
         return fmt.bits
-    return min((bits for bits in spec.packed_bits if bits >= fmt.bits), default=fmt.bits)
+    bits = min((bits for bits in spec.packed_bits if bits >= fmt.bits), default=fmt.bits)
+    packed = not spec.packed_ops or (op in spec.packed_ops and columns * bits % 8 == 0)
+    return bits if packed else max(bits, 8)
 
 
 def outputs_damage(changed: Program, program: Program, batches: Batches, samples: int) -> Damage:

@@ -71,6 +71,18 @@ def test_what_it_lacks_is_refused_by_name_before_a_file_exists(function, code, t
     export(program, tmp_path / "other.tflite", "litert")
 
 
+def test_words_of_int64_are_refused_before_a_file_exists_and_those_of_int32_run(tmp_path):
+    torch.manual_seed(0)
+    model, words = nn.Sequential(nn.Embedding(10, 4), nn.Flatten(), nn.Linear(12, 2)).eval(), torch.randint(0, 10, (8, 3))
+    with pytest.raises(UnsupportedOp, match="for GATHER at positions of int64 at 0 .*; capture the model with positions of torch.int32"):
+        export(capture(model, words[:2]), tmp_path / "m.tflite", "tflm")
+    assert not (tmp_path / "m.tflite").exists()
+    words = words.to(torch.int32)
+    program = capture(model, words[:2])
+    runner = targets["tflm"].open(export(program, tmp_path / "m.tflite", "tflm").path, threads=1)
+    torch.testing.assert_close(torch.from_numpy(runner.run(words.numpy())), program(words), atol=2e-6, rtol=1e-5)
+
+
 @pytest.mark.parametrize("code", sorted(MISSING))
 def test_the_interpreter_has_no_such_kernel(code):
     """Where a newer one has it, the list can shrink."""

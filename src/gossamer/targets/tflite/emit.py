@@ -93,6 +93,8 @@ def draft_of(program: Program, *, fuse: bool = False, micro: bool = False, apart
         codes |= {} if laid.columns else {name: laid}
     if apart:
         codes = {name: laid for name, laid in codes.items() if _samples_first(walk.draft, laid)}
+    # Ops that move nothing leave several values in one tensor: it is known by the first, whose maker says how exact the codes are.
+    codes = dict(reversed(codes.items()))
     names = {number: spec.name for number, spec in zip(numbers, program.inputs, strict=True)}
     names |= {laid.tensor: name + CODES if name in walk.numbers else name for name, laid in codes.items() if laid.tensor not in numbers}
     live, kept = walk.draft.live([*numbers, *(laid.tensor for laid in results)], names)

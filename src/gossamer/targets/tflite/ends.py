@@ -29,14 +29,19 @@ def _input(draft: Draft, number: int, io: str) -> int:
     tensor = draft.tensors[number]
     if tensor.dtype != "float32":
         return number
-    place = next(place for place, op in enumerate(draft.ops) if number in op.inputs)
-    coder = draft.ops[place]
-    codes = draft.tensors[coder.outputs[0]]
-    assert coder.code == "QUANTIZE" and codes.quantizer is not None
+    coder = next(op for op in draft.ops if op.code == "QUANTIZE" and op.inputs == (number,))
+    (coded,) = coder.outputs
+    quantizer = draft.tensors[coded].quantizer
+    assert quantizer is not None
+    # Some operators read floats all the same, such as those that only ask for the batch size: they get what the codes stand for.
+    real = draft.add(replace(tensor, name=f"{tensor.name}/real"))
+    decoder = DraftOp("DEQUANTIZE", (coded,), (real,), "DequantizeOptions", {}, coder.module)
+    others = (op for op in draft.ops if op is not coder)
+    readers = [replace(op, inputs=tuple(real if source == number else source for source in op.inputs)) for op in others]
+    draft.ops = [*(() if io == "int8" else (coder,)), decoder, *readers]
     if io == "int8":
-        del draft.ops[place]
-        return coder.outputs[0]
-    draft.tensors[number] = replace(tensor, dtype=io, quantizer=end_codes(codes.quantizer, io))
+        return coded
+    draft.tensors[number] = replace(tensor, dtype=io, quantizer=end_codes(quantizer, io))
     return number
 
 

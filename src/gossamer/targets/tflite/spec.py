@@ -22,6 +22,8 @@ WIDE_OPS = "Conv Gemm Add MaxPool Reshape".split()  # of values of 16 bits, whic
 SPEC = TargetSpec(
     name=NAME,
     weight_formats=(IntFormat(bits=8, narrow=True), IntFormat(bits=4, narrow=True)),
+    packed_bits=(4, 8),
+    packed_ops=frozenset({"Gemm"}),
     activation_formats=(IntFormat(bits=8), IntFormat(bits=16)),
     wide_ops=frozenset(WIDE_OPS),
     wide_requantization="litert-int16",

@@ -14,6 +14,7 @@ from gossamer.targets.tflm.joins import split_long_joins
 
 RUNTIME = "LiteRT for Microcontrollers"
 WAY_OUT = "put another operation in its place, keep that part out of the file, or choose the target litert"
+WAY_OUT_OF_INT64 = "capture the model with positions of torch.int32, or choose the target litert"
 MISSING = frozenset("ATAN2 CONV_3D GELU ONE_HOT POW REDUCE_ANY REDUCE_PROD SIGN TILE TOPK_V2".split())  # of those that lowerings write
 
 
@@ -32,7 +33,10 @@ def emit_coded(program: Program, path: Path, io: str) -> None:
 
 def _check(program: Program, draft: Draft) -> None:
     for op in draft.ops:
+        name = draft.tensors[op.outputs[0]].name
+        node = program.graph.by_name.get(name) or program.graph.by_name.get(name.split("/")[0])
+        where = node.where if node is not None else name
         if op.code in MISSING:
-            name = draft.tensors[op.outputs[0]].name
-            node = program.graph.by_name.get(name) or program.graph.by_name.get(name.split("/")[0])
-            raise UnsupportedOp(op.code, node.where if node is not None else name, needed=RUNTIME, way_out=WAY_OUT)
+            raise UnsupportedOp(op.code, where, needed=RUNTIME, way_out=WAY_OUT)
+        if op.code == "GATHER" and draft.tensors[op.inputs[1]].dtype == "int64":
+            raise UnsupportedOp("GATHER at positions of int64", where, needed=RUNTIME, way_out=WAY_OUT_OF_INT64)
