@@ -94,7 +94,7 @@ def test_from_the_command_line(tmp_path, monkeypatch):
     assert document["settings"]["precision"]["sensitivity"] == "hawq"
     refused = CliRunner().invoke(app, [*common, "--weight-budget", "5 bits", "-o", "other"])
     assert refused.exit_code == 2
-    assert "unless weights is 'mixed'" in refused.stderr
+    assert "--weight-budget must be left out, or --weight-format be 'mixed'" in refused.stderr
     sys.modules.pop("mixed_nets", None)
 
 

@@ -100,7 +100,7 @@ def edited(path, change):
     data = path.read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     outer = json.loads(data[8 : 8 + length])
-    header = json.loads(outer["__metadata__"]["gossamer"])
+    header = json.loads(outer["__metadata__"]["gossamer"].partition("\n")[0])
     change(header)
     outer["__metadata__"]["gossamer"] = json.dumps(header)
     text = json.dumps(outer).encode()

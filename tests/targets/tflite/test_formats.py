@@ -103,7 +103,7 @@ def test_mixed_with_integer_layers(rules, tmp_path):
 
 def test_formats_that_microcontrollers_do_not_have(made):
     program, _ = made
-    with pytest.raises(ConfigError, match="products that quantize their input while they run; got 'tflm'"):
+    with pytest.raises(ConfigError, match=r"products that quantize their input while they run \(litert, onnxruntime\); got 'tflm'"):
         plan_dynamic_quantization(program, "tflm")
     with pytest.raises(ConfigError, match="a format that litert computes with"):
         plan_weight_quantization(program, "litert", weights="bf16")
